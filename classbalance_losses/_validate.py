@@ -1,0 +1,191 @@
+"""Errors that teach: what was expected, what came, and the remedy. Nothing is ever repaired here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ._distributed import ProcessGroup
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def can_read_values(tensor: Tensor) -> bool:
+    """Whether a value may be looked at: on the CPU, eagerly, outside ``torch.func`` transforms and tracers.
+
+    Elsewhere a look would synchronise the device or break the graph.
+    """
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        # There is no public test for a tensor that vmap or grad has wrapped.
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def check_input_target(input: Tensor, target: Tensor, ignore_index: int) -> None:
+    """Check logits (N, C, *) against class indices (N, *).
+
+    Raises:
+        ValueError: if the shapes do not fit, or there are fewer than two classes.
+        TypeError: if a dtype is not one that the losses take.
+        IndexError: if a target is neither a class nor ``ignore_index`` (values are read on the CPU; on CUDA
+            a device-side assertion that does not synchronise takes its place).
+    """
+    if input.dtype not in FLOATS:
+        raise TypeError(f"Expected floating-point logits, got input of dtype {input.dtype}. Call .float() on it.")
+    if input.ndim < 2:
+        raise ValueError(
+            f"Expected input of shape (N, C, *), got {tuple(input.shape)}. For a single sample add the batch "
+            "axis: input.unsqueeze(0), target.unsqueeze(0)."
+        )
+    if input.shape[1] < 2:
+        raise ValueError(
+            f"Expected logits of at least 2 classes on axis 1, got input of shape {tuple(input.shape)}. A softmax "
+            "over one class is 1 whatever the logit: for a binary problem predict 2 classes."
+        )
+    _check_target_dtype(input, target)
+    _check_target_shape(input, target)
+    _check_target_range(target, input.shape[1], ignore_index)
+
+
+def _check_target_dtype(input: Tensor, target: Tensor) -> None:
+    if target.dtype in INDICES:
+        return
+    remedy = "Call .long() on it."
+    if target.shape == input.shape:
+        remedy = "It has the shape of one-hot or soft labels: pass class indices, target.argmax(1)."
+    raise TypeError(
+        f"Expected target of class indices (uint8, int16, int32 or int64), got dtype {target.dtype}. {remedy}"
+    )
+
+
+def _check_target_shape(input: Tensor, target: Tensor) -> None:
+    expected = (input.shape[0], *input.shape[2:])
+    if tuple(target.shape) == expected:
+        return
+    if tuple(target.shape) == (expected[0], 1, *expected[1:]):
+        remedy = "Did you mean target.squeeze(1)?"
+    elif target.shape == input.shape:
+        remedy = "It looks one-hot: pass class indices, target.argmax(1)."
+    elif target.ndim == len(expected) and target.shape[0] == expected[0]:
+        remedy = "Resize the logits to the target's size with torch.nn.functional.interpolate first."
+    else:
+        remedy = "The class axis of input is axis 1."
+    raise ValueError(
+        f"Expected target of shape {expected} for input of shape {tuple(input.shape)}, "
+        f"got {tuple(target.shape)}. {remedy}"
+    )
+
+
+def _check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    if target.device.type == "cuda":
+        index = target.long()
+        fits = (index == ignore_index) | ((index >= 0) & (index < num_classes))
+        torch._assert_async(fits.all(), f"A target is out of bounds for {num_classes} classes.")
+    elif target.numel() and can_read_values(target):
+        low, high = (int(bound) for bound in torch.aminmax(target))
+        if low >= 0 and high < num_classes:
+            return
+        index = target.long()
+        outside = index[(index != ignore_index) & ((index < 0) | (index >= num_classes))]
+        if outside.numel():
+            raise IndexError(out_of_bounds(int(outside[0]), num_classes, ignore_index))
+
+
+def out_of_bounds(value: int, num_classes: int, ignore_index: int) -> str:
+    """Say that a label is no class, and what the usual cause is."""
+    message = f"Target {value} is out of bounds for {num_classes} classes."
+    if value in (255, -1, -100):
+        return f"{message} Did you mean ignore_index={value}?"
+    return (
+        f"{message} Expected 0 to {num_classes - 1}, or ignore_index={ignore_index}: "
+        "check the labels' encoding and the number of logit channels."
+    )
+
+
+def check_pixel_weight(pixel_weight: Tensor | None, target: Tensor) -> None:
+    """Check the optional weights (N, *) against the target.
+
+    Raises:
+        TypeError: if the dtype is not floating point.
+        ValueError: if the shape is not the target's, or (read on the CPU) a weight is negative.
+    """
+    if pixel_weight is None:
+        return
+    if pixel_weight.dtype not in FLOATS:
+        raise TypeError(
+            f"Expected pixel_weight of a floating-point dtype, got {pixel_weight.dtype}. Call .float() on it."
+        )
+    if pixel_weight.shape != target.shape:
+        raise ValueError(
+            f"Expected pixel_weight of the target's shape {tuple(target.shape)}, got {tuple(pixel_weight.shape)}. "
+            "Use expand_as(target) for a weight per image."
+        )
+    if can_read_values(pixel_weight) and bool((pixel_weight < 0).any()):
+        raise ValueError("Expected non-negative pixel_weight, got a negative one. Use clamp(min=0).")
+
+
+def check_class_vector(name: str, value: Tensor, num_classes: int) -> None:
+    """Check that a per-class vector has one entry for each logit channel."""
+    if tuple(value.shape) != (num_classes,):
+        raise ValueError(
+            f"Expected {name} of shape ({num_classes},), one entry for each of the {num_classes} classes of input, "
+            f"got {tuple(value.shape)}."
+        )
+
+
+def as_class_vector(name: str, value: Tensor | Sequence[float]) -> Tensor:
+    """Turn a vector of non-negative numbers, one a class, into a detached float tensor (a copy)."""
+    vector = torch.as_tensor(value).detach().clone()
+    if not vector.is_floating_point():
+        vector = vector.float()
+    if vector.ndim != 1 or vector.numel() < 2:
+        raise ValueError(f"Expected {name} of shape (C,), one number for each class, got {tuple(vector.shape)}.")
+    if can_read_values(vector) and not bool((torch.isfinite(vector) & (vector >= 0)).all()):
+        raise ValueError(f"Expected finite, non-negative {name}, got {vector.tolist()}.")
+    return vector
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that an option is one of its values."""
+    if value not in choices:
+        raise ValueError(f"Expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_range(
+    name: str,
+    value: float,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+) -> None:
+    """Check ``low <= value <= high`` (``low < value`` with ``open_low``); NaN never passes.
+
+    Raises:
+        ValueError: if the value lies outside.
+        TypeError: if it is not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Expected {name} to be a number, got {type(value).__name__}.")
+    if (low < value if open_low else low <= value) and value <= high:
+        return
+    bracket = "(" if open_low else "["
+    raise ValueError(f"Expected {name} in {bracket}{low}, {high}], got {value}.")
+
+
+def check_common(ignore_index: int, reduction: str, process_group: ProcessGroup) -> None:
+    """Check the three options that every loss has."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"Expected ignore_index to be an int, got {type(ignore_index).__name__}.")
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if isinstance(process_group, str):
+        check_choice("process_group", process_group, ("world",))

@@ -1,0 +1,40 @@
+"""Sums over the pixels of each class. No gradient flows through any of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
+    """Return the number of kept pixels of each class, (C,) of int64."""
+    index = torch.where(keep, target, 0).flatten()
+    zeros = torch.zeros(num_classes, dtype=torch.int64, device=target.device)
+    return zeros.scatter_add(0, index, keep.flatten().long())
+
+
+def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
+    """Return the sum of ``value`` over the kept pixels of each class, (C,).
+
+    Summed in float64: a million float32 additions in a row would lose the last three digits.
+    """
+    index = torch.where(keep, target, 0).flatten()
+    zeros = torch.zeros(num_classes, dtype=torch.float64, device=value.device)
+    return zeros.scatter_add(0, index, torch.where(keep, value.detach(), 0).flatten().double())
+
+
+def class_vector_sums(vectors: Tensor, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
+    """Return the sum of ``vectors`` (P, D) over the kept rows of each class, (C, D).
+
+    A product with the membership matrix rather than a scatter: its order of summation is fixed.
+    """
+    classes = torch.arange(num_classes, device=target.device)
+    member = (target == classes.unsqueeze(1)) & keep
+    rows = torch.where(keep.unsqueeze(1), vectors.detach(), 0)
+    with torch.autocast(vectors.device.type, enabled=False):
+        return member.to(rows.dtype) @ rows
+
+
+def class_means(sums: Tensor, count: Tensor) -> Tensor:
+    """Return ``sums / count``, and 0 for a class without pixels."""
+    return torch.where(count > 0, sums / count.clamp(min=1), 0)

@@ -1,0 +1,83 @@
+"""Stage 3: which pixels take part. The k-th largest loss is found exactly, without sorting.
+
+The bits of a non-negative float, read as an integer, are in the order of the floats. So a histogram of the
+highest 16 bits finds the bin that holds the k-th largest value, a second one over the next 16 bits, within
+that bin, refines it, and so on until the value is known to the last bit. k may live on the device, ties cost
+nothing, and ranks exchange histograms instead of losses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from classbalance_losses._distributed import all_reduce_sum
+
+if TYPE_CHECKING:
+    from classbalance_losses._distributed import ProcessGroup
+
+_DIGIT = 16
+_BINS = 1 << _DIGIT
+
+
+def ordered_bits(value: Tensor) -> Tensor:
+    """Return int64 that sort as the non-negative floats of ``value`` do; NaN counts as the largest."""
+    # abs() clears the sign of -0.0 and of NaN, which would otherwise read as negative integers.
+    value = value.detach().abs()
+    return value.view(torch.int64) if value.dtype == torch.float64 else value.view(torch.int32).long()
+
+
+def kth_largest_bits(
+    bits: Tensor, keep: Tensor, k: Tensor, *, digits: int, process_group: ProcessGroup = None
+) -> Tensor:
+    """Return the k-th largest of the kept entries of each row: ``bits`` (R, P), ``keep`` (R, P), ``k`` (R,).
+
+    ``digits`` is the number of 16-bit digits: 2 for float32, 4 for float64. With a process group the rows of
+    all ranks are searched as one, for the same ``k``.
+    """
+    prefix = torch.zeros_like(k)
+    rest = k
+    for shift in range(_DIGIT * (digits - 1), -1, -_DIGIT):
+        digit = (bits >> shift) & (_BINS - 1)
+        # At the first digit everything is active; a shift by all 64 bits would be undefined.
+        active = keep & ((bits >> min(shift + _DIGIT, 63)) == prefix.unsqueeze(1))
+        zeros = torch.zeros(k.shape[0], _BINS, dtype=torch.int64, device=bits.device)
+        histogram = all_reduce_sum(zeros.scatter_add(1, digit, active.long()), process_group)
+        at_least = histogram.flip(1).cumsum(1).flip(1)  # entries in this bin or above
+        found = ((at_least >= rest.unsqueeze(1)).sum(1) - 1).unsqueeze(1)
+        rest = rest - (at_least - histogram).gather(1, found).squeeze(1)
+        prefix = (prefix << _DIGIT) | found.squeeze(1)
+    return prefix
+
+
+def hard_count(valid: Tensor, fraction: float, min_kept: int) -> Tensor:
+    """Return k = max(min_kept, floor(fraction · valid)), at most ``valid``; the product is in float64."""
+    share = (valid.double() * fraction).floor().long()
+    return torch.minimum(share.clamp(min=min_kept), valid)
+
+
+def hardest(
+    loss: Tensor,
+    keep: Tensor,
+    *,
+    fraction: float,
+    min_kept: int = 1,
+    scope: str = "batch",
+    process_group: ProcessGroup = None,
+) -> Tensor:
+    """Return the mask H (N, *) of every kept pixel whose loss is at least the k-th largest kept one.
+
+    k = max(min_kept, floor(fraction · kept)), over the batch, on all ranks together, or over each image.
+    Ties at the threshold are all kept, so the result does not depend on the order of the pixels.
+    """
+    rows = (loss.shape[0], -1) if scope == "image" and loss.numel() else (1, loss.numel())
+    group = None if scope == "image" else process_group
+    bits, kept = ordered_bits(loss).reshape(rows), keep.reshape(rows)
+    valid = all_reduce_sum(kept.sum(1), group)
+    k = hard_count(valid, fraction, min_kept)
+    digits = 4 if loss.dtype == torch.float64 else 2
+    threshold = kth_largest_bits(bits, kept, k, digits=digits, process_group=group)
+    hard = kept & (bits >= threshold.unsqueeze(1)) & (k > 0).unsqueeze(1)
+    return hard.reshape(loss.shape)
