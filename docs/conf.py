@@ -1,0 +1,51 @@
+"""Sphinx configuration: MyST pages, API pages from the docstrings, built with warnings as errors."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import classbalance_losses
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "classbalance_losses"
+author = "The classbalance_losses authors"
+copyright = f"2026, {author}"
+release = version = classbalance_losses.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build", "figures"]
+default_role = "code"
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+
+napoleon_numpy_docstring = False
+autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+
+html_theme = "furo"
+html_title = f"classbalance_losses {release}"
+
+_LITERAL = re.compile(r"(``.+?``|`.+?`)")
+_BULLET = re.compile(r"^\s*\* ")
+
+
+def escape_line(line: str) -> str:
+    """Escape the marks that mathematics uses and reStructuredText would read: |H|, (N, C, *), x_."""
+    if line.lstrip().startswith((">>>", "..")) or _BULLET.match(line):
+        return line
+    parts = _LITERAL.split(line)
+    parts[::2] = [re.sub(r"(?<!\\)([|*])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def escape_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = [escape_line(line) for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", escape_docstring, priority=400)  # before napoleon adds its own marks
