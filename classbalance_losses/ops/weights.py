@@ -8,7 +8,7 @@ from torch import Tensor
 
 def inverse_power(count: Tensor, exponent: float) -> Tensor:
     """Return ``count ** -exponent`` (C,) in float64, and 0 for an absent class, whatever the exponent."""
-    return torch.where(count > 0, count.clamp(min=1).double() ** -exponent, 0)
+    return torch.where(count > 0, count.double() ** -exponent, 0)
 
 
 def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor) -> Tensor:

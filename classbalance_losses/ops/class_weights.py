@@ -1,0 +1,225 @@
+"""Class weights from counts and from class losses: pure functions, on the device of their arguments.
+
+Notation: n_c pixels of class c, N = Σ n_c, C classes, K of them present. A class without pixels gets weight
+0: no pixel would use its weight, and a guard such as 1/(n_c + ε) would only let an absent class dominate
+every mean.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses.ops.projection import solve_class_weights
+from classbalance_losses.ops.weights import inverse_power
+
+__all__ = [
+    "curriculum_weights",
+    "effective_number_weights",
+    "image_frequency_weights",
+    "imagewise_frequency_weights",
+    "loss_based_weights",
+    "median_frequency_weights",
+    "pixel_frequency_weights",
+]
+
+
+def pixel_frequency_weights(pixel_counts: Tensor, *, power: float = 1.0) -> Tensor:
+    """Inverse pixel frequency, w_c = (N / (C·n_c))^power.
+
+    With ``power=1`` every class present carries the same total weight, n_c·w_c = N/C, and, where all C
+    classes are present, the weights of the pixels average to 1. The convention for the weighted
+    cross-entropy of Aurelio et al. 2019 (which weighs by inverse priors), and what GBW (arXiv 2407.01327)
+    calls PF. C counts the absent classes too.
+
+    Args:
+        pixel_counts: pixels of each class, (C,), any real dtype.
+        power: 1 is the plain inverse, 0.5 tempers it, 0 gives 1 to every class present.
+
+    Returns:
+        Weights (C,), float32 (float64 for float64 counts), 0 for a class without pixels.
+
+    Raises:
+        ValueError: ``pixel_counts`` is not one-dimensional, or ``power`` is negative.
+    """
+    check_range("power", power, 0)
+    count = _class_vector("pixel_counts", pixel_counts)
+    weight = inverse_power(count, power) * (count.sum() / count.numel()) ** power
+    return weight.to(_result_dtype(pixel_counts))
+
+
+def median_frequency_weights(
+    pixel_counts: Tensor, image_pixel_counts: Tensor | None = None, *, power: float = 1.0
+) -> Tensor:
+    """Median frequency balancing, w_c = (median_k(freq_k) / freq_c)^power.
+
+    The median is over the classes present. Eigen & Fergus 2015: freq_c = n_c / (pixels of the images that
+    contain c), ``power=1``. Without ``image_pixel_counts`` freq_c = n_c, which with ``power=0.5`` is the
+    weighting of Alonso et al. 2021; their released code gives an absent class the largest weight, here it
+    gets 0. For an even K the two middle frequencies are averaged.
+
+    Args:
+        pixel_counts: pixels of each class, (C,), any real dtype.
+        image_pixel_counts: valid pixels of the images that contain each class, (C,), or None.
+        power: exponent, at least 0.
+
+    Returns:
+        Weights (C,), float32 (float64 for float64 counts), 0 for a class without pixels.
+
+    Raises:
+        ValueError: the counts are not one-dimensional or differ in length, or ``power`` is negative.
+    """
+    check_range("power", power, 0)
+    count = frequency = _class_vector("pixel_counts", pixel_counts)
+    if image_pixel_counts is not None:
+        if image_pixel_counts.shape != count.shape:
+            raise ValueError(
+                f"Expected image_pixel_counts of the shape of pixel_counts, {tuple(count.shape)}, "
+                f"got {tuple(image_pixel_counts.shape)}."
+            )
+        frequency = count / torch.where(count > 0, image_pixel_counts, 1)
+    median = torch.where(count > 0, frequency, math.nan).nanquantile(0.5)
+    weight = torch.where(count > 0, (median / frequency) ** power, 0)
+    return weight.to(_result_dtype(pixel_counts))
+
+
+def image_frequency_weights(image_counts: Tensor, num_images: int | Tensor) -> Tensor:
+    """Inverse image frequency, w_c = (number of images) / (number of images that contain c).
+
+    What the text of GBW (arXiv 2407.01327) calls IF. The paper it cites for it does something else:
+    see :func:`imagewise_frequency_weights`.
+
+    Args:
+        image_counts: images that contain each class, (C,), any real dtype.
+        num_images: number of images, an int or a 0-dim tensor.
+
+    Returns:
+        Weights (C,), float32 (float64 for float64 counts), at least 1, and 0 for a class in no image.
+
+    Raises:
+        ValueError: ``image_counts`` is not one-dimensional.
+    """
+    weight = inverse_power(_class_vector("image_counts", image_counts), 1.0) * num_images
+    return weight.to(_result_dtype(image_counts))
+
+
+def imagewise_frequency_weights(prediction_counts: Tensor, *, alpha: float = 0.2) -> Tensor:
+    """Image-wise weights of Max-squares (Chen et al. 2019), w_nc = 1 / (N_nc^α · N_n^(1−α)).
+
+    N_nc counts the pixels of image n *predicted* as class c, and N_n = Σ_c N_nc. The released code clamps
+    the denominator at 1, which matters only for classes that the image lacks: they get 0 here, as
+    everywhere in this package. It sums the weighted loss and divides by (images · classes): use these
+    weights with ``reduction="sum"``.
+
+    Args:
+        prediction_counts: predicted pixels of each image and class, (N, C), any real dtype.
+        alpha: in [0, 1]; 1 balances the classes of an image fully, 0 not at all.
+
+    Returns:
+        Weights (N, C), float32 (float64 for float64 counts).
+
+    Raises:
+        ValueError: ``prediction_counts`` is not two-dimensional, or ``alpha`` lies outside [0, 1].
+    """
+    if prediction_counts.ndim != 2:
+        raise ValueError(f"Expected prediction_counts of shape (N, C), got {tuple(prediction_counts.shape)}.")
+    check_range("alpha", alpha, 0, 1)
+    total = prediction_counts.sum(1, keepdim=True)
+    weight = inverse_power(prediction_counts, alpha) * inverse_power(total, 1 - alpha)
+    return weight.to(_result_dtype(prediction_counts))
+
+
+def effective_number_weights(pixel_counts: Tensor, *, beta: float = 0.9999) -> Tensor:
+    """Effective number of samples, w_c ∝ (1 − β) / (1 − β^n_c), scaled to Σ w_c = K (Cui et al., CVPR 2019).
+
+    β = 0 weighs all classes alike; β = 1 stands for its limit, inverse frequency. A class of far more than
+    1/(1 − β) members counts as 1/(1 − β) of them: with the usual β = 0.9999, made for images per class, all
+    classes of a segmentation set come out alike, so for pixels take β near 1 − 1/N. The paper scales the sum
+    to C; with every class present that is K.
+
+    Args:
+        pixel_counts: members of each class, (C,), any real dtype.
+        beta: in [0, 1].
+
+    Returns:
+        Weights (C,), float32 (float64 for float64 counts), 0 for a class without pixels.
+
+    Raises:
+        ValueError: ``pixel_counts`` is not one-dimensional, or ``beta`` lies outside [0, 1].
+    """
+    check_range("beta", beta, 0, 1)
+    count = _class_vector("pixel_counts", pixel_counts)
+    log_beta = math.log(beta) if beta > 0 else -math.inf
+    # 1 − β^n by expm1 keeps its digits where β^n rounds to 1; the factor 1 − β cancels in the scaling.
+    effective = count if beta == 1 else -torch.expm1(count * log_beta)
+    weight = torch.where(count > 0, 1 / effective, 0)
+    weight = weight * (count > 0).sum() / torch.where((count > 0).any(), weight.sum(), 1)
+    return weight.to(_result_dtype(pixel_counts))
+
+
+def loss_based_weights(class_loss: Tensor, *, regularization: float = 1.0) -> Tensor:
+    """Loss-based weights: GBW's quadratic programme with a class's mean loss m_c for its gradient norm.
+
+    v = argmin −mᵀv + λ‖v‖² over v ≥ 0, Σ v = C: one reading of the baseline "LBW" of GBW (arXiv 2407.01327);
+    the other is :func:`curriculum_weights`. As in GBW an absent class enters with m_c = 0 and keeps its share
+    of Σ v = C.
+
+    Args:
+        class_loss: mean loss of each class, (C,), floating.
+        regularization: λ > 0; at λ → ∞ all weights are 1.
+
+    Returns:
+        Weights (C,), at least 0, of sum C.
+
+    Raises:
+        ValueError: ``class_loss`` is not one-dimensional, or ``regularization`` is not positive.
+    """
+    loss = _class_vector("class_loss", class_loss)
+    return solve_class_weights(loss, regularization=regularization).to(_result_dtype(class_loss))
+
+
+def curriculum_weights(
+    class_loss: Tensor,
+    num_active: int | Tensor,
+    *,
+    order: Literal["easy_first", "hard_first"] = "easy_first",
+) -> Tensor:
+    """Curriculum class mask: 1 for the active classes, 0 for the others.
+
+    CCL, the paper that GBW (arXiv 2407.01327) cites for its "LBW". Active are the ``num_active`` classes of
+    smallest mean loss or, with ``order="hard_first"``, the anti-curriculum, of largest. Equal losses keep the
+    order of the classes. The paper's loss is the mean over the pixels of the active classes: a weighted
+    cross-entropy with ``normalize="weights"``.
+
+    Args:
+        class_loss: mean loss of each class, (C,), floating; a class of loss nan, never seen, is never active.
+        num_active: number of active classes, an int or a 0-dim tensor.
+        order: ``"easy_first"`` or ``"hard_first"``.
+
+    Returns:
+        Weights (C,), 0 or 1.
+
+    Raises:
+        ValueError: ``class_loss`` is not one-dimensional, or ``order`` is unknown.
+    """
+    check_choice("order", order, ("easy_first", "hard_first"))
+    loss = _class_vector("class_loss", class_loss)
+    difficulty = torch.where(loss.isnan(), math.inf, loss if order == "easy_first" else -loss)
+    rank = difficulty.argsort(stable=True).argsort()
+    return ((rank < num_active) & ~loss.isnan()).to(_result_dtype(class_loss))
+
+
+def _class_vector(name: str, value: Tensor) -> Tensor:
+    if value.ndim != 1 or value.numel() == 0:
+        raise ValueError(
+            f"Expected {name} of shape (C,), one number for each class, got {tuple(value.shape)}."
+        )
+    return value.detach().double()
+
+
+def _result_dtype(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
