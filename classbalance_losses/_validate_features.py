@@ -1,0 +1,90 @@
+"""Checks for the losses that compare features with keys; same manners as ``_validate``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from classbalance_losses._validate import FLOATS, INDICES, _check_target_range, can_read_values
+
+
+def check_floats(name: str, value: Tensor) -> None:
+    """Check that a tensor is of a floating-point dtype."""
+    if value.dtype not in FLOATS:
+        raise TypeError(f"Expected {name} of a floating-point dtype, got {value.dtype}. Call .float() on it.")
+
+
+def check_labels(name: str, labels: Tensor) -> None:
+    """Check that a tensor holds class indices, by its dtype."""
+    if labels.dtype not in INDICES:
+        raise TypeError(
+            f"Expected {name} of class indices (uint8, int16, int32 or int64), got dtype {labels.dtype}. "
+            "Call .long() on it."
+        )
+
+
+def check_label_range(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Check that every label is a class or ``ignore_index`` (values are read on the CPU alone)."""
+    _check_target_range(labels, num_classes, ignore_index)
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Check that there are at least two classes to tell apart."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+        raise TypeError(f"Expected num_classes to be an int, got {type(num_classes).__name__}.")
+    if num_classes < 2:
+        raise ValueError(f"Expected num_classes of at least 2, got {num_classes}.")
+
+
+def check_feature_map(name: str, features: Tensor, labels_name: str, labels: Tensor) -> None:
+    """Check a feature map (N, D, *) against its labels (N, *).
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if the shapes differ; the message tells how to bring labels to the features' size.
+    """
+    check_floats(name, features)
+    check_labels(labels_name, labels)
+    if features.ndim < 2:
+        raise ValueError(f"Expected {name} of shape (N, D, *), got {tuple(features.shape)}.")
+    size = tuple(features.shape[2:])
+    expected = (features.shape[0], *size)
+    if tuple(labels.shape) == expected:
+        return
+    if tuple(labels.shape) == (expected[0], 1, *size):
+        remedy = f"Did you mean {labels_name}.squeeze(1)?"
+    elif labels.ndim == len(expected) and labels.shape[0] == expected[0]:
+        remedy = (
+            "Labels are often finer than features; bring them to the features' size by nearest neighbour, "
+            f"which never mixes two classes: torch.nn.functional.interpolate({labels_name}[:, None].float(), "
+            f"size={size}, mode='nearest')[:, 0].long()."
+        )
+    else:
+        remedy = f"The feature axis of {name} is axis 1."
+    raise ValueError(
+        f"Expected {labels_name} of shape {expected} for {name} of shape {tuple(features.shape)}, "
+        f"got {tuple(labels.shape)}. {remedy}"
+    )
+
+
+def check_mask(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Check an optional boolean mask."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"Expected {name} of dtype torch.bool, got {mask.dtype}. Call .bool() on it.")
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"Expected {name} of shape {shape}, got {tuple(mask.shape)}.")
+
+
+def check_confidence(name: str, confidence: Tensor) -> None:
+    """Check that a tensor holds probabilities, within rounding (values are read on the CPU alone)."""
+    check_floats(name, confidence)
+    if not confidence.numel() or not can_read_values(confidence):
+        return
+    low, high = (float(bound) for bound in confidence.detach().aminmax())
+    if not (low >= 0 and high <= 1 + 1e-2):
+        raise ValueError(
+            f"Expected {name} in [0, 1], got values from {low:.4g} to {high:.4g}. "
+            "Did you pass logits? Call softmax(dim=1) first."
+        )
