@@ -40,7 +40,9 @@ def check_input_target(input: Tensor, target: Tensor, ignore_index: int) -> None
             a device-side assertion that does not synchronise takes its place).
     """
     if input.dtype not in FLOATS:
-        raise TypeError(f"Expected floating-point logits, got input of dtype {input.dtype}. Call .float() on it.")
+        raise TypeError(
+            f"Expected floating-point logits, got input of dtype {input.dtype}. Call .float() on it."
+        )
     if input.ndim < 2:
         raise ValueError(
             f"Expected input of shape (N, C, *), got {tuple(input.shape)}. For a single sample add the batch "
@@ -148,7 +150,9 @@ def as_class_vector(name: str, value: Tensor | Sequence[float]) -> Tensor:
     if not vector.is_floating_point():
         vector = vector.float()
     if vector.ndim != 1 or vector.numel() < 2:
-        raise ValueError(f"Expected {name} of shape (C,), one number for each class, got {tuple(vector.shape)}.")
+        raise ValueError(
+            f"Expected {name} of shape (C,), one number for each class, got {tuple(vector.shape)}."
+        )
     if can_read_values(vector) and not bool((torch.isfinite(vector) & (vector >= 0)).all()):
         raise ValueError(f"Expected finite, non-negative {name}, got {vector.tolist()}.")
     return vector
@@ -180,6 +184,21 @@ def check_range(
         return
     bracket = "(" if open_low else "["
     raise ValueError(f"Expected {name} in {bracket}{low}, {high}], got {value}.")
+
+
+def check_call(
+    input: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    *,
+    ignore_index: int,
+    reduction: str,
+    process_group: ProcessGroup,
+) -> None:
+    """Check what every per-pixel loss is called with."""
+    check_common(ignore_index, reduction, process_group)
+    check_input_target(input, target, ignore_index)
+    check_pixel_weight(pixel_weight, target)
 
 
 def check_common(ignore_index: int, reduction: str, process_group: ProcessGroup) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import FLOATS, INDICES, _check_target_range, can_read_values
+from classbalance_losses._validate import (
+    FLOATS,
+    INDICES,
+    _check_target_range,
+    can_read_values,
+    check_range,
+)
 
 
 def check_floats(name: str, value: Tensor) -> None:
@@ -88,3 +94,41 @@ def check_confidence(name: str, confidence: Tensor) -> None:
             f"Expected {name} in [0, 1], got values from {low:.4g} to {high:.4g}. "
             "Did you pass logits? Call softmax(dim=1) first."
         )
+
+
+def check_shape(name: str, value: Tensor, expected: tuple[int, ...], words: str) -> None:
+    """Check a shape that other arguments settle; ``words`` writes it in letters, as "(C, D)"."""
+    if tuple(value.shape) != expected:
+        raise ValueError(
+            f"Expected {name} of shape {words} = {expected}, to fit the other arguments, got {tuple(value.shape)}."
+        )
+
+
+def check_count(name: str, value: int) -> None:
+    """Check that a number of samples is a positive int."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected {name} to be an int, got {type(value).__name__}.")
+    check_range(name, value, 1)
+
+
+def check_even(name: str, value: int) -> None:
+    """Check that a number of samples splits into two equal halves, one a domain."""
+    check_count(name, value)
+    if value % 2:
+        raise ValueError(f"Expected an even {name}, one half for each domain, got {value}.")
+
+
+def check_probability_map(name: str, probabilities: Tensor, features: Tensor, num_classes: int) -> None:
+    """Check a map of probabilities (N, C, *) against the feature map (N, D, *) that it belongs to."""
+    check_confidence(name, probabilities)
+    size = tuple(features.shape[2:])
+    expected = (features.shape[0], num_classes, *size)
+    if tuple(probabilities.shape) == expected:
+        return
+    remedy = f"Axis 1 must have one channel for each of the {num_classes} classes."
+    if tuple(probabilities.shape[:2]) == expected[:2]:
+        remedy = f"Bring it to the features' size: torch.nn.functional.interpolate({name}, size={size})."
+    raise ValueError(
+        f"Expected {name} of shape {expected} for features of shape {tuple(features.shape)}, "
+        f"got {tuple(probabilities.shape)}. {remedy}"
+    )

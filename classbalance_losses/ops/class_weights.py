@@ -95,7 +95,7 @@ def image_frequency_weights(image_counts: Tensor, num_images: int | Tensor) -> T
 
     Args:
         image_counts: images that contain each class, (C,), any real dtype.
-        num_images: number of images, an int or a 0-dim tensor.
+        num_images: number of images, an int or a tensor that broadcasts.
 
     Returns:
         Weights (C,), float32 (float64 for float64 counts), at least 1, and 0 for a class in no image.

@@ -39,3 +39,10 @@ def pick_class(values: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 def pixel_cross_entropy(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     r"""Return :math:`\ell_i = -\log p_{i, y_i}` (N, *), 0 where not kept."""
     return -pick_class(pixel_log_softmax(input, keep), target, keep)
+
+
+def sum_of_others(values: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    """Return the sum of (N, C, *) over the classes other than the target, (N, *), and 0 where not kept."""
+    classes = torch.arange(values.shape[1], device=values.device).view(-1, *[1] * (values.ndim - 2))
+    other = (classes != target.unsqueeze(1)) & keep.unsqueeze(1)
+    return torch.where(other, values, 0).sum(1)

@@ -93,7 +93,7 @@ def class_confidence(
     ignore_index: int = -100,
     process_group: ProcessGroup = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean confidence (C,) of each class in float64, 0 where absent, and the mask (C,) of the rest.
+    """Return each class's mean confidence (C,) in float64, 0 where absent, and the mask (C,) of the present.
 
     Labels outside [0, C) are skipped, as is ``ignore_index``.
     """

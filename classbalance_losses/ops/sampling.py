@@ -16,6 +16,8 @@ from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._validate import check_range
 from classbalance_losses._validate_features import (
     check_confidence,
+    check_count,
+    check_even,
     check_label_range,
     check_labels,
     check_mask,
@@ -223,17 +225,3 @@ def unreliable_pixels(
     # With α = 1 there is no (k+1)-th: every kept pixel is meant.
     unreliable = (bits < percentile.unsqueeze(1)) | (below == total).unsqueeze(1)
     return unreliable.reshape(confidence.shape) & kept
-
-
-def check_count(name: str, value: int) -> None:
-    """Check that a number of samples is a positive int."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected {name} to be an int, got {type(value).__name__}.")
-    check_range(name, value, 1)
-
-
-def check_even(name: str, value: int) -> None:
-    """Check that a number of samples splits into two equal halves, one a domain."""
-    check_count(name, value)
-    if value % 2:
-        raise ValueError(f"Expected an even {name}, one half for each domain, got {value}.")

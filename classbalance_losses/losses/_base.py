@@ -1,0 +1,55 @@
+"""What the modules share: the three common options, and buffers whose length the first batch decides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from torch import Tensor, nn
+
+from classbalance_losses._validate import check_common
+
+if TYPE_CHECKING:
+    from classbalance_losses._distributed import ProcessGroup
+
+
+class Common(TypedDict):
+    """The options that every loss has."""
+
+    ignore_index: int
+    reduction: str
+    process_group: ProcessGroup
+
+
+class PixelLoss(nn.Module):
+    """Base of the losses: stores the common options and shows the hyper-parameters in its repr."""
+
+    _shown: tuple[str, ...] = ()
+
+    def __init__(self, *, ignore_index: int, reduction: str, process_group: ProcessGroup) -> None:
+        check_common(ignore_index, reduction, process_group)
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.process_group = process_group
+
+    @property
+    def common(self) -> Common:
+        """The common options as keywords for the functional twin."""
+        return {
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+            "process_group": self.process_group,
+        }
+
+    def extra_repr(self) -> str:
+        """Show the hyper-parameters and the common options."""
+        names = (*self._shown, "ignore_index", "reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A buffer that waits for its first batch is empty: it takes the saved one's length.
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and buffer.numel() == 0 and isinstance(saved, Tensor):
+                self._buffers[name] = buffer.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]

@@ -1,0 +1,118 @@
+r"""Dual cross-entropy (Li, Yu, Chang, Ma, Cao, IEEE Transactions on Vehicular Technology 68(5), 2019).
+
+.. math:: \ell_i = -\log p_y + \beta \sum_{j \ne y} \log(\alpha + p_j)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from classbalance_losses._validate import check_call, check_range
+from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.pixel import (
+    long_target,
+    pick_class,
+    pixel_log_softmax,
+    sum_of_others,
+    valid_pixels,
+)
+from classbalance_losses.ops.reduction import global_sum, reduce_loss
+from classbalance_losses.ops.weights import kept_weight, scaled
+
+if TYPE_CHECKING:
+    from classbalance_losses._distributed import ProcessGroup
+
+
+def dual_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 4.5,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    process_group: ProcessGroup = None,
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.DualCrossEntropyLoss`, which describes the arguments."""
+    _check(alpha, beta)
+    check_call(
+        input,
+        target,
+        pixel_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        process_group=process_group,
+    )
+
+    target = long_target(target)
+    keep = valid_pixels(target, ignore_index)
+    log_prob = pixel_log_softmax(input, keep)
+    log_shifted = math.log(alpha) + torch.log1p(log_prob.exp() / alpha)
+    loss = beta * sum_of_others(log_shifted, target, keep) - pick_class(log_prob, target, keep)
+
+    weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
+    valid = global_sum(keep, process_group)
+    return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
+
+
+class DualCrossEntropyLoss(PixelLoss):
+    r"""Cross-entropy plus a term that grows with the probability of the other classes (Li et al. 2019).
+
+    .. math:: L = \frac{1}{N} \sum_i q_i \Big( -\log p_y + \beta \sum_{j \ne y} \log(\alpha + p_j) \Big)
+
+    β = 0 is cross-entropy. With α = 1 the added sum lies between :math:`\log 2\, (1 - p_y)` and
+    :math:`1 - p_y`, and is 0 only at :math:`p_y = 1`. For α ≠ 1 the loss is offset by
+    :math:`\beta (C-1) \log \alpha`, and may be negative for α < 1.
+
+    Source: the paper's text was not at hand; formula and defaults (α = 1, β = 4.5) are those of two
+    independent re-implementations, and agree with the paper's abstract.
+
+    Args:
+        alpha: α > 0.
+        beta: β ≥ 0.
+        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        reduction: "mean" over the valid pixels; "sum"; "none" the terms, in the target's shape.
+        process_group: ``None`` to count this process's valid pixels, "world" or a group for all its ranks'.
+
+    Shape:
+        - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64.
+        - pixel_weight: q, (N, \*), non-negative; constant.
+
+    Raises:
+        ValueError: for shapes or options out of range.
+        TypeError: for dtypes.
+        IndexError: for a target that is no class (on the CPU).
+    """
+
+    _shown = ("alpha", "beta")
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        beta: float = 4.5,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        process_group: ProcessGroup = None,
+    ) -> None:
+        _check(alpha, beta)
+        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        self.alpha = alpha
+        self.beta = beta
+
+    def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        return dual_cross_entropy_loss(
+            input, target, pixel_weight=pixel_weight, alpha=self.alpha, beta=self.beta, **self.common
+        )
+
+
+def _check(alpha: float, beta: float) -> None:
+    check_range("alpha", alpha, 0, open_low=True)
+    check_range("beta", beta, 0)

@@ -1,0 +1,147 @@
+r"""Dual focal loss (Hossain, Betts, Paplinski, Neurocomputing 462, 2021).
+
+.. math::
+    \ell_i = -\log p_y - \beta \sum_{j \ne y} \log(\rho - p_j)
+             + \alpha \Big[ (1 - p_y)^\gamma + \sum_{j \ne y} p_j^\gamma \Big]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from classbalance_losses._validate import check_call, check_range
+from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.pixel import (
+    long_target,
+    pick_class,
+    pixel_log_softmax,
+    sum_of_others,
+    valid_pixels,
+)
+from classbalance_losses.ops.reduction import global_sum, reduce_loss
+from classbalance_losses.ops.shape import log_complement
+from classbalance_losses.ops.weights import kept_weight, scaled
+
+if TYPE_CHECKING:
+    from classbalance_losses._distributed import ProcessGroup
+
+
+def dual_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    rho: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    process_group: ProcessGroup = None,
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.DualFocalLoss`, which describes the arguments."""
+    _check(alpha, beta, gamma, rho)
+    check_call(
+        input,
+        target,
+        pixel_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        process_group=process_group,
+    )
+
+    target = long_target(target)
+    keep = valid_pixels(target, ignore_index)
+    log_prob = pixel_log_softmax(input, keep)
+    # log(1 - p) by complement and powers as exp(γ log ·): finite, with finite gradients, at saturation.
+    log_rest = log_complement(log_prob)
+    log_room = log_rest if rho == 1 else torch.log(rho - log_prob.exp())
+    loss = -pick_class(log_prob, target, keep)
+    loss = loss - beta * sum_of_others(log_room, target, keep)
+    missed = torch.where(keep, torch.exp(gamma * pick_class(log_rest, target, keep)), 0)
+    spilt = sum_of_others(torch.exp(gamma * log_prob), target, keep)
+    loss = loss + alpha * (missed + spilt)
+
+    weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
+    valid = global_sum(keep, process_group)
+    return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
+
+
+class DualFocalLoss(PixelLoss):
+    r"""Dual focal loss: cross-entropy, a term on the other classes, and an absolute error (Hossain et al. 2021).
+
+    .. math::
+        L = \frac{1}{N} \sum_i q_i \Big( -\log p_y - \beta \sum_{j \ne y} \log(\rho - p_j)
+            + \alpha \Big[ (1 - p_y)^\gamma + \sum_{j \ne y} p_j^\gamma \Big] \Big)
+
+    α = β = 0 is cross-entropy; α = 0, β = ρ = 1 sums C binary cross-entropies over the softmax; γ = 1 makes
+    the α term :math:`2 \alpha (1 - p_y)`. The α term is added: it raises the loss.
+
+    Source: the authors' MATLAB code (mhos0007/Dual_Focal_Loss). It floors both logarithms' arguments at 0.001,
+    which takes the gradient from the hardest pixels, trains with :math:`(2T-1)^\gamma` where the derivative is
+    :math:`\gamma |T-Y|^{\gamma-1}` (equal for γ = 1), and reports a forward value without β. Here
+    the logarithms are exact and the gradient is the derivative. Some ports have the sign of the α
+    term wrong. Not to be confused with "Dual Focal Loss to Address Calibration" (Tao et al. 2023).
+
+    Args:
+        alpha: α ≥ 0.
+        beta: β ≥ 0.
+        gamma: γ ≥ 0.
+        rho: ρ ≥ 1; above 1 the loss is offset by :math:`-\beta (C-1) \log \rho` and may be negative.
+        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        reduction: "mean" over the valid pixels; "sum"; "none" the terms, in the target's shape.
+        process_group: ``None`` to count this process's valid pixels, "world" or a group for all its ranks'.
+
+    Shape:
+        - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64.
+        - pixel_weight: q, (N, \*), non-negative; constant.
+
+    Raises:
+        ValueError: for shapes or options out of range.
+        TypeError: for dtypes.
+        IndexError: for a target that is no class (on the CPU).
+    """
+
+    _shown = ("alpha", "beta", "gamma", "rho")
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        rho: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        process_group: ProcessGroup = None,
+    ) -> None:
+        _check(alpha, beta, gamma, rho)
+        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        self.alpha = alpha
+        self.beta = beta
+        self.gamma = gamma
+        self.rho = rho
+
+    def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        return dual_focal_loss(
+            input,
+            target,
+            pixel_weight=pixel_weight,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            rho=self.rho,
+            **self.common,
+        )
+
+
+def _check(alpha: float, beta: float, gamma: float, rho: float) -> None:
+    check_range("alpha", alpha, 0)
+    check_range("beta", beta, 0)
+    check_range("gamma", gamma, 0)
+    check_range("rho", rho, 1)

@@ -1,0 +1,174 @@
+r"""DyCE, dynamic cross-entropy: the hardest pixels, re-weighted by their class counts.
+
+Basak and Yin, "SemiDAViL: Semi-supervised Domain Adaptation with Vision-Language Guidance for Semantic
+Segmentation", CVPR 2025, section 3.4, equation 9:
+
+.. math::
+    L = \frac{1}{f_H^{\omega}} \sum_c \frac{1}{f_c^{1-\omega}} \sum_{i \in H,\, y_i = c} \ell_i
+      = \sum_{c:\, f_c > 0} \pi_c^{\omega}\, m_c,
+    \qquad \pi_c = f_c / f_H
+
+H is the set of the hardest pixels, :math:`f_H` its size, :math:`f_c` the number of its pixels of class c,
+:math:`m_c` their mean cross-entropy. Selection and counts are constants.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._validate import (
+    check_call,
+    check_choice,
+    check_range,
+)
+from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.counts import class_counts
+from classbalance_losses.ops.mining import hardest
+from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
+from classbalance_losses.ops.reduction import reduce_loss
+from classbalance_losses.ops.weights import inverse_power, kept_weight, per_pixel, scaled
+
+if TYPE_CHECKING:
+    from classbalance_losses._distributed import ProcessGroup
+
+
+def dyce_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    omega: float = 0.5,
+    hard_fraction: float = 0.2,
+    scope: str = "batch",
+    min_kept: int = 1,
+    normalize: str = "paper",
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    process_group: ProcessGroup = None,
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.DyCELoss`, which describes the arguments."""
+    _check(omega, hard_fraction, scope, min_kept, normalize)
+    check_call(
+        input,
+        target,
+        pixel_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        process_group=process_group,
+    )
+
+    target = long_target(target)
+    keep = valid_pixels(target, ignore_index)
+    loss = pixel_cross_entropy(input, target, keep)
+    hard = hardest(
+        loss, keep, fraction=hard_fraction, min_kept=min_kept, scope=scope, process_group=process_group
+    )
+    count = all_reduce_sum(class_counts(target, hard, input.shape[1]), process_group)  # f_c
+    coefficient = inverse_power(count, 1 - omega)  # f_c^-(1-ω)
+    normalizer = count.sum().double() ** omega if normalize == "paper" else (coefficient * count).sum()
+
+    weight = per_pixel(coefficient, target, hard)
+    weighted = scaled(loss, weight, kept_weight(pixel_weight, keep, loss.dtype))
+    return reduce_loss(weighted, reduction=reduction, normalizer=normalizer, process_group=process_group)
+
+
+class DyCELoss(PixelLoss):
+    r"""Cross-entropy over the hardest pixels, re-weighted by their class counts (SemiDAViL, equation 9).
+
+    .. math::
+        L = \frac{1}{f_H^{\omega}} \sum_{i \in H} f_{y_i}^{\omega - 1}\, q_i\, \ell_i
+
+    H holds every valid pixel whose cross-entropy :math:`\ell_i` is at least the k-th largest valid one,
+    k = max(min_kept, floor(hard_fraction · valid)); ties are all kept. :math:`f_c` counts H's pixels of class
+    c, :math:`f_H = |H|`. Selection and counts carry no gradient, and q does not enter them:
+
+    .. math::
+        \partial L / \partial z_{ik} = f_H^{-\omega} f_{y_i}^{\omega - 1} q_i\, (p_{ik} - 1[k = y_i]),
+        \quad i \in H
+
+    ω = 1 is plain hard-pixel mining (OHEM); ω = 0 sums the class means of H. The value lies between the mean
+    cross-entropy over H and :math:`K^{1-\omega}` times it for K equally frequent classes, and H itself is
+    hard: expect a larger loss, and gradients, than cross-entropy's. ``normalize="unit"`` keeps its scale.
+
+    Paper, code and this class: the paper gives neither ω nor the share of hard pixels; the released code
+    (hritam-98/SemiDAViL) has 0.5 and 0.2, mines over all images of a batch, and adds 1e-8 to the counts; its
+    k is not at least 1, and an empty batch gives a constant without a graph. Equation 10 prints a factor p
+    for 1/p. Here k ≥ ``min_kept``, absent classes are skipped, and an empty H gives 0 in the graph.
+
+    Args:
+        omega: ω in [0, 1]; small values lift rare classes more.
+        hard_fraction: share of the valid pixels that H holds, in (0, 1].
+        scope: "batch" ranks the pixels of the whole batch, "image" those of each image. Counts are the
+            batch's in both.
+        min_kept: smallest k, ≥ 0; an H smaller than that holds all valid pixels.
+        normalize: "paper" divides by :math:`f_H^\omega` (equation 9), "unit" by the sum of the coefficients
+            :math:`f_{y_i}^{\omega-1}` over H, so that equal losses keep their value.
+        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        reduction: "mean" as above; "sum" without the division; "none" the terms
+            :math:`f_{y_i}^{\omega-1} q_i \ell_i`, 0 off H, in the target's shape.
+        process_group: ``None`` for this process's statistics, "world" or a group for those of all its ranks,
+            the threshold of H included.
+
+    Shape:
+        - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64.
+        - pixel_weight: q, (N, \*), non-negative; constant.
+
+    Raises:
+        ValueError: for shapes or options out of range.
+        TypeError: for dtypes.
+        IndexError: for a target that is no class (on the CPU).
+
+    Examples:
+        >>> criterion = DyCELoss(ignore_index=255)
+        >>> logits = torch.randn(2, 19, 64, 64, requires_grad=True)
+        >>> criterion(logits, torch.randint(0, 19, (2, 64, 64))).backward()
+    """
+
+    _shown = ("omega", "hard_fraction", "scope", "min_kept", "normalize")
+
+    def __init__(
+        self,
+        *,
+        omega: float = 0.5,
+        hard_fraction: float = 0.2,
+        scope: str = "batch",
+        min_kept: int = 1,
+        normalize: str = "paper",
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        process_group: ProcessGroup = None,
+    ) -> None:
+        _check(omega, hard_fraction, scope, min_kept, normalize)
+        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        self.omega = omega
+        self.hard_fraction = hard_fraction
+        self.scope = scope
+        self.min_kept = min_kept
+        self.normalize = normalize
+
+    def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        return dyce_loss(
+            input,
+            target,
+            pixel_weight=pixel_weight,
+            omega=self.omega,
+            hard_fraction=self.hard_fraction,
+            scope=self.scope,
+            min_kept=self.min_kept,
+            normalize=self.normalize,
+            **self.common,
+        )
+
+
+def _check(omega: float, hard_fraction: float, scope: str, min_kept: int, normalize: str) -> None:
+    check_range("omega", omega, 0, 1)
+    check_range("hard_fraction", hard_fraction, 0, 1, open_low=True)
+    check_choice("scope", scope, ("batch", "image"))
+    if isinstance(min_kept, bool) or not isinstance(min_kept, int) or min_kept < 0:
+        raise ValueError(f"Expected min_kept to be an int >= 0, got {min_kept!r}.")
+    check_choice("normalize", normalize, ("paper", "unit"))

@@ -1,0 +1,139 @@
+r"""Focal loss over the softmax (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017).
+
+.. math:: L = \frac{1}{N} \sum_i \alpha_{y_i} (1 - p_{i,y_i})^{\gamma}\, \ell_i
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from classbalance_losses._validate import (
+    as_class_vector,
+    check_call,
+    check_class_vector,
+    check_range,
+)
+from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
+from classbalance_losses.ops.reduction import global_sum, reduce_loss
+from classbalance_losses.ops.shape import focal_modulated
+from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
+
+if TYPE_CHECKING:
+    from classbalance_losses._distributed import ProcessGroup
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    gamma: float = 2.0,
+    alpha: float | Sequence[float] | Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    process_group: ProcessGroup = None,
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.FocalLoss`, which describes the arguments."""
+    check_range("gamma", gamma, 0)
+    check_call(
+        input,
+        target,
+        pixel_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        process_group=process_group,
+    )
+
+    target = long_target(target)
+    keep = valid_pixels(target, ignore_index)
+    loss = focal_modulated(pixel_cross_entropy(input, target, keep), gamma)
+    balance = _balance(alpha, input, target, keep)
+    weighted = scaled(loss, balance, kept_weight(pixel_weight, keep, loss.dtype))
+    valid = global_sum(keep, process_group)
+    return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
+
+
+def _balance(
+    alpha: float | Sequence[float] | Tensor | None, input: Tensor, target: Tensor, keep: Tensor
+) -> Tensor | None:
+    """Return α_y for each pixel, or None where it is 1."""
+    alpha = _checked_alpha(alpha)
+    if alpha is None:
+        return None
+    if isinstance(alpha, float):
+        return torch.full_like(target, alpha, dtype=torch.float32)
+    check_class_vector("alpha", alpha, input.shape[1])
+    return per_pixel(alpha.to(input.device), target, keep)
+
+
+def _checked_alpha(alpha: float | Sequence[float] | Tensor | None) -> float | Tensor | None:
+    if alpha is None:
+        return None
+    if isinstance(alpha, (int, float)):
+        check_range("alpha", alpha, 0)
+        return float(alpha)
+    return as_class_vector("alpha", alpha)
+
+
+class FocalLoss(PixelLoss):
+    r"""Focal loss over the softmax: well-classified pixels fade as :math:`(1 - p_y)^\gamma` (Lin et al. 2017).
+
+    .. math:: L = \frac{1}{N} \sum_i \alpha_{y_i} (1 - p_{i,y_i})^{\gamma}\, q_i\, \ell_i
+
+    The factor on the cross-entropy's gradient is
+    :math:`F(p) = (1-p)^\gamma - \gamma p (1-p)^{\gamma-1} \log p`, which exceeds 1 for hard pixels (up to 1.22
+    for γ = 2): the loss does not only fade the easy ones. γ = 0 is cross-entropy.
+
+    The original is one sigmoid a class, divided by the number of objects; with a softmax, the mean over valid
+    pixels is the usual choice, and what makes γ = 0 equal ``F.cross_entropy``. A scalar α only scales; pass a
+    vector to balance classes. Value and gradient are finite for any logits, also for γ < 1.
+
+    Args:
+        gamma: γ ≥ 0.
+        alpha: ``None``, a number ≥ 0, or one number for each class, (C,).
+        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        reduction: "mean" over the valid pixels; "sum"; "none" the terms, in the target's shape.
+        process_group: ``None`` to count this process's valid pixels, "world" or a group for all its ranks'.
+
+    Shape:
+        - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64.
+        - pixel_weight: q, (N, \*), non-negative; constant.
+
+    Raises:
+        ValueError: for shapes or options out of range.
+        TypeError: for dtypes.
+        IndexError: for a target that is no class (on the CPU).
+    """
+
+    _shown = ("gamma", "alpha")
+    alpha: float | Tensor | None
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 2.0,
+        alpha: float | Sequence[float] | Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        process_group: ProcessGroup = None,
+    ) -> None:
+        check_range("gamma", gamma, 0)
+        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        self.gamma = gamma
+        checked = _checked_alpha(alpha)
+        if isinstance(checked, Tensor):
+            self.register_buffer("alpha", checked)
+        else:
+            self.alpha = checked
+
+    def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        return focal_loss(
+            input, target, pixel_weight=pixel_weight, gamma=self.gamma, alpha=self.alpha, **self.common
+        )

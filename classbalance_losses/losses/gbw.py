@@ -1,0 +1,374 @@
+r"""GBW, gradient-based class weighting: at every step the weights solve a small quadratic programme.
+
+Alcover-Couso, Escudero-Viñolo, SanMiguel, Bescós, "Gradient-based Class Weighting for Unsupervised Domain
+Adaptation in Dense Prediction Visual Tasks", arXiv 2407.01327, equations 11 and 2:
+
+.. math::
+    v = \arg\min_v\; -g^\top v + \lambda \lVert v \rVert^2
+        \;\text{s.t.}\; v \ge 0,\; \sum_c v_c = C, \qquad g_c = \lVert \nabla l_c \rVert^2
+
+.. math:: L = \frac{1}{N} \sum_i v_{y_i}\, \ell_i \qquad\text{or}\qquad L = \sum_c v_c\, m_c
+
+:math:`l_c = m_c` is the mean cross-entropy of class c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from classbalance_losses._validate import (
+    FLOATS,
+    check_call,
+    check_choice,
+    check_class_vector,
+    check_input_target,
+    check_pixel_weight,
+    check_range,
+)
+from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.gradients import READINGS, Pixels, gather_pixels, squared_norms
+from classbalance_losses.ops.pixel import long_target, pick_class, pixel_log_softmax, valid_pixels
+from classbalance_losses.ops.projection import project_to_simplex, solve_with_cvxpy
+from classbalance_losses.ops.reduction import reduce_loss
+from classbalance_losses.ops.weights import inverse_power, kept_weight, per_pixel, scaled
+
+if TYPE_CHECKING:
+    from classbalance_losses._distributed import ProcessGroup
+
+
+class Programme(NamedTuple):
+    """How the weights are found."""
+
+    regularization: float = 1.0
+    gradient: str = "pixel_mean"
+    classes: str = "all"
+    solver: str = "projection"
+
+    def check(self) -> None:
+        """Check the options."""
+        check_range("regularization", self.regularization, 0, open_low=True)
+        check_choice("gradient", self.gradient, READINGS)
+        check_choice("classes", self.classes, ("all", "present"))
+        check_choice("solver", self.solver, ("projection", "cvxpy"))
+
+    def solve(self, pixels: Pixels) -> Tensor:
+        """Return v (C,) in float64 for one batch."""
+        norms = squared_norms(pixels, self.gradient)
+        present = pixels.count > 0
+        if self.solver == "cvxpy":
+            return _solve_on_host(norms, present, self)
+        point = norms / (2 * self.regularization)
+        if self.classes == "all":
+            return project_to_simplex(point, float(point.shape[0]))
+        return torch.where(present, project_to_simplex(point, present.sum(), present), 1)
+
+
+def _solve_on_host(norms: Tensor, present: Tensor, programme: Programme) -> Tensor:
+    """Solve by cvxpy, over the classes that take part; this one synchronises."""
+    part = torch.ones_like(present) if programme.classes == "all" else present
+    weights = torch.ones_like(norms)
+    if bool(part.any()):
+        total = float(part.sum())
+        weights[part] = solve_with_cvxpy(norms[part], programme.regularization, total, None)
+    return weights
+
+
+def gbw_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    features: Tensor | None = None,
+    regularization: float = 1.0,
+    gradient: str = "pixel_mean",
+    classes: str = "all",
+    apply: str = "pixel",
+    solver: str = "projection",
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    process_group: ProcessGroup = None,
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.GBWLoss`, which describes the arguments.
+
+    It keeps nothing between calls: the weights are this batch's.
+    """
+    programme = Programme(regularization, gradient, classes, solver)
+    programme.check()
+    check_choice("apply", apply, ("pixel", "class"))
+    check_call(
+        input,
+        target,
+        pixel_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        process_group=process_group,
+    )
+    check_features(features, input, gradient)
+    log_prob, pixels = _prepare(input, target, pixel_weight, features, ignore_index, process_group)
+    return _weigh(log_prob, pixels, programme.solve(pixels), apply, reduction)
+
+
+def gbw_class_weights(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    features: Tensor | None = None,
+    regularization: float = 1.0,
+    gradient: str = "pixel_mean",
+    classes: str = "all",
+    solver: str = "projection",
+    ignore_index: int = -100,
+    process_group: ProcessGroup = None,
+) -> Tensor:
+    """Return GBW's class weights v (C,) for one batch, in float32 or the logits' float64; no gradient.
+
+    The arguments, and what is raised, are those of :class:`classbalance_losses.GBWLoss`.
+    """
+    programme = Programme(regularization, gradient, classes, solver)
+    programme.check()
+    pixels = _checked_pixels(input, target, pixel_weight, features, gradient, ignore_index, process_group)
+    return programme.solve(pixels).to(pixels.log_prob.dtype)
+
+
+def class_gradient_norms(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    features: Tensor | None = None,
+    gradient: str = "pixel_mean",
+    ignore_index: int = -100,
+    process_group: ProcessGroup = None,
+) -> Tensor:
+    r"""Return the squared gradient norm of each class's loss, g (C,), in closed form.
+
+    With :math:`\delta_i = p_i - e_{y_i}`, the gradient of a pixel's cross-entropy, and q = ``pixel_weight``:
+
+    ===================== ==========================================================================
+    ``gradient``          :math:`g_c`
+    ===================== ==========================================================================
+    "pixel_mean"          :math:`\frac{1}{n_c} \sum_{y_i = c} \lVert q_i \delta_i \rVert^2`, in [0, 2]
+    "class_logits"        :math:`\lVert \nabla_z l_c \rVert^2`, the above over :math:`n_c`
+    "official"            :math:`\sum_i \delta_{ic}^2 / (n_{y_i} + 1)^2`, as released (without q)
+    "bias"                :math:`\lVert \frac{1}{n_c} \sum_{y_i = c} q_i \delta_i \rVert^2`
+    "loss"                :math:`\frac{1}{n_c} \sum_{y_i = c} q_i \ell_i` (no squared norm)
+    "last_layer_weight"   :math:`\lVert \frac{1}{n_c} \sum_{y_i = c} q_i \delta_i f_i^\top \rVert_F^2`
+    ===================== ==========================================================================
+
+    "bias" and "last_layer_weight" are the exact gradients of :math:`l_c` with respect to a last layer
+    :math:`z = W f + b`. An absent class has norm 0, except under "official", whose channel c also collects
+    other classes' false positives. The last three rows depend on no choice of the paper's; the first is this
+    library's default because its scale, unlike that of the second, does not shrink with the number of pixels.
+
+    Args:
+        input: logits (N, C, \*).
+        target: class indices (N, \*).
+        pixel_weight: q, (N, \*), non-negative.
+        features: f, (N, D, \*), what enters the last layer; for "last_layer_weight" alone.
+        gradient: one of the rows above.
+        ignore_index: the label of pixels to leave out.
+        process_group: ``None``, "world" or a group, over whose ranks the sums run.
+
+    Returns:
+        g, (C,), in float32 or the logits' float64; no gradient.
+
+    Raises:
+        ValueError: for shapes or options out of range, or features missing or not used.
+        TypeError: for dtypes.
+        IndexError: for a target that is no class (on the CPU).
+    """
+    check_choice("gradient", gradient, READINGS)
+    pixels = _checked_pixels(input, target, pixel_weight, features, gradient, ignore_index, process_group)
+    return squared_norms(pixels, gradient).to(pixels.log_prob.dtype)
+
+
+def _checked_pixels(
+    input: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    features: Tensor | None,
+    gradient: str,
+    ignore_index: int,
+    process_group: ProcessGroup,
+) -> Pixels:
+    check_input_target(input, target, ignore_index)
+    check_pixel_weight(pixel_weight, target)
+    check_features(features, input, gradient)
+    return _prepare(input.detach(), target, pixel_weight, features, ignore_index, process_group)[1]
+
+
+def check_features(features: Tensor | None, input: Tensor, gradient: str) -> None:
+    """Check that features are given exactly where they are used, at the logits' size."""
+    if gradient != "last_layer_weight":
+        if features is not None:
+            raise ValueError(
+                f"features= is used by gradient='last_layer_weight' only, got gradient={gradient!r}."
+            )
+        return
+    if features is None:
+        raise ValueError(
+            "gradient='last_layer_weight' needs features=, what enters the last layer, (N, D, *)."
+        )
+    if features.dtype not in FLOATS:
+        raise TypeError(f"Expected floating-point features, got dtype {features.dtype}.")
+    if features.ndim != input.ndim or (features.shape[0], *features.shape[2:]) != (
+        input.shape[0],
+        *input.shape[2:],
+    ):
+        raise ValueError(
+            f"Expected features of shape (N, D, *) with the batch and spatial size of input {tuple(input.shape)}, "
+            f"got {tuple(features.shape)}. Where logits are resized after the last layer, resize the features too."
+        )
+
+
+def _prepare(
+    input: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    features: Tensor | None,
+    ignore_index: int,
+    process_group: ProcessGroup,
+) -> tuple[Tensor, Pixels]:
+    """Return the log-probabilities with their graph, and the batch as constants."""
+    target = long_target(target)
+    keep = valid_pixels(target, ignore_index)
+    log_prob = pixel_log_softmax(input, keep)
+    pixels = gather_pixels(
+        log_prob, target, keep, pixel_weight=pixel_weight, features=features, process_group=process_group
+    )
+    return log_prob, pixels
+
+
+def _weigh(log_prob: Tensor, pixels: Pixels, class_weight: Tensor, apply: str, reduction: str) -> Tensor:
+    """Return the loss under given class weights v (C,)."""
+    loss = -pick_class(log_prob, pixels.target, pixels.keep)
+    if apply == "class":
+        class_weight = class_weight * inverse_power(pixels.count, 1)  # v_c / n_c
+    weight = per_pixel(class_weight, pixels.target, pixels.keep)
+    weighted = scaled(loss, weight, kept_weight(pixels.weight, pixels.keep, loss.dtype))
+    # Equation 2 is a sum of class means: its division is in the weights already.
+    valid = pixels.count.sum()
+    normalizer = valid if apply == "pixel" else torch.ones_like(valid)
+    return reduce_loss(
+        weighted, reduction=reduction, normalizer=normalizer, process_group=pixels.process_group
+    )
+
+
+class GBWLoss(PixelLoss):
+    r"""Cross-entropy whose class weights solve a quadratic programme over class gradients, at every step.
+
+    .. math::
+        L = \frac{1}{N} \sum_i q_i\, v_{y_i}\, \ell_i, \qquad
+        v = \arg\min_{v \ge 0,\; \sum_c v_c = C} -g^\top v + \lambda \lVert v \rVert^2
+
+    (Alcover-Couso et al., arXiv 2407.01327, equation 11). :math:`g_c` is the squared gradient norm of class
+    c's mean loss; the readings of it are in :func:`classbalance_losses.functional.class_gradient_norms`.
+    The solution is a projection, :math:`v_c = \max(0, g_c / (2\lambda) - \tau)`: while all weights are positive,
+    :math:`v_c = 1 + (g_c - \bar g) / (2 \lambda)`. λ → ∞ is cross-entropy. v carries no gradient.
+
+    Paper, code and this class: the paper's literal gradient of a mean over pixels shrinks as :math:`1/n_c`,
+    and so does the released code's (RobertoAlcoverCouso/GBPCW), so that at the paper's λ = 1 its weights stay
+    within about 0.1 % of 1; the paper's ablation over λ fits a gradient of order 1. Hence the default
+    "pixel_mean", in [0, 2]: for λ ≥ 1 every weight lies in [0, 2]. The released code fixes λ = 1 and 19 classes,
+    falls back to plain cross-entropy on any exception, and divides by ignored pixels too; "official"
+    is its gradient alone. The QP's extra term -λ there changes nothing: the projection ignores constant shifts.
+
+    Args:
+        regularization: λ > 0, in the units of g.
+        gradient: "pixel_mean", "class_logits", "official", "bias", "loss" (class weighting by loss, LBW) or
+            "last_layer_weight" (then pass ``features=``).
+        classes: "all": v sums to C, and absent classes, with norm 0, keep their share. "present": the
+            programme runs over the K present classes, with sum K, and absent classes have weight 1.
+        apply: "pixel" as above (released code); "class" for equation 2, :math:`\sum_c v_c m_c`.
+        solver: "projection": exact, on the device, no synchronisation. "cvxpy": the QP as printed, on the host.
+        momentum: m in [0, 1] for :math:`v \leftarrow m\, v_{\text{last}} + (1 - m)\, v`; the first batch has
+            its own weights. ``None``: every batch has its own.
+        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        reduction: "mean" divides by the valid pixels ("pixel"; under "class" the sum is the loss); "sum";
+            "none" the terms :math:`q_i v_{y_i} \ell_i` (under "class" over :math:`n_{y_i}`).
+        process_group: ``None`` for this process's statistics, "world" or a group for those of all its ranks.
+
+    Attributes:
+        class_weight: the weights last used in training, (C,), a buffer; empty before the first call. In
+            evaluation mode nothing is stored.
+
+    Shape:
+        - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64.
+        - pixel_weight: q, (N, \*), non-negative; constant. It scales the pixel's gradient in g too
+          (equation 12), so a class of low confidence does not win its weight back.
+        - features: (N, D, \*), what enters the last layer; for "last_layer_weight" alone.
+
+    Raises:
+        ValueError: for shapes or options out of range.
+        TypeError: for dtypes.
+        IndexError: for a target that is no class (on the CPU).
+        ModuleNotFoundError: if cvxpy is asked for and not installed.
+    """
+
+    _shown = ("regularization", "gradient", "classes", "apply_to", "solver", "momentum")
+    class_weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        regularization: float = 1.0,
+        gradient: str = "pixel_mean",
+        classes: str = "all",
+        apply: str = "pixel",
+        solver: str = "projection",
+        momentum: float | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        process_group: ProcessGroup = None,
+    ) -> None:
+        programme = Programme(regularization, gradient, classes, solver)
+        programme.check()
+        check_choice("apply", apply, ("pixel", "class"))
+        if momentum is not None:
+            check_range("momentum", momentum, 0, 1)
+        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        self.regularization = regularization
+        self.gradient = gradient
+        self.classes = classes
+        self.apply_to = apply  # `apply` is a method of every nn.Module
+        self.solver = solver
+        self.momentum = momentum
+        self.register_buffer("class_weight", torch.empty(0))
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        pixel_weight: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        check_call(input, target, pixel_weight, **self.common)
+        check_features(features, input, self.gradient)
+        log_prob, pixels = _prepare(
+            input, target, pixel_weight, features, self.ignore_index, self.process_group
+        )
+        programme = Programme(self.regularization, self.gradient, self.classes, self.solver)
+        class_weight = self._smoothed(programme.solve(pixels))
+        return _weigh(log_prob, pixels, class_weight, self.apply_to, self.reduction)
+
+    def _smoothed(self, class_weight: Tensor) -> Tensor:
+        """Blend a batch's weights into the stored ones, and store the result in training."""
+        class_weight = class_weight.float()
+        known = self.class_weight.numel() > 0
+        if known:
+            check_class_vector("input's weights", self.class_weight, class_weight.shape[0])
+        if self.momentum is not None and known:
+            class_weight = self.momentum * self.class_weight + (1 - self.momentum) * class_weight
+        if self.training:
+            if known:
+                self.class_weight.copy_(class_weight)
+            else:
+                self.class_weight = class_weight.clone()
+        return class_weight

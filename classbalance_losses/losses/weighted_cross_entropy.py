@@ -1,0 +1,164 @@
+r"""Weighted cross-entropy: class weights that are given, or estimated from the batches.
+
+.. math:: L = \frac{1}{Z} \sum_i w_{y_i}\, \ell_i, \qquad Z = \sum_i w_{y_i} \;\text{or}\; N
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from classbalance_losses._validate import (
+    as_class_vector,
+    check_call,
+    check_choice,
+    check_class_vector,
+    check_range,
+)
+from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.pixel import long_target, pick_class, pixel_log_softmax, valid_pixels
+from classbalance_losses.ops.reduction import global_sum, reduce_loss
+from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
+
+if TYPE_CHECKING:
+    from classbalance_losses._distributed import ProcessGroup
+
+    # (loss (N, *), target (N, *), keep (N, *), number of classes, process group) -> weights (C,)
+    Estimator = Callable[[Tensor, Tensor, Tensor, int, ProcessGroup], Tensor]
+
+
+def weighted_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | Estimator | None = None,
+    *,
+    pixel_weight: Tensor | None = None,
+    normalize: str = "weights",
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    process_group: ProcessGroup = None,
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.WeightedCrossEntropyLoss`, which describes the arguments."""
+    _check(normalize, label_smoothing)
+    check_call(
+        input,
+        target,
+        pixel_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        process_group=process_group,
+    )
+
+    target = long_target(target)
+    keep = valid_pixels(target, ignore_index)
+    log_prob = pixel_log_softmax(input, keep)
+    loss = -pick_class(log_prob, target, keep)
+    class_weight = _class_weight(weight, loss, target, keep, input.shape[1], process_group)
+    class_weight = class_weight.to(loss.device, loss.dtype)
+
+    own = per_pixel(class_weight, target, keep)
+    loss = (1 - label_smoothing) * own * loss
+    if label_smoothing > 0:
+        spread = -(class_weight.view(-1, *[1] * (input.ndim - 2)) * log_prob).mean(1)
+        loss = loss + label_smoothing * torch.where(keep, spread, 0)
+
+    weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
+    normalizer = global_sum(own if normalize == "weights" else keep, process_group)
+    return reduce_loss(weighted, reduction=reduction, normalizer=normalizer, process_group=process_group)
+
+
+def _class_weight(
+    weight: Tensor | Estimator | None,
+    loss: Tensor,
+    target: Tensor,
+    keep: Tensor,
+    num_classes: int,
+    process_group: ProcessGroup,
+) -> Tensor:
+    """Return w (C,): ones, the given tensor, or what the estimator makes of this batch."""
+    if weight is None:
+        return torch.ones(num_classes, device=loss.device)
+    if not isinstance(weight, Tensor):
+        weight = weight(loss.detach(), target, keep, num_classes, process_group)
+    check_class_vector("weight", weight, num_classes)
+    return weight.detach()
+
+
+class WeightedCrossEntropyLoss(PixelLoss):
+    r"""Cross-entropy with class weights, given or estimated from the data.
+
+    .. math::
+        L = \frac{1}{Z} \sum_i w_{y_i}\, q_i\, \ell_i, \qquad
+        Z = \sum_i w_{y_i} \;\text{("weights")} \quad\text{or}\quad N \;\text{("pixels")}
+
+    With ``normalize="weights"`` this is ``torch.nn.CrossEntropyLoss``, whose mean does not change when all
+    weights are scaled; "pixels" divides by the number of valid pixels, as mmsegmentation and GBW's released
+    code do, so the scale of the weights matters. Label smoothing ε is torch's:
+    :math:`(1-\varepsilon) w_y \ell + \frac{\varepsilon}{C} \sum_c w_c (-\log p_c)`.
+
+    Source: Aurelio et al., "Learning from imbalanced data sets with weighted cross-entropy function", Neural
+    Processing Letters 50, 2019 (only its abstract was at hand: inverse class priors as weights;
+    :class:`~classbalance_losses.PixelFrequency` is that).
+
+    Args:
+        weight: w, a tensor or sequence (C,) of non-negative numbers; an estimator, such as
+            :class:`~classbalance_losses.PixelFrequency`, which sees every batch; or ``None`` for ones.
+        normalize: "weights" or "pixels".
+        label_smoothing: ε in [0, 1].
+        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        reduction: "mean" as above; "sum" without the division; "none" the terms, in the target's shape.
+        process_group: ``None`` for this process's statistics, "world" or a group for those of all its ranks.
+
+    Shape:
+        - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64.
+        - pixel_weight: q, (N, \*), non-negative; constant, and not part of Z.
+
+    Raises:
+        ValueError: for shapes or options out of range.
+        TypeError: for dtypes.
+        IndexError: for a target that is no class (on the CPU).
+    """
+
+    _shown = ("normalize", "label_smoothing")
+    weight: Tensor | Estimator | None
+
+    def __init__(
+        self,
+        weight: Tensor | Sequence[float] | Estimator | None = None,
+        *,
+        normalize: str = "weights",
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        process_group: ProcessGroup = None,
+    ) -> None:
+        _check(normalize, label_smoothing)
+        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        if weight is None or isinstance(weight, nn.Module) or callable(weight):
+            self.weight = weight
+        else:
+            self.register_buffer("weight", as_class_vector("weight", weight))
+        self.normalize = normalize
+        self.label_smoothing = label_smoothing
+
+    def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        return weighted_cross_entropy_loss(
+            input,
+            target,
+            self.weight,
+            pixel_weight=pixel_weight,
+            normalize=self.normalize,
+            label_smoothing=self.label_smoothing,
+            **self.common,
+        )
+
+
+def _check(normalize: str, label_smoothing: float) -> None:
+    check_choice("normalize", normalize, ("weights", "pixels"))
+    check_range("label_smoothing", label_smoothing, 0, 1)

@@ -1,0 +1,30 @@
+"""Stage 2: functions of a pixel's loss, or of its probabilities, alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def focal_modulated(loss: Tensor, gamma: float) -> Tensor:
+    r"""Return :math:`(1 - e^{-\ell})^\gamma \ell`, the focal loss as a function of the cross-entropy ℓ ≥ 0."""
+    if gamma == 0:
+        return loss
+    # At ℓ = 0 the derivative of the power alone is infinite for γ < 1; the product's is 0, and is what
+    # selecting (inside and outside) gives.
+    positive = loss > 0
+    safe = torch.where(positive, loss, 1)
+    return torch.where(positive, (-torch.expm1(-safe)) ** gamma * safe, 0)
+
+
+def log_complement(log_prob: Tensor) -> Tensor:
+    r"""Return :math:`\log(1 - p_k)` (N, C, *) from log-probabilities, finite wherever those are finite.
+
+    For the largest probability :math:`1 - p` would round to 0; there it is the sum of the others.
+    """
+    largest = log_prob.detach().argmax(1, keepdim=True)
+    classes = torch.arange(log_prob.shape[1], device=log_prob.device).view(-1, *[1] * (log_prob.ndim - 2))
+    is_largest = classes == largest
+    others = torch.where(is_largest, -torch.inf, log_prob).logsumexp(1, keepdim=True)
+    safe = torch.where(is_largest, -1.0, log_prob)
+    return torch.where(is_largest, others, torch.log1p(-safe.exp()))

@@ -1,0 +1,59 @@
+"""Similarities of queries to the keys of their class, without a key for every query and without waste.
+
+A product of all Q queries with all C·M keys computes C times too much, and a copy of its class's keys for every
+query needs Q·M·D numbers. Here the queries are laid out in blocks of one class each. A block holds
+B = ceil(Q / C) queries, so there are fewer than 2C blocks: the keys are copied at most twice, and at most half of
+the rows are padding, however the queries are spread over the classes. The layout's shape depends on Q and C alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from classbalance_losses.ops.counts import class_counts
+
+
+def class_blocks(labels: Tensor, keep: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay queries out in blocks of one class each.
+
+    ``labels`` (Q,) int64 and ``keep`` (Q,). Let B = max(1, ceil(Q / C)) be the block's size.
+
+    Returns:
+        ``slot`` (Q,): the place of each kept query in the layout, 0 for the others.
+        ``occupant`` (blocks, B): the query in each place; any query where there is none.
+        ``block_class`` (blocks,): the class of each block, in range even where the block is not used.
+    """
+    queries, device = labels.shape[0], labels.device
+    size = max(1, -(-queries // num_classes))
+    blocks = (queries + num_classes * (size - 1)) // size  # no spread over the classes needs more
+    index = torch.where(keep, labels, 0)
+
+    classes = torch.arange(num_classes, device=device)
+    seen = ((labels.unsqueeze(1) == classes) & keep.unsqueeze(1)).long().cumsum(0)
+    rank = seen.gather(1, index.unsqueeze(1)).squeeze(1) - 1
+    needed = (class_counts(labels, keep, num_classes) + size - 1) // size
+    last = needed.cumsum(0)
+    slot = torch.where(keep, (last - needed)[index] * size + rank, blocks * size)
+
+    places = torch.zeros(blocks * size + 1, dtype=torch.int64, device=device)
+    occupant = places.scatter(0, slot, torch.arange(queries, device=device))[:-1].view(blocks, size)
+    block = torch.arange(blocks, device=device)
+    block_class = torch.searchsorted(last, block, right=True).clamp(max=num_classes - 1)
+    return torch.where(keep, slot, 0), occupant, block_class
+
+
+def shared_similarities(queries: Tensor, labels: Tensor, keep: Tensor, keys: Tensor) -> Tensor:
+    """Return the products (Q, M) of each kept query with the keys of its class; the other rows mean nothing.
+
+    ``queries`` (Q, D), ``labels`` (Q,) int64, ``keep`` (Q,), ``keys`` (C, M, D).
+    """
+    slot, occupant, block_class = class_blocks(labels, keep, keys.shape[0])
+    rows = queries.index_select(0, occupant.flatten()).view(*occupant.shape, queries.shape[1])
+    product = torch.bmm(rows, keys.index_select(0, block_class).transpose(1, 2))
+    return product.flatten(0, 1).index_select(0, slot)
+
+
+def own_similarities(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the products (Q, M) of each query (Q, D) with keys of its own (Q, M, D)."""
+    return torch.bmm(keys, queries.unsqueeze(2)).squeeze(2)
