@@ -1,10 +1,10 @@
-"""What the modules share: the three common options, and buffers whose length the first batch decides."""
+"""What the modules share: the three common options."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-from torch import Tensor, nn
+from torch import nn
 
 from classbalance_losses._validate import check_common
 
@@ -45,11 +45,3 @@ class PixelLoss(nn.Module):
         """Show the hyper-parameters and the common options."""
         names = (*self._shown, "ignore_index", "reduction")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A buffer that waits for its first batch is empty: it takes the saved one's length.
-        for name, buffer in self._buffers.items():
-            saved = state_dict.get(prefix + name)
-            if buffer is not None and buffer.numel() == 0 and isinstance(saved, Tensor):
-                self._buffers[name] = buffer.new_empty(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]

@@ -34,6 +34,7 @@ from classbalance_losses.ops.pixel import long_target, pick_class, pixel_log_sof
 from classbalance_losses.ops.projection import project_to_simplex, solve_with_cvxpy
 from classbalance_losses.ops.reduction import reduce_loss
 from classbalance_losses.ops.weights import inverse_power, kept_weight, per_pixel, scaled
+from classbalance_losses.state.lazy import register_lazy_buffer
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
@@ -57,7 +58,7 @@ class Programme(NamedTuple):
     def solve(self, pixels: Pixels) -> Tensor:
         """Return v (C,) in float64 for one batch."""
         norms = squared_norms(pixels, self.gradient)
-        present = pixels.count > 0
+        present = pixels.n > 0
         if self.solver == "cvxpy":
             return _solve_on_host(norms, present, self)
         point = norms / (2 * self.regularization)
@@ -247,11 +248,11 @@ def _weigh(log_prob: Tensor, pixels: Pixels, class_weight: Tensor, apply: str, r
     """Return the loss under given class weights v (C,)."""
     loss = -pick_class(log_prob, pixels.target, pixels.keep)
     if apply == "class":
-        class_weight = class_weight * inverse_power(pixels.count, 1)  # v_c / n_c
+        class_weight = class_weight * inverse_power(pixels.n, 1)  # v_c / n_c
     weight = per_pixel(class_weight, pixels.target, pixels.keep)
     weighted = scaled(loss, weight, kept_weight(pixels.weight, pixels.keep, loss.dtype))
     # Equation 2 is a sum of class means: its division is in the weights already.
-    valid = pixels.count.sum()
+    valid = pixels.n.sum()
     normalizer = valid if apply == "pixel" else torch.ones_like(valid)
     return reduce_loss(
         weighted, reduction=reduction, normalizer=normalizer, process_group=pixels.process_group
@@ -338,7 +339,7 @@ class GBWLoss(PixelLoss):
         self.apply_to = apply  # `apply` is a method of every nn.Module
         self.solver = solver
         self.momentum = momentum
-        self.register_buffer("class_weight", torch.empty(0))
+        register_lazy_buffer(self, "class_weight")
 
     def forward(
         self,

@@ -30,7 +30,7 @@ class Pixels(NamedTuple):
     keep: Tensor  # (N, *), bool
     weight: Tensor | None  # q, (N, *), or None for 1
     features: Tensor | None  # (N, D, *): what enters the last layer
-    count: Tensor  # n_c over all ranks, (C,), int64
+    n: Tensor  # n_c over all ranks, (C,), int64
     process_group: ProcessGroup
 
     @property
@@ -74,17 +74,17 @@ def squared_norms(pixels: Pixels, reading: str) -> Tensor:
 def _pixel_mean(pixels: Pixels) -> Tensor:
     # g_c = 1/n_c Σ ‖q_i δ_i‖²
     norms = scaled(pixels.errors().square().sum(1), pixels.weight, pixels.weight)
-    return class_means(pixels.class_sum(norms), pixels.count)
+    return class_means(pixels.class_sum(norms), pixels.n)
 
 
 def _class_logits(pixels: Pixels) -> Tensor:
     # ‖∇_z l_c‖² of the class mean l_c: each pixel's gradient carries 1/n_c, so the sum of squares 1/n_c².
-    return class_means(_pixel_mean(pixels), pixels.count)
+    return class_means(_pixel_mean(pixels), pixels.n)
 
 
 def _official(pixels: Pixels) -> Tensor:
     # The released code's norm of logit channel c, all pixels' included: Σ_i δ_ic² / (n_{y_i} + 1)².
-    share = per_pixel((pixels.count + 1).double() ** -2, pixels.target, pixels.keep)
+    share = per_pixel((pixels.n + 1).double() ** -2, pixels.target, pixels.keep)
     channels = (pixels.errors().double().square() * share.unsqueeze(1)).transpose(0, 1).flatten(1)
     return all_reduce_sum(channels.sum(1), pixels.process_group)
 
@@ -94,13 +94,13 @@ def _bias(pixels: Pixels) -> Tensor:
     error = scaled(_rows(pixels.errors()), _column(pixels.weight))
     sums = class_vector_sums(error, pixels.target.flatten(), pixels.keep.flatten(), pixels.num_classes)
     sums = all_reduce_sum(sums.double(), pixels.process_group)
-    return class_means(sums, pixels.count.unsqueeze(1)).square().sum(1)
+    return class_means(sums, pixels.n.unsqueeze(1)).square().sum(1)
 
 
 def _loss(pixels: Pixels) -> Tensor:
     # g_c = 1/n_c Σ q_i ℓ_i: class weighting by loss, in the place of a squared norm.
     loss = -pick_class(pixels.log_prob, pixels.target, pixels.keep)
-    return class_means(pixels.class_sum(scaled(loss, pixels.weight)), pixels.count)
+    return class_means(pixels.class_sum(scaled(loss, pixels.weight)), pixels.n)
 
 
 def _last_layer_weight(pixels: Pixels) -> Tensor:
@@ -119,7 +119,7 @@ def _last_layer_weight(pixels: Pixels) -> Tensor:
             own = torch.where((target == c).unsqueeze(1), error, 0)
             products.append(own.T @ features)
     sums = all_reduce_sum(torch.stack(products).double(), pixels.process_group).flatten(1)
-    return class_means(sums, pixels.count.unsqueeze(1)).square().sum(1)
+    return class_means(sums, pixels.n.unsqueeze(1)).square().sum(1)
 
 
 def _rows(values: Tensor) -> Tensor:

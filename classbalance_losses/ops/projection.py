@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from classbalance_losses._validate import check_choice, check_range
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def project_to_simplex(point: Tensor, total: Tensor | float, mask: Tensor | None = None) -> Tensor:
@@ -102,7 +99,7 @@ def solve_with_cvxpy(
     norms: Tensor, regularization: float | None, total: float, quadratic: Tensor | None
 ) -> Tensor:
     """Solve the programme as printed, on the host, in float64."""
-    cvxpy: Any = import_cvxpy()
+    cvxpy = import_cvxpy()
     g = norms.double().cpu().numpy()
     v = cvxpy.Variable(len(g))
     if quadratic is not None:
@@ -116,7 +113,7 @@ def solve_with_cvxpy(
     return torch.as_tensor(v.value, dtype=torch.float64).clamp(min=0).to(norms.device)
 
 
-def import_cvxpy() -> Callable[..., Any]:
+def import_cvxpy() -> Any:
     """Import the optional solver when it is first needed."""
     try:
         import cvxpy  # noqa: PLC0415
@@ -124,4 +121,4 @@ def import_cvxpy() -> Callable[..., Any]:
         raise ModuleNotFoundError(
             "solver='cvxpy' needs cvxpy: pip install 'classbalance_losses[qp]', or use solver='projection'."
         ) from error
-    return cvxpy  # type: ignore[no-any-return]
+    return cvxpy
