@@ -20,7 +20,8 @@ def register_lazy_buffer(
     """
     module.register_buffer(name, torch.empty(0, dtype=dtype), persistent=persistent)
     if persistent:
-        module.register_load_state_dict_pre_hook(partial(_adopt_saved_shape, name))
+        register: Any = module.register_load_state_dict_pre_hook  # torch gives it no types
+        register(partial(_adopt_saved_shape, name))
 
 
 def _adopt_saved_shape(

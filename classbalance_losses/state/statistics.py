@@ -1,0 +1,174 @@
+"""Counts of a whole data set, and the class weights that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import RandomSampler
+
+from classbalance_losses._validate import INDICES, _check_target_range, check_choice
+from classbalance_losses.ops.class_weights import (
+    effective_number_weights,
+    image_frequency_weights,
+    median_frequency_weights,
+    pixel_frequency_weights,
+)
+from classbalance_losses.ops.image_counts import summed_image_counts
+from classbalance_losses.ops.pixel import long_target, valid_pixels
+from classbalance_losses.state.accumulate import count_batches
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+SCHEMES = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number")
+
+
+class ClassStatistics(nn.Module):
+    """Counts of the classes over a data set, kept in int64 buffers: saved, moved and restored with the module.
+
+    Example:
+        >>> statistics = ClassStatistics(19, ignore_index=255).accumulate(loader)  # doctest: +SKIP
+        >>> loss = WeightedCrossEntropyLoss(statistics.weights("median_frequency"))  # doctest: +SKIP
+
+    Args:
+        num_classes: C, at least 2.
+        ignore_index: the label of the pixels that do not count.
+
+    Attributes:
+        pixel_counts: valid pixels of each class, (C,).
+        image_counts: images that contain each class, (C,).
+        image_pixel_counts: valid pixels, of any class, of the images that contain each class, (C,).
+        num_images: images, a volume being one; 0-dim, like the next two.
+        num_pixels: valid pixels.
+        num_ignored: ignored pixels.
+
+    Raises:
+        ValueError: ``num_classes`` is below 2.
+    """
+
+    pixel_counts: Tensor
+    image_counts: Tensor
+    image_pixel_counts: Tensor
+    num_images: Tensor
+    num_pixels: Tensor
+    num_ignored: Tensor
+
+    def __init__(self, num_classes: int, *, ignore_index: int = -100) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"Expected num_classes of at least 2, got {num_classes}.")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        for name in ("pixel_counts", "image_counts", "image_pixel_counts"):
+            self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64))
+        for name in ("num_images", "num_pixels", "num_ignored"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+
+    def update(self, target: Tensor) -> None:
+        """Count a batch of label maps.
+
+        Args:
+            target: class indices (N, *) of uint8, int16, int32 or int64; each of the N maps is one image.
+
+        Raises:
+            TypeError: ``target`` has another dtype.
+            ValueError: ``target`` has no batch axis.
+            IndexError: a label is neither a class nor ``ignore_index`` (on CUDA: a device-side assertion).
+        """
+        if target.dtype not in INDICES:
+            raise TypeError(
+                f"Expected labels of uint8, int16, int32 or int64, got {target.dtype}. Call .long() on them."
+            )
+        if target.ndim == 0:
+            raise ValueError("Expected labels of shape (N, *), got a 0-dim tensor.")
+        _check_target_range(target, self.num_classes, self.ignore_index)
+        index = long_target(target)
+        keep = valid_pixels(index, self.ignore_index)
+        counts = summed_image_counts(index, keep, self.num_classes)
+        for name, count in counts._asdict().items():
+            getattr(self, name).add_(count)
+        self.num_images.add_(target.shape[0])
+        self.num_pixels.add_(keep.sum())
+        self.num_ignored.add_((~keep).sum())
+
+    def merge(self, other: ClassStatistics) -> ClassStatistics:
+        """Add the counts of another part of the data set (another worker's, another rank's); returns self.
+
+        Raises:
+            ValueError: ``other`` counts other classes, or ignores another label.
+        """
+        ours, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
+        if ours != theirs:
+            raise ValueError(
+                f"Expected statistics of {ours[0]} classes with ignore_index={ours[1]}, "
+                f"got {theirs[0]} classes with ignore_index={theirs[1]}."
+            )
+        for buffer, count in zip(self.buffers(), other.buffers(), strict=True):
+            buffer.add_(count.to(buffer.device))
+        return self
+
+    @property
+    def pixel_shares(self) -> Tensor:
+        """Share of each class in the valid pixels, (C,) of float64; all 0 where nothing has been counted."""
+        return self.pixel_counts / self.num_pixels.double().clamp(min=1)
+
+    def weights(self, scheme: str, **options: float) -> Tensor:
+        """Return class weights for ``WeightedCrossEntropyLoss`` or ``FocalLoss(alpha=...)``.
+
+        Args:
+            scheme: ``"pixel_frequency"``, ``"median_frequency"``, ``"image_frequency"`` or
+                ``"effective_number"``; :mod:`classbalance_losses.functional` has a function of each name with
+                ``_weights`` behind it. Loss-based weights need a model: use an estimator.
+            options: options of that function, such as ``power=0.5`` or ``beta=0.999``.
+
+        Returns:
+            Weights (C,), float32, 0 for a class without pixels.
+
+        Raises:
+            ValueError: ``scheme`` is unknown, or an option is out of its range.
+        """
+        check_choice("scheme", scheme, SCHEMES)
+        if scheme == "pixel_frequency":
+            return pixel_frequency_weights(self.pixel_counts, **options)
+        if scheme == "median_frequency":
+            return median_frequency_weights(self.pixel_counts, self.image_pixel_counts, **options)
+        if scheme == "image_frequency":
+            return image_frequency_weights(self.image_counts, self.num_images, **options)
+        return effective_number_weights(self.pixel_counts, **options)
+
+    def accumulate(
+        self,
+        loader: Iterable[Any],
+        *,
+        progress: bool = True,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ) -> ClassStatistics:
+        """Count every batch of a data loader; returns self.
+
+        Args:
+            loader: yields label maps (N, *), or (input, target), or a dict with "label" or "target".
+            progress: show a bar, where tqdm is installed.
+            checkpoint: file that keeps the counts every few seconds and when the loop is interrupted. Run
+                again with the same loader to go on: the saved counts replace this module's, and the batches
+                already counted are skipped (a data loader still has to read them, a sequence does not).
+
+        Raises:
+            ValueError: the checkpoint belongs to another loader or to other classes, or the loader shuffles.
+            TypeError: a batch holds no labels that could be found, or they have a wrong dtype.
+            IndexError: a label is neither a class nor ``ignore_index``.
+        """
+        if checkpoint is not None and isinstance(getattr(loader, "sampler", None), RandomSampler):
+            raise ValueError(
+                "Going on from a checkpoint needs a fixed order: expected a loader with shuffle=False."
+            )
+        source = f"{len(loader)} batches" if isinstance(loader, Sized) else "batches"
+        count_batches(self, loader, progress=progress, checkpoint=checkpoint, source=source)
+        return self
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"num_classes={self.num_classes}, ignore_index={self.ignore_index}"
