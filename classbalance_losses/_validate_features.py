@@ -132,3 +132,43 @@ def check_probability_map(name: str, probabilities: Tensor, features: Tensor, nu
         f"Expected {name} of shape {expected} for features of shape {tuple(features.shape)}, "
         f"got {tuple(probabilities.shape)}. {remedy}"
     )
+
+
+def check_pull_vectors(
+    queries: Tensor, query_labels: Tensor, prototypes: Tensor, class_weight: Tensor, ignore_index: int
+) -> None:
+    """Check queries (Q, D) and their labels (Q,) against prototypes (C, D) and weights (C,)."""
+    for name, value in (("queries", queries), ("prototypes", prototypes), ("class_weight", class_weight)):
+        check_floats(name, value)
+    check_labels("query_labels", query_labels)
+    if queries.ndim != 2:
+        raise ValueError(
+            f"Expected queries of shape (Q, D), got {tuple(queries.shape)}. From a map (N, D, *): "
+            "features.movedim(1, -1).flatten(0, -2)."
+        )
+    if prototypes.ndim != 2 or prototypes.shape[0] < 2:
+        raise ValueError(
+            f"Expected prototypes of shape (C, D) for at least 2 classes, got {tuple(prototypes.shape)}."
+        )
+    num_classes = prototypes.shape[0]
+    check_shape("query_labels", query_labels, (queries.shape[0],), "(Q,)")
+    check_shape("prototypes", prototypes, (num_classes, queries.shape[1]), "(C, D)")
+    check_shape("class_weight", class_weight, (num_classes,), "(C,)")
+    check_label_range(query_labels, num_classes, ignore_index)
+
+
+def check_negatives(
+    queries: Tensor, prototypes: Tensor, negatives: Tensor | None, negative_mask: Tensor | None
+) -> Tensor:
+    """Check negatives, (C, M, D) or (Q, M, D), and their mask; return the negatives."""
+    if negatives is None:
+        raise ValueError("objective='infonce' needs negatives, (C, M, D) or (Q, M, D). Did you mean 'mse'?")
+    check_floats("negatives", negatives)
+    sizes = (prototypes.shape[0], queries.shape[0])
+    if negatives.ndim != 3 or negatives.shape[0] not in sizes or negatives.shape[2] != queries.shape[1]:
+        raise ValueError(
+            f"Expected negatives of shape (C, M, D) = ({sizes[0]}, M, {queries.shape[1]}), shared by the queries "
+            f"of a class, or (Q, M, D) = ({sizes[1]}, M, {queries.shape[1]}), got {tuple(negatives.shape)}."
+        )
+    check_mask("negative_mask", negative_mask, tuple(negatives.shape[:2]))
+    return negatives

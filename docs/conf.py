@@ -31,21 +31,30 @@ html_theme = "furo"
 html_title = f"classbalance_losses {release}"
 
 _LITERAL = re.compile(r"(``.+?``|`.+?`)")
-_BULLET = re.compile(r"^\s*\* ")
 
 
 def escape_line(line: str) -> str:
-    """Escape the marks that mathematics uses and reStructuredText would read: |H|, (N, C, *), x_."""
-    if line.lstrip().startswith((">>>", "..")) or _BULLET.match(line):
-        return line
+    """Escape the marks that mathematics uses and reStructuredText would read: |H|, (N, C, *)."""
     parts = _LITERAL.split(line)
     parts[::2] = [re.sub(r"(?<!\\)([|*])", r"\\\1", part) for part in parts[::2]]
     return "".join(parts)
 
 
 def escape_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [escape_line(line) for line in lines]
+    """Escape the prose of a docstring; leave directives with their blocks, doctests and bullets alone."""
+    block_indent = None
+    for number, line in enumerate(lines):
+        text = line.lstrip()
+        indent = len(line) - len(text)
+        if block_indent is not None and text and indent <= block_indent:
+            block_indent = None
+        if text.startswith(".. "):
+            block_indent = indent
+        if block_indent is None and not text.startswith((">>>", "... ", "* ")):
+            lines[number] = escape_line(line)
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-docstring", escape_docstring, priority=400)  # before napoleon adds its own marks
+    app.connect(
+        "autodoc-process-docstring", escape_docstring, priority=400
+    )  # before napoleon adds its own marks

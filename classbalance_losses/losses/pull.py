@@ -1,4 +1,5 @@
-r"""The pull loss of T2S-DA: features of every class, in any style, drawn to the source's prototype of the class.
+r"""The pull loss of T2S-DA: features of every class, in any style, drawn to the source's prototype of the
+class.
 
 Wang, Shen, Fei, Li, Wu, Zhang, "Pulling Target to Source: A New Perspective on Domain Adaptive Semantic
 Segmentation", IJCV, equation 5:
@@ -6,13 +7,13 @@ Segmentation", IJCV, equation 5:
 .. math::
     L = \frac{1}{C} \sum_c w^*_c \sum_{(q, k^+) \in K_c^+} \ell(q, k^+)
 
-with InfoNCE (equation 4) or the squared distance between unit vectors for ℓ. Prototypes, negatives and weights
-are constants. No code by the authors could be found: what the paper leaves open is settled in the docstrings.
+with InfoNCE (equation 4) or the squared distance between unit vectors for ℓ. Prototypes, negatives and
+weights are constants. No code by the authors could be found: what the paper leaves open is settled in the
+docstrings.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,12 +26,11 @@ from classbalance_losses._validate_features import (
     check_even,
     check_feature_map,
     check_floats,
-    check_label_range,
-    check_labels,
     check_mask,
+    check_negatives,
     check_num_classes,
     check_probability_map,
-    check_shape,
+    check_pull_vectors,
 )
 from classbalance_losses.ops.counts import class_counts
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy
@@ -42,11 +42,12 @@ from classbalance_losses.ops.prototypes import (
     weights_from_confidence,
 )
 from classbalance_losses.ops.sampling import (
+    domain_equal_negatives,
+    pick_vectors,
     sample_class_balanced,
-    sample_domain_equal_negatives,
     unreliable_pixels,
 )
-from classbalance_losses.ops.similarity import own_similarities, shared_similarities
+from classbalance_losses.ops.similarity import negative_similarities
 from classbalance_losses.ops.weights import per_pixel
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def pull_loss(
     ignore_index: int = -100,
     process_group: ProcessGroup = None,
 ) -> Tensor:
-    r"""Pull each query to the prototype of its class, and with InfoNCE away from negatives (T2S-DA, equation 5).
+    r"""Pull each query to the prototype of its class, and with InfoNCE away from negatives (T2S-DA,
+    equation 5).
 
     .. math::
         L = \frac{1}{C} \sum_c w^*_c \, \frac{1}{n_c} \sum_{i:\, y_i = c} \ell_i
@@ -84,23 +86,24 @@ def pull_loss(
         \ell_i^{\text{mse}} = \lVert q - k^+ \rVert^2 = 2 - 2\, q \cdot k^+
 
     The gradient flows to the queries alone; prototypes, negatives and weights are constants. InfoNCE is a
-    cross-entropy whose logits are similarities over τ: with P its softmax, and before the scaling to length 1,
-    :math:`\partial \ell / \partial q = [-(1 - P_+) k^+ + \sum_j P_j k_j^-] / \tau`. It is 0 without negatives and
-    log(1 + m) where all keys are equal.
+    cross-entropy whose logits are similarities over τ: with P its softmax, and before the scaling to length
+    1, :math:`\partial \ell / \partial q = [-(1 - P_+) k^+ + \sum_j P_j k_j^-] / \tau`. It is 0 without
+    negatives and log(1 + m) where all keys are equal.
 
-    Readings: equation 5 sums a class's pairs, so a frequent class, which has more queries, weighs more than its
-    :math:`w^*_c` says, and ``pair_reduction="sum"`` is that; "mean" is this library's default. The 1/C stands as
-    printed, though the weights add up to 1 already.
+    Readings: equation 5 sums a class's pairs, so a frequent class, which has more queries, weighs more than
+    its :math:`w^*_c` says, and ``pair_reduction="sum"`` is that; "mean" is this library's default. The 1/C
+    stands as printed, though the weights add up to 1 already.
 
     Args:
         queries: the student's features, shape (Q, D), floating point.
         query_labels: their classes, shape (Q,), of any integer dtype.
         prototypes: k⁺ for each class, shape (C, D). A row of zeros means "no prototype": the queries of that
             class take no part.
-        negatives: k⁻, shape (C, M, D) where the queries of a class share them, or (Q, M, D). The first reading
-            holds if the first axis has length C, even where Q = C. Not used, and may be ``None``, with "mse".
-        class_weight: w*, shape (C,), used as given; see ``class_confidence_weights``. An absent class's weight
-            is not shared out among the others.
+        negatives: k⁻, shape (C, M, D) where the queries of a class share them, or (Q, M, D). The first
+            reading holds if the first axis has length C, even where Q = C. Not used, and may be ``None``,
+            with "mse".
+        class_weight: w*, shape (C,), used as given; see ``class_confidence_weights``. An absent class's
+            weight is not shared out among the others.
         objective: "infonce" or "mse".
         temperature: τ > 0, not used with "mse" (the paper's 0.2).
         pair_reduction: "mean" or "sum" over the queries of a class.
@@ -109,14 +112,14 @@ def pull_loss(
         negative_mask: shape (C, M) or (Q, M), as ``negatives``; bool. Vectors outside are left out.
         prototype_mask: shape (C,), bool; a class outside takes no part.
         ignore_index: label of the queries to leave out.
-        process_group: ``None`` for this process, ``"world"`` or a group to count the queries of all its ranks.
-            The value is then the joined batch's; the gradient is the number of ranks times the local part, so
-            that DistributedDataParallel's mean is the gradient of the joined batch. Prototypes and weights must
-            be the same on all ranks; negatives may differ.
+        process_group: ``None`` for this process, ``"world"`` or a group to count the queries of all its
+            ranks. The value is then the joined batch's; the gradient is the number of ranks times the local
+            part, so that DistributedDataParallel's mean is the gradient of the joined batch. Prototypes and
+            weights must be the same on all ranks; negatives may differ.
 
     Returns:
-        A scalar in float32 or, for float64 queries, float64. Without valid queries it is 0, in the graph. A query
-        of length 0 has no direction: similarity 0 to all keys, gradient 0.
+        A scalar in float32 or, for float64 queries, float64. Without valid queries it is 0, in the graph. A
+        query of length 0 has no direction: similarity 0 to all keys, gradient 0.
 
     Raises:
         ValueError: if a shape or an option does not fit.
@@ -125,56 +128,81 @@ def pull_loss(
     """
     _check_options(objective, temperature, pair_reduction)
     check_common(ignore_index, "mean", process_group)
-    _check_vectors(queries, query_labels, prototypes, class_weight, ignore_index)
+    check_pull_vectors(queries, query_labels, prototypes, class_weight, ignore_index)
     check_mask("query_mask", query_mask, tuple(query_labels.shape))
     check_mask("prototype_mask", prototype_mask, (prototypes.shape[0],))
-    contrast = objective == "infonce"
-    if contrast:
-        _check_negatives(queries, prototypes, negatives, negative_mask)
-
     dtype = torch.promote_types(queries.dtype, torch.float32)
-    num_classes = prototypes.shape[0]
+    labels = long_target(query_labels)
+
     with torch.autocast(queries.device.type, enabled=False):
-        keys = _constant(prototypes, prototype_mask, dtype)
-        labels = long_target(query_labels)
-        keep = in_classes(labels, num_classes, ignore_index)
+        if prototype_mask is not None:
+            prototypes = torch.where(prototype_mask.unsqueeze(1), prototypes, 0)
+        keys = unit_vectors(prototypes.detach().to(dtype))
+        keep = in_classes(labels, keys.shape[0], ignore_index)
         keep = keep & (keys != 0).any(1)[torch.where(keep, labels, 0)]
-        if query_mask is not None:
-            keep = keep & query_mask
-        index = torch.where(keep, labels, 0)
+        keep = keep if query_mask is None else keep & query_mask
+        labels = torch.where(keep, labels, 0)
+
         query = unit_vectors(torch.where(keep.unsqueeze(1), queries, 0).to(dtype))
-        positive = keys.index_select(0, index)
-        if contrast and negatives is not None:
-            away = _negative_logits(query, index, keep, negatives, negative_mask, num_classes)
-            toward = (query * positive).sum(1, keepdim=True)
-            logits = torch.cat([toward, away], 1) / temperature
-            loss = pixel_cross_entropy(logits, torch.zeros_like(index), keep)
-        else:
+        positive = keys.index_select(0, labels)  # k⁺ of each query
+        if objective == "mse":
             loss = torch.where(keep, (query - positive).square().sum(1), 0)
-        weight = _class_coefficients(labels, keep, class_weight, pair_reduction, process_group)
+        else:
+            away = check_negatives(queries, prototypes, negatives, negative_mask)
+            toward = (query * positive).sum(1, keepdim=True)
+            others = negative_similarities(query, labels, keep, away, negative_mask, keys.shape[0])
+            logits = torch.cat([toward, others], 1) / temperature
+            loss = pixel_cross_entropy(logits, torch.zeros_like(labels), keep)
+        weight = _pair_weight(labels, keep, class_weight, pair_reduction, process_group)
         total = (loss * per_pixel(weight, labels, keep).to(dtype)).sum()
     return joined_value(total, process_group)
 
 
+def _pair_weight(
+    labels: Tensor, keep: Tensor, class_weight: Tensor, pair_reduction: str, process_group: ProcessGroup
+) -> Tensor:
+    """Return the factor (C,) on each pair of a class: w* / C, over the class's pairs for their mean."""
+    num_classes = class_weight.shape[0]
+    weight = class_weight.detach().double() / num_classes
+    if pair_reduction == "sum":
+        return weight
+    count = all_reduce_sum(class_counts(labels, keep, num_classes), process_group)
+    return weight / count.clamp(min=1)
+
+
+def _check_options(objective: str, temperature: float, pair_reduction: str) -> None:
+    check_choice("objective", objective, ("infonce", "mse"))
+    check_range("temperature", temperature, 0, open_low=True)
+    check_choice("pair_reduction", pair_reduction, ("mean", "sum"))
+
+
+_SHOWN = (
+    *("num_classes", "objective", "temperature", "power", "unreliable_fraction", "queries_per_class"),
+    *("negatives", "pair_reduction", "momentum", "absent", "ignore_index"),
+)
+
+
 class PullLoss(nn.Module):
-    r"""The pull step of T2S-DA: queries, prototypes, negatives, dynamic class weights and the loss, in one call.
+    r"""The pull step of T2S-DA: queries, prototypes, negatives, dynamic class weights and the loss, in one
+    call.
 
     The queries are the student's features of source images in the target's style, drawn in proportion to each
-    class's share; the prototypes are the class means of the teacher's features of the source; the negatives are
-    half teacher's features of the source's other classes, half those of unreliable target pixels pseudo-labelled
-    with other classes; the weights are :math:`w^*_c \propto (1 - \mathrm{conf}(c))^\beta`, from the teacher's
-    confidence in the target pixels that it labels c. Then equation 5, see
-    :func:`~classbalance_losses.functional.pull_loss`. The paper adds it with a factor λ = 0.1 to the losses of
-    both domains.
+    class's share; the prototypes are the class means of the teacher's features of the source; the negatives
+    are half teacher's features of the source's other classes, half those of unreliable target pixels
+    pseudo-labelled with other classes; the weights are :math:`w^*_c \propto (1 - \mathrm{conf}(c))^\beta`,
+    from the teacher's confidence in the target pixels that it labels c. Then equation 5, see
+    :func:`~classbalance_losses.functional.pull_loss`. The paper adds it with a factor λ = 0.1 to the losses
+    of both domains.
 
     What the paper leaves open or misprints (no code by the authors could be found):
 
     * A class that no target pixel is labelled with has no confidence; see ``absent``. The paper takes the
-      confidence from the current batch; ``momentum=0`` is that. The default is a running mean, which starts at 0,
-      so that the first weights are nearly equal.
+      confidence from the current batch; ``momentum=0`` is that. The default is a running mean, which starts
+      at 0, so that the first weights are nearly equal.
     * Equation 5 sums over pairs; the default here is the mean, see ``pair_reduction``. Its 1/C is kept.
-    * Equation 15's union of negatives over c is read with the query's own class. A class's queries share a draw.
-    * β here is the power of equation 17, not the β of the Fourier stylisation (equation 7). The text on the
+    * Equation 15's union of negatives over c is read with the query's own class. A class's queries share a
+    draw. * β here is the power of equation 17, not the β of the Fourier stylisation (equation 7). The text
+    on the
       ablations cites wrong equations: τ is in equation 4, β in 17, and α in the choice of negatives.
     * "Below the α-percentile" is taken over the target pixels of the batch; see ``unreliable_pixels``.
 
@@ -191,14 +219,15 @@ class PullLoss(nn.Module):
         absent: a class that the target's pseudo-labels lack "carry" keeps its running mean; "max" counts as
             confidence 0, which enters the mean; "exclude" keeps its mean and gets weight 0 in this step.
         ignore_index: label of the student's and the source's pixels to leave out; their features may be NaN.
-        process_group: ``None`` for this process, ``"world"`` or a group: prototypes, confidences, the percentile
-            and the numbers of queries are then those of all its ranks. Queries and negatives are drawn on each
-            rank from its own pixels.
+        process_group: ``None`` for this process, ``"world"`` or a group: prototypes, confidences, the
+            percentile and the numbers of queries are then those of all its ranks. Queries and negatives are
+            drawn on each rank from its own pixels.
 
     Shape:
-        - student_features (N, D, \*) with student_labels (N, \*); source_features (N, D, \*) with source_labels
-          (N, \*); target_features (N, D, \*) with target_probabilities (N, C, \*), after the softmax. The three
-          may differ in N and in their spatial sizes; features and labels of one may not.
+        - student_features (N, D, \*) with student_labels (N, \*); source_features (N, D, \*) with
+        source_labels
+          (N, \*); target_features (N, D, \*) with target_probabilities (N, C, \*), after the softmax. The
+          three may differ in N and in their spatial sizes; features and labels of one may not.
         - Output: a scalar, in float32 or, for float64 student features, float64; gradient to them alone.
 
     Attributes:
@@ -268,11 +297,7 @@ class PullLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""
-        names = (
-            "num_classes", "objective", "temperature", "power", "unreliable_fraction", "queries_per_class",
-            "negatives", "pair_reduction", "momentum", "absent", "ignore_index",
-        )  # fmt: skip
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in _SHOWN)
 
     def forward(
         self,
@@ -312,19 +337,17 @@ class PullLoss(nn.Module):
             unreliable = unreliable_pixels(
                 confidence, fraction=self.unreliable_fraction, process_group=self.process_group
             )
-            source, source_mask, target, target_mask = sample_domain_equal_negatives(
-                source_labels,
-                pseudo_labels,
+            negatives, negative_mask = domain_equal_negatives(
+                (source_features, target_features),
+                (source_labels, pseudo_labels),
                 unreliable,
                 self.num_classes,
                 samples=self.negatives,
                 ignore_index=self.ignore_index,
                 generator=generator,
             )
-            keys = (_pick(source_features.detach(), source), _pick(target_features.detach(), target))
-            negatives, negative_mask = torch.cat(keys, 1), torch.cat([source_mask, target_mask], 1)
         return pull_loss(
-            _pick(student_features, drawn),
+            pick_vectors(student_features, drawn),
             student_labels.flatten()[drawn],
             prototypes,
             negatives,
@@ -337,3 +360,18 @@ class PullLoss(nn.Module):
             ignore_index=self.ignore_index,
             process_group=self.process_group,
         )
+
+    def _class_weight(self, confidence: Tensor, pseudo_labels: Tensor) -> Tensor:
+        if not self.training:
+            return self.class_weight.clone()
+        batch, present = class_confidence(
+            confidence, pseudo_labels, self.num_classes, process_group=self.process_group
+        )
+        everyone = torch.ones_like(present)
+        mixed = self.momentum * self.class_confidence + (1 - self.momentum) * batch
+        mean = torch.where(everyone if self.absent == "max" else present, mixed, self.class_confidence)
+        weight = weights_from_confidence(mean, present if self.absent == "exclude" else everyone, self.power)
+        # The loss keeps `weight` itself for its backward pass: the next step writes over the buffers.
+        self.class_confidence.copy_(mean)
+        self.class_weight.copy_(weight)
+        return weight

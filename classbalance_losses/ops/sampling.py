@@ -7,6 +7,7 @@ pixel.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -225,3 +226,35 @@ def unreliable_pixels(
     # With α = 1 there is no (k+1)-th: every kept pixel is meant.
     unreliable = (bits < percentile.unsqueeze(1)) | (below == total).unsqueeze(1)
     return unreliable.reshape(confidence.shape) & kept
+
+
+def pick_vectors(features: Tensor, index: Tensor) -> Tensor:
+    """Return the vectors (..., D) of a map (N, D, *) at the flattened pixels ``index`` (...)."""
+    size = math.prod(features.shape[2:])
+    flat = features.reshape(features.shape[0], features.shape[1], size)
+    return flat[index // max(size, 1), :, index % max(size, 1)]
+
+
+def domain_equal_negatives(
+    features: tuple[Tensor, Tensor],
+    labels: tuple[Tensor, Tensor],
+    target_unreliable: Tensor,
+    num_classes: int,
+    *,
+    samples: int,
+    ignore_index: int,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the drawn vectors (C, m, D) and their mask (C, m): the source's half, then the target's."""
+    source, source_valid, target, target_valid = sample_domain_equal_negatives(
+        *labels,
+        target_unreliable,
+        num_classes,
+        samples=samples,
+        ignore_index=ignore_index,
+        generator=generator,
+    )
+    vectors = [
+        pick_vectors(map_.detach(), index) for map_, index in zip(features, (source, target), strict=True)
+    ]
+    return torch.cat(vectors, 1), torch.cat([source_valid, target_valid], 1)

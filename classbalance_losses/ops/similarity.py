@@ -1,9 +1,10 @@
 """Similarities of queries to the keys of their class, without a key for every query and without waste.
 
-A product of all Q queries with all C·M keys computes C times too much, and a copy of its class's keys for every
-query needs Q·M·D numbers. Here the queries are laid out in blocks of one class each. A block holds
-B = ceil(Q / C) queries, so there are fewer than 2C blocks: the keys are copied at most twice, and at most half of
-the rows are padding, however the queries are spread over the classes. The layout's shape depends on Q and C alone.
+A product of all Q queries with all C·M keys computes C times too much, and a copy of its class's keys for
+every query needs Q·M·D numbers. Here the queries are laid out in blocks of one class each. A block holds B
+= ceil(Q / C) queries, so there are fewer than 2C blocks: the keys are copied at most twice, and at most
+half of the rows are padding, however the queries are spread over the classes. The layout's shape depends on
+Q and C alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses.ops.counts import class_counts
+from classbalance_losses.ops.prototypes import unit_vectors
 
 
 def class_blocks(labels: Tensor, keep: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,3 +59,25 @@ def shared_similarities(queries: Tensor, labels: Tensor, keep: Tensor, keys: Ten
 def own_similarities(queries: Tensor, keys: Tensor) -> Tensor:
     """Return the products (Q, M) of each query (Q, D) with keys of its own (Q, M, D)."""
     return torch.bmm(keys, queries.unsqueeze(2)).squeeze(2)
+
+
+def negative_similarities(
+    queries: Tensor, labels: Tensor, keep: Tensor, negatives: Tensor, mask: Tensor | None, num_classes: int
+) -> Tensor:
+    """Return the cosines (Q, M) of unit queries (Q, D) with their negatives, -inf for those masked out.
+
+    ``negatives`` (C, M, D), constant, are shared by the queries of a class; with another first axis, (Q, M,
+    D), they are each query's own. ``mask`` has their first two axes. ``labels`` (Q,) int64, in range
+    everywhere.
+    """
+    shared = negatives.shape[0] == num_classes
+    used = class_counts(labels, keep, num_classes) > 0 if shared else keep
+    allowed = used.unsqueeze(1).expand(negatives.shape[:2])
+    if mask is not None:
+        allowed = allowed & mask
+    # Vectors that nobody may see are replaced: they may be NaN, and 0 · NaN would reach a query's gradient.
+    clean = torch.where(allowed.unsqueeze(2), negatives.detach(), 0).to(queries.dtype)
+    keys = unit_vectors(clean)
+    if not shared:
+        return torch.where(allowed, own_similarities(queries, keys), -torch.inf)
+    return torch.where(allowed[labels], shared_similarities(queries, labels, keep, keys), -torch.inf)
