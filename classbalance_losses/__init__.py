@@ -7,14 +7,34 @@ from classbalance_losses.losses.dual_focal import DualFocalLoss
 from classbalance_losses.losses.dyce import DyCELoss
 from classbalance_losses.losses.focal import FocalLoss
 from classbalance_losses.losses.gbw import GBWLoss
+from classbalance_losses.losses.pull import PullLoss
 from classbalance_losses.losses.weighted_cross_entropy import WeightedCrossEntropyLoss
+from classbalance_losses.state import (
+    ClassStatistics,
+    ClassWeightEstimator,
+    Curriculum,
+    EffectiveNumber,
+    ImageFrequency,
+    LossBased,
+    MedianFrequency,
+    PixelFrequency,
+)
 
 __all__ = [
+    "ClassStatistics",
+    "ClassWeightEstimator",
+    "Curriculum",
     "DualCrossEntropyLoss",
     "DualFocalLoss",
     "DyCELoss",
+    "EffectiveNumber",
     "FocalLoss",
     "GBWLoss",
+    "ImageFrequency",
+    "LossBased",
+    "MedianFrequency",
+    "PixelFrequency",
+    "PullLoss",
     "WeightedCrossEntropyLoss",
     "__version__",
     "functional",

@@ -1,21 +1,50 @@
-"""Every loss and every piece of it as a function."""
+"""Every loss, and every piece of one that stands on its own, as a function."""
 
 from classbalance_losses.losses.dual_cross_entropy import dual_cross_entropy_loss
 from classbalance_losses.losses.dual_focal import dual_focal_loss
 from classbalance_losses.losses.dyce import dyce_loss
 from classbalance_losses.losses.focal import focal_loss
 from classbalance_losses.losses.gbw import class_gradient_norms, gbw_class_weights, gbw_loss
+from classbalance_losses.losses.pull import pull_loss
 from classbalance_losses.losses.weighted_cross_entropy import weighted_cross_entropy_loss
+from classbalance_losses.ops.class_weights import (
+    curriculum_weights,
+    effective_number_weights,
+    image_frequency_weights,
+    imagewise_frequency_weights,
+    loss_based_weights,
+    median_frequency_weights,
+    pixel_frequency_weights,
+)
 from classbalance_losses.ops.projection import solve_class_weights
+from classbalance_losses.ops.prototypes import class_confidence_weights, class_prototypes
+from classbalance_losses.ops.sampling import (
+    sample_class_balanced,
+    sample_domain_equal_negatives,
+    unreliable_pixels,
+)
 
 __all__ = [
+    "class_confidence_weights",
     "class_gradient_norms",
+    "class_prototypes",
+    "curriculum_weights",
     "dual_cross_entropy_loss",
     "dual_focal_loss",
     "dyce_loss",
+    "effective_number_weights",
     "focal_loss",
     "gbw_class_weights",
     "gbw_loss",
+    "image_frequency_weights",
+    "imagewise_frequency_weights",
+    "loss_based_weights",
+    "median_frequency_weights",
+    "pixel_frequency_weights",
+    "pull_loss",
+    "sample_class_balanced",
+    "sample_domain_equal_negatives",
     "solve_class_weights",
+    "unreliable_pixels",
     "weighted_cross_entropy_loss",
 ]
