@@ -1,0 +1,47 @@
+"""The Python of README.md and of the docs runs, and every loss has a page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import classbalance_losses
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def python_of(page: Path) -> str:
+    """Join the page's ```python blocks, keeping the line numbers of the page for tracebacks."""
+    text = page.read_text(encoding="utf-8")
+    lines = [""] * len(text.splitlines())
+    for block in BLOCK.finditer(text):
+        first = text.count("\n", 0, block.start(1))
+        code = block.group(1).splitlines()
+        lines[first : first + len(code)] = code
+    return "\n".join(lines)
+
+
+RUNNABLE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile(python_of(page), str(page), "exec"), {"__name__": page.stem})
+
+
+def test_readme_and_quickstart_have_code() -> None:
+    assert {ROOT / "README.md", ROOT / "docs" / "quickstart.md"} <= set(RUNNABLE)
+
+
+@pytest.mark.parametrize("name", [name for name in classbalance_losses.__all__ if name.endswith("Loss")])
+def test_every_loss_has_a_page_and_a_line_in_the_readme(name: str) -> None:
+    assert name in (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = (ROOT / "docs" / "losses").glob("*.md")
+    assert any(f"`{name}`" in page.read_text(encoding="utf-8") for page in pages)
