@@ -10,6 +10,7 @@ from classbalance_losses._validate import (
     INDICES,
     _check_target_range,
     can_read_values,
+    check_choice,
     check_range,
 )
 
@@ -132,6 +133,13 @@ def check_probability_map(name: str, probabilities: Tensor, features: Tensor, nu
         f"Expected {name} of shape {expected} for features of shape {tuple(features.shape)}, "
         f"got {tuple(probabilities.shape)}. {remedy}"
     )
+
+
+def check_pull_options(objective: str, temperature: float, pair_reduction: str) -> None:
+    """Check the options that the pull loss has as a function and as a module."""
+    check_choice("objective", objective, ("infonce", "mse"))
+    check_range("temperature", temperature, 0, open_low=True)
+    check_choice("pair_reduction", pair_reduction, ("mean", "sum"))
 
 
 def check_pull_vectors(

@@ -1,15 +1,13 @@
-r"""The pull loss of T2S-DA: features of every class, in any style, drawn to the source's prototype of the
-class.
+r"""The pull loss of T2S-DA: features of each class, in any style, drawn to the source's mean of that class.
 
-Wang, Shen, Fei, Li, Wu, Zhang, "Pulling Target to Source: A New Perspective on Domain Adaptive Semantic
-Segmentation", IJCV, equation 5:
+Haochen Wang et al., "Pulling Target to Source: A New Perspective on Domain Adaptive Semantic Segmentation",
+IJCV, equation 5:
 
 .. math::
     L = \frac{1}{C} \sum_c w^*_c \sum_{(q, k^+) \in K_c^+} \ell(q, k^+)
 
-with InfoNCE (equation 4) or the squared distance between unit vectors for ℓ. Prototypes, negatives and
-weights are constants. No code by the authors could be found: what the paper leaves open is settled in the
-docstrings.
+with InfoNCE (equation 4) or the squared distance between unit vectors for ℓ. Keys and weights are constants.
+No code by the authors could be found: what the paper leaves open is settled in the docstrings.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from classbalance_losses._distributed import all_reduce_sum, joined_value
+from classbalance_losses._distributed import joined_value
 from classbalance_losses._validate import check_choice, check_common, check_range
 from classbalance_losses._validate_features import (
     check_count,
@@ -30,10 +28,10 @@ from classbalance_losses._validate_features import (
     check_negatives,
     check_num_classes,
     check_probability_map,
+    check_pull_options,
     check_pull_vectors,
 )
-from classbalance_losses.ops.counts import class_counts
-from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy
+from classbalance_losses.ops.pixel import long_target
 from classbalance_losses.ops.prototypes import (
     class_confidence,
     class_prototypes,
@@ -47,7 +45,7 @@ from classbalance_losses.ops.sampling import (
     sample_class_balanced,
     unreliable_pixels,
 )
-from classbalance_losses.ops.similarity import negative_similarities
+from classbalance_losses.ops.similarity import contrast, pair_weight
 from classbalance_losses.ops.weights import per_pixel
 
 if TYPE_CHECKING:
@@ -70,8 +68,7 @@ def pull_loss(
     ignore_index: int = -100,
     process_group: ProcessGroup = None,
 ) -> Tensor:
-    r"""Pull each query to the prototype of its class, and with InfoNCE away from negatives (T2S-DA,
-    equation 5).
+    r"""Pull each query to its class's prototype, and with InfoNCE away from negatives (T2S-DA, equation 5).
 
     .. math::
         L = \frac{1}{C} \sum_c w^*_c \, \frac{1}{n_c} \sum_{i:\, y_i = c} \ell_i
@@ -86,9 +83,9 @@ def pull_loss(
         \ell_i^{\text{mse}} = \lVert q - k^+ \rVert^2 = 2 - 2\, q \cdot k^+
 
     The gradient flows to the queries alone; prototypes, negatives and weights are constants. InfoNCE is a
-    cross-entropy whose logits are similarities over τ: with P its softmax, and before the scaling to length
-    1, :math:`\partial \ell / \partial q = [-(1 - P_+) k^+ + \sum_j P_j k_j^-] / \tau`. It is 0 without
-    negatives and log(1 + m) where all keys are equal.
+    cross-entropy whose logits are similarities over τ: with P its softmax and q of length 1,
+    :math:`\partial \ell / \partial q = [-(1 - P_+) k^+ + \sum_j P_j k_j^-] / \tau`. It is 0 without negatives
+    and log(1 + m) where all keys are equal.
 
     Readings: equation 5 sums a class's pairs, so a frequent class, which has more queries, weighs more than
     its :math:`w^*_c` says, and ``pair_reduction="sum"`` is that; "mean" is this library's default. The 1/C
@@ -107,8 +104,8 @@ def pull_loss(
         objective: "infonce" or "mse".
         temperature: τ > 0, not used with "mse" (the paper's 0.2).
         pair_reduction: "mean" or "sum" over the queries of a class.
-        query_mask: shape (Q,), bool; queries outside are inert, as are those labelled ``ignore_index``: their
-            features may be NaN, and their gradient is exactly 0.
+        query_mask: shape (Q,), bool; queries outside are inert, as are those labelled ``ignore_index``: they
+            may be NaN, and their gradient is exactly 0.
         negative_mask: shape (C, M) or (Q, M), as ``negatives``; bool. Vectors outside are left out.
         prototype_mask: shape (C,), bool; a class outside takes no part.
         ignore_index: label of the queries to leave out.
@@ -126,7 +123,7 @@ def pull_loss(
         TypeError: if a dtype does not fit.
         IndexError: if a label is neither a class nor ``ignore_index`` (read on the CPU).
     """
-    _check_options(objective, temperature, pair_reduction)
+    check_pull_options(objective, temperature, pair_reduction)
     check_common(ignore_index, "mean", process_group)
     check_pull_vectors(queries, query_labels, prototypes, class_weight, ignore_index)
     check_mask("query_mask", query_mask, tuple(query_labels.shape))
@@ -149,42 +146,14 @@ def pull_loss(
             loss = torch.where(keep, (query - positive).square().sum(1), 0)
         else:
             away = check_negatives(queries, prototypes, negatives, negative_mask)
-            toward = (query * positive).sum(1, keepdim=True)
-            others = negative_similarities(query, labels, keep, away, negative_mask, keys.shape[0])
-            logits = torch.cat([toward, others], 1) / temperature
-            loss = pixel_cross_entropy(logits, torch.zeros_like(labels), keep)
-        weight = _pair_weight(labels, keep, class_weight, pair_reduction, process_group)
+            loss = contrast(query, positive, away, negative_mask, labels, keep, keys.shape[0], temperature)
+        weight = pair_weight(labels, keep, class_weight, pair_reduction, process_group)
         total = (loss * per_pixel(weight, labels, keep).to(dtype)).sum()
     return joined_value(total, process_group)
 
 
-def _pair_weight(
-    labels: Tensor, keep: Tensor, class_weight: Tensor, pair_reduction: str, process_group: ProcessGroup
-) -> Tensor:
-    """Return the factor (C,) on each pair of a class: w* / C, over the class's pairs for their mean."""
-    num_classes = class_weight.shape[0]
-    weight = class_weight.detach().double() / num_classes
-    if pair_reduction == "sum":
-        return weight
-    count = all_reduce_sum(class_counts(labels, keep, num_classes), process_group)
-    return weight / count.clamp(min=1)
-
-
-def _check_options(objective: str, temperature: float, pair_reduction: str) -> None:
-    check_choice("objective", objective, ("infonce", "mse"))
-    check_range("temperature", temperature, 0, open_low=True)
-    check_choice("pair_reduction", pair_reduction, ("mean", "sum"))
-
-
-_SHOWN = (
-    *("num_classes", "objective", "temperature", "power", "unreliable_fraction", "queries_per_class"),
-    *("negatives", "pair_reduction", "momentum", "absent", "ignore_index"),
-)
-
-
 class PullLoss(nn.Module):
-    r"""The pull step of T2S-DA: queries, prototypes, negatives, dynamic class weights and the loss, in one
-    call.
+    r"""The pull step of T2S-DA in one call: queries, prototypes, negatives, class weights and the loss.
 
     The queries are the student's features of source images in the target's style, drawn in proportion to each
     class's share; the prototypes are the class means of the teacher's features of the source; the negatives
@@ -200,10 +169,9 @@ class PullLoss(nn.Module):
       confidence from the current batch; ``momentum=0`` is that. The default is a running mean, which starts
       at 0, so that the first weights are nearly equal.
     * Equation 5 sums over pairs; the default here is the mean, see ``pair_reduction``. Its 1/C is kept.
-    * Equation 15's union of negatives over c is read with the query's own class. A class's queries share a
-    draw. * β here is the power of equation 17, not the β of the Fourier stylisation (equation 7). The text
-    on the
-      ablations cites wrong equations: τ is in equation 4, β in 17, and α in the choice of negatives.
+    * Equation 15's union of negatives over c is read with the query's own class, whose queries share a draw.
+    * β here is the power of equation 17, not the β of the Fourier stylisation (equation 7). The text on the
+      ablations cites wrong equations: τ is in equation 4, β in 17, α in the choice of negatives.
     * "Below the α-percentile" is taken over the target pixels of the batch; see ``unreliable_pixels``.
 
     Args:
@@ -253,6 +221,10 @@ class PullLoss(nn.Module):
 
     class_confidence: Tensor
     class_weight: Tensor
+    _shown = (
+        *("num_classes", "objective", "temperature", "power", "unreliable_fraction", "queries_per_class"),
+        *("negatives", "pair_reduction", "momentum", "absent", "ignore_index"),
+    )
 
     def __init__(
         self,
@@ -271,7 +243,7 @@ class PullLoss(nn.Module):
         process_group: ProcessGroup = None,
     ) -> None:
         check_num_classes(num_classes)
-        _check_options(objective, temperature, pair_reduction)
+        check_pull_options(objective, temperature, pair_reduction)
         check_range("power", power, 0)
         check_range("unreliable_fraction", unreliable_fraction, 0, 1)
         check_count("queries_per_class", queries_per_class)
@@ -297,7 +269,7 @@ class PullLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in _SHOWN)
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._shown)
 
     def forward(
         self,

@@ -9,11 +9,18 @@ Q and C alone.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses.ops.counts import class_counts
+from classbalance_losses.ops.pixel import pixel_cross_entropy
 from classbalance_losses.ops.prototypes import unit_vectors
+
+if TYPE_CHECKING:
+    from classbalance_losses._distributed import ProcessGroup
 
 
 def class_blocks(labels: Tensor, keep: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,3 +88,34 @@ def negative_similarities(
     if not shared:
         return torch.where(allowed, own_similarities(queries, keys), -torch.inf)
     return torch.where(allowed[labels], shared_similarities(queries, labels, keep, keys), -torch.inf)
+
+
+def contrast(
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    negative_mask: Tensor | None,
+    labels: Tensor,
+    keep: Tensor,
+    num_classes: int,
+    temperature: float,
+) -> Tensor:
+    """Return InfoNCE (Q,): stage 1's cross-entropy, its logits similarities over the temperature, its class 0 k⁺.
+
+    ``queries`` and ``positives`` (Q, D) of length 1; the rest as in :func:`negative_similarities`.
+    """
+    toward = (queries * positives).sum(1, keepdim=True)
+    away = negative_similarities(queries, labels, keep, negatives, negative_mask, num_classes)
+    return pixel_cross_entropy(torch.cat([toward, away], 1) / temperature, torch.zeros_like(labels), keep)
+
+
+def pair_weight(
+    labels: Tensor, keep: Tensor, class_weight: Tensor, pair_reduction: str, process_group: ProcessGroup
+) -> Tensor:
+    """Return the factor (C,) on each pair of a class: w* / C, over the class's pairs for their mean."""
+    num_classes = class_weight.shape[0]
+    weight = class_weight.detach().double() / num_classes
+    if pair_reduction == "sum":
+        return weight
+    count = all_reduce_sum(class_counts(labels, keep, num_classes), process_group)
+    return weight / count.clamp(min=1)
