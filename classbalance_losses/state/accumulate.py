@@ -48,6 +48,8 @@ class _Checkpoint:
     """Keeps the counts after each batch in memory, and in a file every few seconds and on the way out."""
 
     def __init__(self, path: Path, source: str) -> None:
+        if not path.parent.is_dir():
+            raise ValueError(f"{path.parent}: no such folder to keep the checkpoint in.")
         self.path, self.source = path, source
         self.latest: dict[str, Any] | None = None
         self.saved_at = time.monotonic()
@@ -108,7 +110,7 @@ def _with_bar(batches: Iterator[Any], loader: Any, done: int) -> Iterable[Any]:
     except ModuleNotFoundError:
         return batches
     total = len(loader) if isinstance(loader, Sized) else None
-    bar: Iterable[Any] = tqdm(batches, total=total, initial=done, unit="batch")
+    bar: Iterable[Any] = tqdm(batches, total=total, initial=done)
     return bar
 
 
