@@ -16,17 +16,21 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether vmap or grad of ``torch.func`` has wrapped the tensor; there is no public test for it."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def can_read_values(tensor: Tensor) -> bool:
     """Whether a value may be looked at: on the CPU, eagerly, outside ``torch.func`` transforms and tracers.
 
     Elsewhere a look would synchronise the device or break the graph.
     """
     return (
-        tensor.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and tensor.device.type == "cpu"
         and type(tensor) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        # There is no public test for a tensor that vmap or grad has wrapped.
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not is_transformed(tensor)
     )
 
 

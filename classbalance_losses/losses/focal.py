@@ -61,12 +61,12 @@ def focal_loss(
 def _balance(
     alpha: float | Sequence[float] | Tensor | None, input: Tensor, target: Tensor, keep: Tensor
 ) -> Tensor | None:
-    """Return α_y for each pixel, or None where it is 1."""
+    """Return α_y for each pixel, or one number for all, or None for 1."""
     alpha = _checked_alpha(alpha)
     if alpha is None:
         return None
     if isinstance(alpha, float):
-        return torch.full_like(target, alpha, dtype=torch.float32)
+        return torch.full((), alpha, device=input.device)
     check_class_vector("alpha", alpha, input.shape[1])
     return per_pixel(alpha.to(input.device), target, keep)
 

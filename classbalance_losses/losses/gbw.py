@@ -27,6 +27,7 @@ from classbalance_losses._validate import (
     check_input_target,
     check_pixel_weight,
     check_range,
+    is_transformed,
 )
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.gradients import READINGS, Pixels, gather_pixels, squared_norms
@@ -295,7 +296,7 @@ class GBWLoss(PixelLoss):
 
     Attributes:
         class_weight: the weights last used in training, (C,), a buffer; empty before the first call. In
-            evaluation mode nothing is stored.
+            evaluation mode, and inside ``torch.func`` transforms, nothing is stored.
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
@@ -367,7 +368,7 @@ class GBWLoss(PixelLoss):
             check_class_vector("input's weights", self.class_weight, class_weight.shape[0])
         if self.momentum is not None and known:
             class_weight = self.momentum * self.class_weight + (1 - self.momentum) * class_weight
-        if self.training:
+        if self.training and not is_transformed(class_weight):
             if known:
                 self.class_weight.copy_(class_weight)
             else:
