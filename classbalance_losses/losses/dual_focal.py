@@ -84,7 +84,7 @@ class DualFocalLoss(PixelLoss):
     which takes the gradient from the hardest pixels, trains with :math:`(2T-1)^\gamma` where the derivative is
     :math:`\gamma |T-Y|^{\gamma-1}` (equal for γ = 1), and reports a forward value without β. Here
     the logarithms are exact and the gradient is the derivative. Some ports have the sign of the α
-    term wrong. Not to be confused with "Dual Focal Loss to Address Calibration" (Tao et al. 2023).
+    term wrong. Not to be confused with "Dual Focal Loss for Calibration" (Tao et al. 2023).
 
     Args:
         alpha: α ≥ 0.

@@ -193,9 +193,8 @@ class PullLoss(nn.Module):
 
     Shape:
         - student_features (N, D, \*) with student_labels (N, \*); source_features (N, D, \*) with
-        source_labels
-          (N, \*); target_features (N, D, \*) with target_probabilities (N, C, \*), after the softmax. The
-          three may differ in N and in their spatial sizes; features and labels of one may not.
+          source_labels (N, \*); target_features (N, D, \*) with target_probabilities (N, C, \*), after the
+          softmax. The three may differ in N and in their spatial sizes; features and labels of one may not.
         - Output: a scalar, in float32 or, for float64 student features, float64; gradient to them alone.
 
     Attributes:
