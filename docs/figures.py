@@ -13,6 +13,7 @@ mpl.use("svg")
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from classbalance_losses import functional
@@ -115,7 +116,7 @@ def write_scale_table() -> None:
     (FOLDER / "gbw_scale.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def save(figure: plt.Figure, name: str) -> None:
+def save(figure: Figure, name: str) -> None:
     """Write one figure as SVG, the same bytes every time."""
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.axes[0].spines[["top", "right"]].set_visible(False)

@@ -45,3 +45,11 @@ def test_every_loss_has_a_page_and_a_line_in_the_readme(name: str) -> None:
     assert name in (ROOT / "README.md").read_text(encoding="utf-8")
     pages = (ROOT / "docs" / "losses").glob("*.md")
     assert any(f"`{name}`" in page.read_text(encoding="utf-8") for page in pages)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_into_the_repository_exist(name: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / name).read_text(encoding="utf-8"))
+    files = [link for link in links if "://" not in link]
+    assert files
+    assert [link for link in files if not (ROOT / link).exists()] == []
