@@ -89,8 +89,8 @@ class DyCELoss(PixelLoss):
         \partial L / \partial z_{ik} = f_H^{-\omega} f_{y_i}^{\omega - 1} q_i\, (p_{ik} - 1[k = y_i]),
         \quad i \in H
 
-    ω = 1 is plain hard-pixel mining (OHEM); ω = 0 sums the class means of H. The value lies between the mean
-    cross-entropy over H and :math:`K^{1-\omega}` times it for K equally frequent classes, and H itself is
+    ω = 1 is plain hard-pixel mining (OHEM); ω = 0 sums the class means of H. The value is at least the mean
+    cross-entropy over H, and :math:`K^{1-\omega}` times it for K equally frequent classes; H itself is
     hard: expect a larger loss, and gradients, than cross-entropy's. ``normalize="unit"`` keeps its scale.
 
     Paper, code and this class: the paper gives neither ω nor the share of hard pixels; the released code
