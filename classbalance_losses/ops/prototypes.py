@@ -35,9 +35,9 @@ def unit_vectors(vectors: Tensor) -> Tensor:
     """Return the vectors (..., D) scaled to length 1; a zero vector stays zero, and its gradient is 0."""
     square = vectors.square().sum(-1, keepdim=True)
     has_length = ~(square <= torch.finfo(square.dtype).tiny)  # true of NaN, which must not vanish
-    # The inner selection keeps 1/0 out of the backward pass, the outer one gives the zero vector its 0.
-    scale = torch.where(has_length, square, 1).rsqrt()
-    return torch.where(has_length, vectors * scale, 0)
+    # The inner selection keeps 1/0 out of the backward pass, the outer one gives the zero vector its 0. A
+    # division by the root, not a product with rsqrt: rsqrt's derivative overflows below a length of 1e-13.
+    return torch.where(has_length, vectors / torch.where(has_length, square, 1).sqrt(), 0)
 
 
 def class_prototypes(
