@@ -81,6 +81,8 @@ def _check_target_shape(input: Tensor, target: Tensor) -> None:
         remedy = "Did you mean target.squeeze(1)?"
     elif target.shape == input.shape:
         remedy = "It looks one-hot: pass class indices, target.argmax(1)."
+    elif target.shape == input.shape[:-1]:
+        remedy = "The class axis of input is axis 1: did you mean input.movedim(-1, 1)?"
     elif target.ndim == len(expected) and target.shape[0] == expected[0]:
         remedy = "Resize the logits to the target's size with torch.nn.functional.interpolate first."
     else:

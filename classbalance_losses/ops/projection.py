@@ -28,7 +28,8 @@ def project_to_simplex(point: Tensor, total: Tensor | float, mask: Tensor | None
     rank = torch.arange(1, u.shape[0] + 1, device=u.device)
     tau = (ordered.cumsum(0) - total) / rank
     support = (ordered > tau).sum(0, keepdim=True)
-    return (u - tau.gather(0, support - 1)).clamp(min=0)
+    # The support is empty only where u is NaN (nothing is masked in, or the logits were): NaN is then the answer.
+    return (u - tau.gather(0, (support - 1).clamp(min=0))).clamp(min=0)
 
 
 def solve_class_weights(

@@ -11,10 +11,10 @@ def focal_modulated(loss: Tensor, gamma: float) -> Tensor:
     if gamma == 0:
         return loss
     # At ℓ = 0 the derivative of the power alone is infinite for γ < 1; the product's is 0, and is what
-    # selecting (inside and outside) gives.
-    positive = loss > 0
-    safe = torch.where(positive, loss, 1)
-    return torch.where(positive, (-torch.expm1(-safe)) ** gamma * safe, 0)
+    # selecting (inside and outside) gives. Asked this way round, a NaN stays a NaN.
+    perfect = loss <= 0
+    safe = torch.where(perfect, 1, loss)
+    return torch.where(perfect, 0, (-torch.expm1(-safe)) ** gamma * safe)
 
 
 def log_complement(log_prob: Tensor) -> Tensor:

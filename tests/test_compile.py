@@ -1,0 +1,64 @@
+"""torch.compile with fullgraph=True gives eager's numbers, for functions and modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import CORE, DEFAULTS, Case, close, grad, over, sample
+from torch import Tensor
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def check(case: Case, backend: str, dtype: torch.dtype, tolerance: float) -> None:
+    here = sample(2, weighted=True, dtype=dtype).leaf()
+    there = replace(here, target=here.target.to(torch.int32)).leaf()
+    module, eager = case.build(here), case.build(here)
+
+    def by_function(z: Tensor) -> Tensor:
+        return case(there, input=z)
+
+    def by_module(z: Tensor) -> Tensor:
+        return module(z, there.target, **case.extras(there))  # type: ignore[no-any-return]
+
+    expected = case.by_module(here, eager)
+    expected_grad = grad(expected, here)
+    for loss in (by_function, by_module):
+        compiled = torch.compile(loss, fullgraph=True, backend=backend)
+        value = compiled(there.input)
+        close(value, expected.item(), rtol=tolerance, atol=tolerance)
+        close(grad(value, there), expected_grad.numpy(), rtol=tolerance, atol=tolerance)
+    for name, buffer in eager.named_buffers():
+        close(dict(module.named_buffers())[name], buffer.numpy(), rtol=tolerance, atol=tolerance)
+
+
+@over(CORE)
+def test_compiled_graph(case: Case) -> None:
+    check(case, "aot_eager", torch.float64, 1e-9)
+
+
+@over(DEFAULTS)
+def test_compiled_for_changing_shapes(case: Case) -> None:
+    """One compilation serves images of any size."""
+    compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in ((2, 3, 4), (2, 5, 7), (3, 4, 6)):
+        here = sample(2, shape=shape).leaf()
+        value = compiled(here.input, here.target, **case.keywords(here))
+        close(value, case(here).item())
+        close(grad(value, here), grad(case(here), here).numpy())
+
+
+@pytest.mark.slow
+@over([case for case in DEFAULTS if case.loss in {"DyCELoss", "GBWLoss"}])
+def test_inductor(case: Case) -> None:
+    check(case, "inductor", torch.float32, 1e-5)
