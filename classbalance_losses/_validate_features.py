@@ -74,6 +74,16 @@ def check_feature_map(name: str, features: Tensor, labels_name: str, labels: Ten
     )
 
 
+def check_same_width(student: Tensor, source: Tensor, target: Tensor) -> None:
+    """Check that three feature maps (N, D, *) can be compared."""
+    widths = [features.shape[1] if features.ndim > 1 else 0 for features in (student, source, target)]
+    if len(set(widths)) > 1:
+        raise ValueError(
+            "Expected student, source and target features with the same number of channels on axis 1, got "
+            f"{widths[0]}, {widths[1]} and {widths[2]}. Take all three from one projector (and its EMA)."
+        )
+
+
 def check_mask(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> None:
     """Check an optional boolean mask."""
     if mask is None:

@@ -30,6 +30,7 @@ from classbalance_losses._validate_features import (
     check_probability_map,
     check_pull_options,
     check_pull_vectors,
+    check_same_width,
 )
 from classbalance_losses.ops.pixel import long_target
 from classbalance_losses.ops.prototypes import (
@@ -281,13 +282,13 @@ class PullLoss(nn.Module):
         target_probabilities: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return the loss; in training mode, take the batch's confidences into the running mean first."""
+        """Return the loss; in training mode, first take the batch's confidences into the running mean."""
         check_feature_map("student_features", student_features, "student_labels", student_labels)
         check_feature_map("source_features", source_features, "source_labels", source_labels)
         check_floats("target_features", target_features)
         check_probability_map("target_probabilities", target_probabilities, target_features, self.num_classes)
+        check_same_width(student_features, source_features, target_features)
         confidence, pseudo_labels = target_probabilities.detach().max(1)
-        weight = self._class_weight(confidence, pseudo_labels)
 
         drawn, query_mask = sample_class_balanced(
             student_labels,
@@ -322,7 +323,7 @@ class PullLoss(nn.Module):
             student_labels.flatten()[drawn],
             prototypes,
             negatives,
-            weight,
+            self._class_weight(confidence, pseudo_labels),
             objective=self.objective,
             temperature=self.temperature,
             pair_reduction=self.pair_reduction,
