@@ -109,7 +109,7 @@ def read_npz(path: Path, key: str) -> np.ndarray[Any, Any]:
         LabelFileError: the file is damaged, or has no such array.
     """
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             if key not in archive:
                 found = ", ".join(map(repr, archive))
                 raise LabelFileError(f"{path}: has no array {key!r}, only {found}. Choose one with --key.")
@@ -145,7 +145,8 @@ def find_dataset(folder: Path) -> Dataset | None:
             continue
         classes = content.get("classes") if isinstance(content, dict) else None
         if isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes):
-            return Dataset(path, classes, content.get("ignore_index"))
+            ignore_index = content.get("ignore_index")
+            return Dataset(path, classes, ignore_index if isinstance(ignore_index, int) else None)
     return None
 
 

@@ -81,9 +81,8 @@ def median_frequency_weights(
                 f"Expected image_pixel_counts of the shape of pixel_counts, {tuple(count.shape)}, "
                 f"got {tuple(image_pixel_counts.shape)}."
             )
-        frequency = count / torch.where(count > 0, image_pixel_counts, 1)
-    median = torch.where(count > 0, frequency, math.nan).nanquantile(0.5)
-    weight = torch.where(count > 0, (median / frequency) ** power, 0)
+        frequency = count / torch.where(count > 0, image_pixel_counts.detach(), 1)
+    weight = torch.where(count > 0, (_median(frequency, count > 0) / frequency) ** power, 0)
     return weight.to(_result_dtype(pixel_counts))
 
 
@@ -128,8 +127,8 @@ def imagewise_frequency_weights(prediction_counts: Tensor, *, alpha: float = 0.2
     if prediction_counts.ndim != 2:
         raise ValueError(f"Expected prediction_counts of shape (N, C), got {tuple(prediction_counts.shape)}.")
     check_range("alpha", alpha, 0, 1)
-    total = prediction_counts.sum(1, keepdim=True)
-    weight = inverse_power(prediction_counts, alpha) * inverse_power(total, 1 - alpha)
+    count = prediction_counts.detach().double()
+    weight = inverse_power(count, alpha) * inverse_power(count.sum(1, keepdim=True), 1 - alpha)
     return weight.to(_result_dtype(prediction_counts))
 
 
@@ -211,6 +210,14 @@ def curriculum_weights(
     difficulty = torch.where(loss.isnan(), math.inf, loss if order == "easy_first" else -loss)
     rank = difficulty.argsort(stable=True).argsort()
     return ((rank < num_active) & ~loss.isnan()).to(_result_dtype(class_loss))
+
+
+def _median(value: Tensor, present: Tensor) -> Tensor:
+    # torch.median takes the lower of the two middle values, and nanquantile has no batching rule for vmap.
+    ordered = torch.where(present, value, math.inf).sort().values
+    number = present.sum()
+    middle = torch.stack([(number - 1) // 2, number // 2]).clamp(min=0)
+    return ordered.gather(0, middle).mean()
 
 
 def _class_vector(name: str, value: Tensor) -> Tensor:

@@ -226,10 +226,12 @@ class _LossEstimator(ClassWeightEstimator):
         sums = class_sums(pixel_loss, target, keep, num_classes)
         counts = class_counts(target, keep, num_classes).double()
         total, count = all_reduce_sum(torch.stack([sums, counts]), process_group)
-        mean = (total / count).to(pixel_loss.dtype)
+        mean = total / count
         if self.momentum is not None:
-            mean = self._average(mean, self.momentum).to(pixel_loss.dtype)
-        return self.weigh(mean)
+            mean = self._average(
+                mean.float(), self.momentum
+            )  # the buffer's dtype must not depend on the loss's
+        return self.weigh(mean.to(pixel_loss.dtype))
 
     def _average(self, mean: Tensor, momentum: float) -> Tensor:
         """Move the average towards a training batch.

@@ -1,0 +1,429 @@
+"""Statistics of a data set, and the command line that prints them."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from classbalance_losses import ClassStatistics, stats
+from classbalance_losses import functional as C
+from classbalance_losses.state import accumulate
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+Image = pytest.importorskip("PIL.Image", reason="Pillow is an extra")
+SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=4)
+LABELS = hnp.arrays(np.int64, SHAPES, elements=st.sampled_from([0, 1, 2, 255]))
+
+
+def labels(images: int = 6, seed: int = 0) -> Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.choice([0, 1, 2, 255], p=[0.8, 0.1, 0.05, 0.05], size=(images, 4, 5)).astype(np.uint8))
+
+
+def counted(target: Tensor, classes: int = 3) -> ClassStatistics:
+    statistics = ClassStatistics(classes, ignore_index=255)
+    statistics.update(target)
+    return statistics
+
+
+def assert_same(one: ClassStatistics, other: ClassStatistics) -> None:
+    for (name, count), expected in zip(one.named_buffers(), other.buffers(), strict=True):
+        assert torch.equal(count, expected), name
+
+
+@given(LABELS)
+def test_counts_by_looping_over_images(target: np.ndarray) -> None:
+    statistics = counted(torch.from_numpy(target), 4)
+    for c in range(4):
+        inside = [image for image in target if (image == c).any()]
+        assert statistics.pixel_counts[c] == (target == c).sum()
+        assert statistics.image_counts[c] == len(inside)
+        assert statistics.image_pixel_counts[c] == sum((image != 255).sum() for image in inside)
+    assert statistics.num_images == len(target)
+    assert statistics.num_ignored == (target == 255).sum()
+    assert statistics.num_pixels == statistics.pixel_counts.sum() == (target != 255).sum()
+    assert statistics.pixel_shares.sum().item() == pytest.approx(float((target != 255).any()))
+
+
+@given(LABELS, st.integers(0, 4))
+def test_parts_add_up(target: np.ndarray, cut: int) -> None:
+    whole, parts = counted(torch.from_numpy(target)), counted(torch.from_numpy(target[:cut]))
+    assert_same(parts.merge(counted(torch.from_numpy(target[cut:]))), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_label_dtypes_and_strides(dtype: torch.dtype) -> None:
+    assert_same(counted(labels().to(dtype).transpose(1, 2)), counted(labels()))
+
+
+def test_state_dict_round_trip() -> None:
+    one, other = counted(labels()), ClassStatistics(3, ignore_index=255)
+    other.load_state_dict(one.state_dict())
+    assert_same(one, other)
+    assert repr(one) == "ClassStatistics(num_classes=3, ignore_index=255)"
+
+
+def test_weights_are_the_functions_of_the_counts() -> None:
+    statistics = counted(labels())
+    pixels = statistics.pixel_counts
+    expected = {
+        "pixel_frequency": C.pixel_frequency_weights(pixels),
+        "median_frequency": C.median_frequency_weights(pixels, statistics.image_pixel_counts),
+        "image_frequency": C.image_frequency_weights(statistics.image_counts, 6),
+        "effective_number": C.effective_number_weights(pixels),
+    }
+    for scheme, weight in expected.items():
+        assert torch.equal(statistics.weights(scheme), weight)
+    assert torch.equal(statistics.weights("effective_number", beta=0.5), C.effective_number_weights(pixels, beta=0.5))
+    with pytest.raises(ValueError, match="'median_frequency'"):
+        statistics.weights("loss_based")
+
+
+def test_update_errors() -> None:
+    statistics = ClassStatistics(3)
+    with pytest.raises(IndexError, match=r"Target 255 is out of bounds .* Did you mean ignore_index=255\?"):
+        statistics.update(labels())
+    assert statistics.num_images == 0
+    with pytest.raises(TypeError, match="float32"):
+        statistics.update(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="0-dim"):
+        statistics.update(torch.tensor(1))
+    with pytest.raises(ValueError, match="at least 2"):
+        ClassStatistics(1)
+    with pytest.raises(ValueError, match="got 3 classes with ignore_index=255"):
+        statistics.merge(counted(labels()))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: y,
+        lambda y: (torch.zeros(1), y),
+        lambda y: [y],
+        lambda y: {"image": torch.zeros(1), "label": y},
+        lambda y: {"target": y, "image": torch.zeros(1)},
+    ],
+)
+@pytest.mark.parametrize("progress", [True, False])
+def test_accumulate_finds_the_labels(wrap: Any, progress: bool) -> None:
+    statistics = ClassStatistics(3, ignore_index=255)
+    assert statistics.accumulate((wrap(part) for part in labels().split(2)), progress=progress) is statistics
+    assert_same(statistics, counted(labels()))
+
+
+@pytest.mark.parametrize("batch", [{"mask": 1}, [], "labels", {"label": [1, 2]}])
+def test_accumulate_says_what_it_looked_for(batch: Any) -> None:
+    with pytest.raises(TypeError, match="a dict with 'label' or 'target'"):
+        ClassStatistics(3).accumulate([batch], progress=False)
+
+
+def test_accumulate_needs_no_tqdm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert_same(ClassStatistics(3, ignore_index=255).accumulate(labels().split(1)), counted(labels()))
+    assert capsys.readouterr().err == ""
+
+
+class Interrupting:
+    """A loader that is stopped once, before the batch ``stop``."""
+
+    def __init__(self, stop: int) -> None:
+        self.stop, self.read = stop, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number, part in enumerate(labels().split(1)):
+            if number == self.stop:
+                self.stop = -1
+                raise KeyboardInterrupt
+            self.read += 1
+            yield part
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4])
+@pytest.mark.parametrize("save_every", [0.0, 60.0])
+def test_accumulate_goes_on_after_an_interruption(
+    stop: int, save_every: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accumulate, "SAVE_EVERY", save_every)
+    loader, file = Interrupting(stop), tmp_path / "counts.pt"
+    with pytest.raises(KeyboardInterrupt):
+        ClassStatistics(3, ignore_index=255).accumulate(loader, progress=False, checkpoint=file)
+    assert file.exists() == (stop > 0)
+    for _ in range(2):  # the second time everything has been counted
+        resumed = ClassStatistics(3, ignore_index=255).accumulate(loader, progress=False, checkpoint=file)
+        assert_same(resumed, counted(labels()))
+    assert [path.name for path in tmp_path.iterdir()] == ["counts.pt"]
+
+
+def test_an_interrupted_update_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may fall between two buffers of one batch; the checkpoint holds whole batches alone."""
+    statistics, file, whole = ClassStatistics(3, ignore_index=255), tmp_path / "counts.pt", ClassStatistics.update
+
+    def half(self: ClassStatistics, target: Tensor) -> None:
+        if self.num_images == 2:
+            self.pixel_counts.add_(1)
+            raise KeyboardInterrupt
+        whole(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassStatistics, "update", half)
+        with pytest.raises(KeyboardInterrupt):
+            statistics.accumulate(labels().split(1), progress=False, checkpoint=file)
+    resumed = ClassStatistics(3, ignore_index=255).accumulate(labels().split(1), progress=False, checkpoint=file)
+    assert_same(resumed, counted(labels()))
+
+
+def test_a_sequence_is_not_read_again(tmp_path: Path) -> None:
+    class Counting(tuple):
+        reads = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            Counting.reads += 1
+            return super().__getitem__(index)
+
+    for _ in range(2):
+        ClassStatistics(3, ignore_index=255).accumulate(
+            Counting(labels().split(1)), progress=False, checkpoint=tmp_path / "counts.pt"
+        )
+    assert Counting.reads == 6
+
+
+def test_checkpoints_are_not_mixed_up(tmp_path: Path) -> None:
+    file, parts = tmp_path / "counts.pt", labels().split(2)
+    ClassStatistics(3, ignore_index=255).accumulate(parts, progress=False, checkpoint=file)
+    with pytest.raises(ValueError, match="was counting 3 batches, 3 classes, ignore_index=255; this is 2 batches"):
+        ClassStatistics(3, ignore_index=255).accumulate(parts[:2], progress=False, checkpoint=file)
+    with pytest.raises(ValueError, match="this is 3 batches, 4 classes"):
+        ClassStatistics(4, ignore_index=255).accumulate(parts, progress=False, checkpoint=file)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        ClassStatistics(3).accumulate(parts, progress=False, checkpoint=file)
+    with pytest.raises(ValueError, match="no such folder"):
+        ClassStatistics(3).accumulate(parts, progress=False, checkpoint=tmp_path / "nowhere" / "counts.pt")
+    shuffled = DataLoader(TensorDataset(labels(), labels()), shuffle=True)
+    with pytest.raises(ValueError, match="shuffle=False"):
+        ClassStatistics(3).accumulate(shuffled, checkpoint=file)
+
+
+def test_accumulate_a_data_loader(tmp_path: Path) -> None:
+    loader = DataLoader(TensorDataset(torch.zeros(6, 1), labels()), batch_size=4)
+    statistics = ClassStatistics(3, ignore_index=255)
+    assert_same(statistics.accumulate(loader, checkpoint=tmp_path / "counts.pt"), counted(labels()))
+
+
+# The command line
+
+
+def save_png(path: Path, array: np.ndarray, palette: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    if palette:
+        image.putpalette(list(range(255, -1, -1)) * 3)
+        assert image.mode == "P"
+    image.save(path)
+
+
+def write_png(path: Path, rows: np.ndarray, depth: int, colour: int) -> None:
+    """Write a PNG of any bit depth; ``rows`` are the packed bytes of each line."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    width = rows.shape[1] * 8 // (depth * {0: 1, 2: 3}[colour])
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b""))
+
+
+def save_all(folder: Path, **options: Any) -> None:
+    for number, image in enumerate(labels().numpy()):
+        save_png(folder / f"{number}.png", image, **options)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = stats.main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_all(tmp_path / "set" / "labels" / "deep")
+    (tmp_path / "set" / "dataset.json").write_text('{"classes": ["road", "pole", "tram"], "ignore_index": 255}')
+    return tmp_path / "set" / "labels"
+
+
+def test_prints_counts_shares_and_every_scheme(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, folder, "--json", folder / "out.json")
+    assert code == 0
+    assert "dataset.json" in err
+    statistics, written = counted(labels()), json.loads((folder / "out.json").read_text())
+    assert written["classes"] == ["road", "pole", "tram"]
+    assert written["pixel_counts"] == statistics.pixel_counts.tolist()
+    assert written["num_ignored"] == int(statistics.num_ignored)
+    for scheme in ("pixel_frequency", "median_frequency", "image_frequency", "effective_number"):
+        assert written["weights"][scheme] == pytest.approx(statistics.weights(scheme).tolist(), rel=1e-5)
+        assert f"{scheme} = {written['weights'][scheme]}" in out
+    assert "6 label maps" in out
+    pole = next(line for line in out.splitlines() if "pole" in line).split()
+    assert pole[:3] == ["1", "pole", str(int(statistics.pixel_counts[1]))]
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_without_a_dataset_file_the_labels_say_how_many_classes(
+    palette: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_all(tmp_path, palette=palette)
+    (tmp_path / "dataset.json").write_text('{"classes": [{"no": "names"}]}')
+    code, out, err = run(capsys, tmp_path, "--json", tmp_path / "out.json")
+    assert (code, "3 classes found" in err) == (0, True)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["pixel_counts"] == counted(labels()).pixel_counts.tolist()
+    assert written["classes"] == ["class 0", "class 1", "class 2"]
+    assert "class 2" in out
+    assert run(capsys, tmp_path, "--num-classes", 5)[1].count("class 4") == 1
+
+
+def counts_of(folder: Path, capsys: pytest.CaptureFixture[str], *options: object) -> list[int]:
+    code, _, err = run(capsys, folder, "--json", folder / "out.json", *options)
+    assert code == 0, err
+    counts: list[int] = json.loads((folder / "out.json").read_text())["pixel_counts"]
+    return counts
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_grey_pngs_of_every_depth(depth: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = {1: [0b01100000], 2: [0b00010100], 4: [0x01, 0x10], 8: [0, 1, 1, 0], 16: [0, 0, 0, 1, 0, 1, 0, 0]}
+    write_png(tmp_path / "a.png", np.array([packed[depth]], dtype=np.uint8), depth, colour=0)
+    assert counts_of(tmp_path, capsys) == [6 if depth == 1 else 2, 2]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, bool])
+def test_volumes_in_npz(dtype: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", image=np.zeros((2, 3, 4)), seg=(np.arange(24) % 2).reshape(2, 3, 4).astype(dtype))
+    assert counts_of(tmp_path, capsys, "--key", "seg") == [12, 12]
+    assert "'image', 'seg'" in run(capsys, tmp_path)[2]
+
+
+def test_effective_number_of_many_pixels_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", label=np.arange(400_000).reshape(1000, 400) % 2)
+    out = run(capsys, tmp_path)[1]
+    assert "effective_number is flat" in out
+    assert "--beta 0.9999975" in out
+    assert "is flat" not in run(capsys, tmp_path, "--beta", "1")[1]
+
+
+def test_goes_on_from_a_checkpoint(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, original = folder / "counts.pt", stats.LabelFiles.__getitem__
+
+    def stop(self: stats.LabelFiles, index: int) -> Any:
+        if index == 4:
+            raise KeyboardInterrupt
+        return original(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stats.LabelFiles, "__getitem__", stop)
+        assert run(capsys, folder)[0] == 130
+        code, _, err = run(capsys, folder, "--checkpoint", file)
+        assert (code, "Run the same command again" in err) == (130, True)
+    read: list[int] = []
+    note = lambda self, index: read.append(index) or original(self, index)  # noqa: E731
+    monkeypatch.setattr(stats.LabelFiles, "__getitem__", note)
+    _, out, _ = run(capsys, folder, "--checkpoint", file)
+    assert read == [4, 5]
+    assert out == run(capsys, folder)[1]
+    (folder / "deep" / "5.png").rename(folder / "deep" / "6.png")
+    assert "was counting 6 label files" in run(capsys, folder, "--checkpoint", file)[2]
+
+
+def _damaged(path: Path) -> None:
+    save_png(path, labels().numpy()[0])
+    path.write_bytes(path.read_bytes()[:45])
+
+
+def _cut_npz(path: Path) -> None:
+    np.savez(path, label=np.arange(999))
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.png", lambda path: save_png(path, np.zeros((2, 2, 3), np.uint8)), "has colour or alpha channels"),
+        ("a.png", lambda path: write_png(path, np.zeros((1, 12), np.uint8), 16, 2), "16-bit colour"),
+        ("a.png", lambda path: path.write_text("text"), "not a PNG"),
+        ("a.png", _damaged, "cannot be read"),
+        ("a.png", lambda path: save_png(path, np.full((2, 2), 7, np.uint8)), "Target 7 is out of bounds for 3 classes"),
+        ("a.npz", _cut_npz, "cannot be read"),
+        ("a.npz", lambda path: np.savez(path, label=np.zeros(3)), "got float64"),
+        ("a.npz", lambda path: np.savez(path, image=np.zeros(3)), "--key"),
+    ],
+)
+def test_names_the_file_it_cannot_count(
+    name: str, write: Any, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(folder / name)
+    code, _, err = run(capsys, folder)
+    assert code == 1
+    assert message in err
+    assert f"{folder / name}: " in err
+
+
+def test_other_errors(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, message in (
+        ((tmp_path / "nowhere",), "no such folder"),
+        ((empty,), "holds no .png and no .npz"),
+        ((folder, "--beta", "2"), "beta"),
+        ((folder, "--num-classes", "0"), "at least 2"),
+        ((folder, "--ignore-index", "0"), "Did you mean ignore_index=255?"),
+        ((folder, "--json", empty / "no" / "out.json"), "No such file"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert (code, message in err) == (1, True), err
+
+
+def test_says_how_to_get_pillow(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert 'pip install "classbalance_losses[stats]"' in run(capsys, folder)[2]
+
+
+def test_runs_as_a_module(folder: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "classbalance_losses.stats", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "median_frequency = [" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["camvid-small", "acdc"])
+def test_real_data(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"{name} is not in ../shared/data")
+    labels_folder = DATA / name / "train" / ("labels" if name == "camvid-small" else "")
+    assert run(capsys, labels_folder, "--json", tmp_path / "out.json")[0] == 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    about = json.loads((DATA / name / "dataset.json").read_text())
+    split = about["splits"]["train"]
+    shares = list(split["pixel_fraction"].values()) if "pixel_fraction" in split else split["voxel_fraction"]
+    assert written["classes"] == about["classes"]
+    assert written["num_images"] == split.get("images", split.get("volumes"))
+    assert written["pixel_shares"] == pytest.approx(shares, abs=1e-5)
+    ignored = written["num_ignored"] / (written["num_ignored"] + written["num_pixels"])
+    assert ignored == pytest.approx(split.get("ignored_fraction", 0.0), abs=1e-5)
