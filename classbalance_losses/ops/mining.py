@@ -8,12 +8,13 @@ nothing, and ranks exchange histograms instead of losses.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._validate import is_transformed
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
@@ -26,7 +27,29 @@ def ordered_bits(value: Tensor) -> Tensor:
     """Return int64 that sort as the non-negative floats of ``value`` do; NaN counts as the largest."""
     # abs() clears the sign of -0.0 and of NaN, which would otherwise read as negative integers.
     value = value.detach().abs()
-    return value.view(torch.int64) if value.dtype == torch.float64 else value.view(torch.int32).long()
+    # Before torch 2.9 or so vmap cannot view bits by itself.
+    bits = _Bits.apply(value) if is_transformed(value) else _bits(value)  # type: ignore[no-untyped-call]
+    return bits.long()
+
+
+def _bits(value: Tensor) -> Tensor:
+    return value.view(torch.int64 if value.dtype == torch.float64 else torch.int32)
+
+
+class _Bits(torch.autograd.Function):
+    """The bits of a float, with a rule for vmap: they are element by element."""
+
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        return _bits(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None], value: Tensor) -> tuple[Tensor, int | None]:
+        return ordered_bits(value), in_dims[0]
 
 
 def kth_largest_bits(
