@@ -27,7 +27,7 @@ def ordered_bits(value: Tensor) -> Tensor:
     """Return int64 that sort as the non-negative floats of ``value`` do; NaN counts as the largest."""
     # abs() clears the sign of -0.0 and of NaN, which would otherwise read as negative integers.
     value = value.detach().abs()
-    # Before torch 2.9 or so vmap cannot view bits by itself.
+    # torch 2.6's vmap has no rule of its own for a view as another dtype.
     bits = _Bits.apply(value) if is_transformed(value) else _bits(value)  # type: ignore[no-untyped-call]
     return bits.long()
 
