@@ -326,3 +326,16 @@ def test_two_ranks_are_one_process_on_the_joined_batch(tmp_path: Path) -> None:
             expected = estimate(estimator, torch.cat([loss, more]), torch.cat([target, labels]))
         for weights in ranks:
             torch.testing.assert_close(weights[name], expected, rtol=1e-6, atol=0)  # averages are float32
+
+
+def test_an_estimator_of_ones_own() -> None:
+    class Fixed(ClassWeightEstimator):
+        def forward(self, pixel_loss, target, keep, num_classes, process_group=None) -> Tensor:
+            return torch.arange(1.0, num_classes + 1)
+
+    logits, target = torch.randn(3, CLASSES, 4, 4), batch(0)[1]
+    value = WeightedCrossEntropyLoss(Fixed(), ignore_index=IGNORE)(logits, target)
+    weight = torch.arange(1.0, CLASSES + 1)
+    torch.testing.assert_close(value, torch.nn.functional.cross_entropy(logits, target, weight, ignore_index=IGNORE))
+    with pytest.raises(NotImplementedError):
+        estimate(ClassWeightEstimator(), *batch(0))
