@@ -67,7 +67,7 @@ def row(side: Side, end: float, kind: str, rng: Random) -> tuple[list[Building],
     buildings: list[Building] = []
     green: list[tuple[float, float]] = []
     z = rng.uniform(-12, -4)
-    floors = rng.choice((2, 2, 3, 3, 4)) if kind == "town" else rng.choice((1, 2, 2, 3))
+    floors = rng.choice((3, 3, 3, 4, 4)) if kind == "town" else rng.choice((2, 2, 3))
     while z < end:
         long = rng.uniform(5, 13) * (1 if kind == "town" else rng.uniform(1, 2))
         blocked = [z1 for z0, z1 in side.openings if z0 < z + long and z1 > z]
@@ -98,9 +98,9 @@ def across(end: float, left: float, right: float, rng: Random) -> list[Building]
     x = left - rng.uniform(5, 40)
     while x < right + 25:
         wide = rng.uniform(8, 25)
-        floors = rng.choice((1, 2, 2, 3))
+        floors = rng.choice((2, 2, 3, 4))
         roof = rng.choice((0.0, rng.uniform(1, 4)))
-        if rng.random() < 0.85:
+        if rng.random() < 0.92:
             seed = rng.getrandbits(32)
             z = end + rng.uniform(0, 12)
             found.append(Building(0, z, x, x + wide, 10.0, floors, rng.uniform(2.7, 3.4), roof, seed))
@@ -110,12 +110,14 @@ def across(end: float, left: float, right: float, rng: Random) -> list[Building]
 
 def paint_building(painter: Painter, building: Building, light: Light) -> None:
     """Paint one building."""
+    if building.side and not painter.sees(_hull(building)):
+        return
     rng = Random(building.seed)
     style = pick(rng, brick=0.45, render=0.28, stone=0.15, dark=0.12)
-    wall = vary(rng, rng.choice(WALLS[style]), 0.2)
+    wall = vary(rng, rng.choice(WALLS[style]), 0.35)
     slate = vary(rng, rng.choice(((78, 76, 78), (100, 72, 60), (64, 62, 62))), 0.15)
     near = max(building.start, 2.0) if building.side else building.face
-    painter.begin(BUILDING, near, texture=rng.uniform(0.04, 0.13))
+    painter.begin(BUILDING, near, texture=rng.uniform(0.08, 0.26))
     if building.side == 0:
         _front(painter, building, wall, light.on(0, 0, -1), rng)
         _end_roof(painter, building, slate, light)
@@ -124,6 +126,20 @@ def paint_building(painter: Painter, building: Building, light: Light) -> None:
     if building.roof > 0:
         _roof(painter, building, slate, light)
     _front(painter, building, wall, light.on(-building.side, 0, 0), rng)
+
+
+def _hull(building: Building) -> Floats:
+    """The corners of its street front and of its back, (8, 3)."""
+    top = building.height + building.roof
+    back = building.face + building.side * building.depth
+    return np.array(
+        [
+            (x, y, z)
+            for x in (building.face, back)
+            for y in (0.0, top)
+            for z in (building.start, building.stop)
+        ]
+    )
 
 
 def _on_front(building: Building, flat: Floats) -> Floats:
@@ -146,6 +162,7 @@ def _front(painter: Painter, building: Building, wall: Colour, shade: float, rng
     boxes: list[list[tuple[float, float]]] = []
     colours: list[Colour] = []
     shop = building.side != 0 and building.floors > 1 and rng.random() < 0.55
+    _panels(boxes, colours, building, wall, shade, rng)
     _windows(boxes, colours, building, wall, 1 if shop else 0, shade, rng)
     if shop:
         _shop(boxes, colours, long, building.floor_height, shade, rng)
@@ -156,6 +173,30 @@ def _front(painter: Painter, building: Building, wall: Colour, shade: float, rng
     boxes.append(_box(0, 0, 0.12, high))
     colours.append(tint(wall, shade * 0.7))
     painter.faces(_on_front(building, np.array(boxes)), colours, solid=False)
+
+
+def _panels(
+    boxes: list[list[tuple[float, float]]],
+    colours: list[Colour],
+    building: Building,
+    wall: Colour,
+    shade: float,
+    rng: Random,
+) -> None:
+    """Stretches of another material, drainpipes and archways."""
+    long, high = building.stop - building.start, building.height
+    for _ in range(rng.randint(0, 3)):
+        u = rng.uniform(0, long * 0.8)
+        kind = pick(rng, pipe=0.5, arch=0.2, strip=0.3)
+        if kind == "pipe":
+            boxes.append(_box(u, 0, u + 0.13, high))
+            colours.append(tint(wall, shade * rng.uniform(0.3, 0.6)))
+        elif kind == "arch":
+            boxes.append(_box(u, 0, min(u + rng.uniform(1.2, 3), long), rng.uniform(2.2, 3.2)))
+            colours.append(tint(wall, shade * rng.uniform(0.08, 0.3)))
+        else:
+            boxes.append(_box(u, 0, min(u + rng.uniform(0.6, 2.5), long), high))
+            colours.append(tint(vary(rng, rng.choice(WALLS[rng.choice(tuple(WALLS))]), 0.2), shade))
 
 
 def _windows(
@@ -174,7 +215,7 @@ def _windows(
     sill = floor * rng.uniform(0.2, 0.3)
     frame = tint(rng.choice(((215, 215, 210), (235, 235, 232), (90, 82, 76), wall)), shade)
     bar = rng.random() < 0.6
-    glass = rng.uniform(22, 75)
+    glass = rng.uniform(12, 60)
     columns = max(1, int(long / pitch))
     margin = (long - columns * pitch) / 2
     detailed = building.side != 0 and building.start < 45
@@ -182,7 +223,7 @@ def _windows(
         bottom = level * floor + sill
         for column in range(columns):
             u = margin + (column + 0.5) * pitch - wide / 2
-            pane = glass * rng.uniform(0.5, 1.6) * (rng.uniform(1.5, 2.6) if rng.random() < 0.15 else 1.0)
+            pane = glass * rng.uniform(0.5, 1.6) * (rng.uniform(1.8, 4.5) if rng.random() < 0.2 else 1.0)
             if level == 0 and rng.random() < 0.2:
                 boxes.append(_box(u, 0, u + 1.0, 2.1))
                 colours.append(tint(vary(rng, rng.choice(SHOPS), 0.3), shade * 0.7))
@@ -266,7 +307,7 @@ def _roof(painter: Painter, building: Building, slate: Colour, light: Light) -> 
     shade = light.on(-building.side * building.roof / slope, building.depth / 2 / slope, 0)
     plane = [(eaves, high, building.start), (middle, ridge, building.start)]
     plane += [(middle, ridge, building.stop), (eaves, high, building.stop)]
-    painter.faces(np.array([plane]), [tint(slate, shade)])
+    quads, colours = [plane], [tint(slate, shade)]
     rng = Random(building.seed + 1)
     for _ in range(rng.randint(0, 2)):
         z = rng.uniform(building.start, building.stop - 0.8)
@@ -279,8 +320,9 @@ def _roof(painter: Painter, building: Building, slate: Colour, light: Light) -> 
         ]
         head = [(x, ridge - 0.6, z), (x, ridge + 1.2, z)]
         head += [(x + building.side * 0.7, ridge + 1.2, z), (x + building.side * 0.7, ridge - 0.6, z)]
-        brick = tint((120, 86, 70), shade)
-        painter.faces(np.array([stack, head]), [brick, tint(brick, 0.8)])
+        quads += [stack, head]
+        colours += [tint((120, 86, 70), shade), tint((120, 86, 70), shade * 0.8)]
+    painter.faces(np.array(quads), colours)
 
 
 def _end_roof(painter: Painter, building: Building, slate: Colour, light: Light) -> None:

@@ -44,7 +44,7 @@ class Camera:
         yaw = np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
         pitch = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
         roll = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
-        return roll @ pitch @ yaw
+        return np.asarray(roll @ pitch @ yaw)
 
     @property
     def pixels(self) -> float:
@@ -56,7 +56,7 @@ class Camera:
         moved = np.array(points, dtype=np.float64)
         moved[..., 0] += self.bend * moved[..., 2] ** 2
         moved[..., 1] -= self.height
-        return moved @ self.rotation.T
+        return np.asarray(moved @ self.rotation.T)
 
     def to_pixels(self, viewed: Floats) -> Floats:
         """Camera-axes points (..., 3) as canvas coordinates (..., 2); z must be positive."""
@@ -66,37 +66,42 @@ class Camera:
         out[..., 1] = self.size[0] / 2 - viewed[..., 1] * scale
         return out
 
-    def project(self, polygons: Floats) -> list[Floats | None]:
-        """Polygons (N, K, 3) as canvas polygons, clipped at the near plane; None where nothing is left."""
+    def project(self, polygons: Floats) -> tuple[Floats, dict[int, Floats]]:
+        """World polygons (N, K, 3) on the canvas.
+
+        Returns:
+            Canvas corners (N, K, 2), far off the canvas for polygons that are not wholly in front of the camera,
+            and the visible part of those that are so in part, by index.
+        """
         viewed = self.view(polygons)
-        depth = viewed[..., 2]
-        in_front = depth.min(axis=1) > NEAR
-        safe = np.where(in_front[:, None, None], viewed, 1.0)
-        flat = self.to_pixels(safe)
-        result: list[Floats | None] = []
-        for index, whole in enumerate(in_front):
-            if whole:
-                result.append(flat[index])
-            else:
+        nearest = viewed[..., 2].min(axis=1)
+        partial: dict[int, Floats] = {}
+        if nearest.min() <= NEAR:
+            behind = np.flatnonzero(nearest <= NEAR)
+            for index in behind.tolist():
                 clipped = clip_near(viewed[index])
-                result.append(None if clipped is None else self.to_pixels(clipped))
-        return result
+                if clipped is not None:
+                    partial[index] = self.to_pixels(clipped)
+            viewed[behind] = (-1e6, 0.0, 1.0)
+        return self.to_pixels(viewed), partial
 
-    def ground(self, top: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Where the canvas rows from `top` down meet the ground: x (straightened) and z, each (H - top, W).
+    def ground(self, top: int, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Where the canvas meets the ground: x (straightened) and z of every `step`-th pixel of the rows from `top`.
 
-        Pixels at or above the horizon get z = inf.
+        Pixels at or above the horizon get z = 1e6.
         """
         height, width = self.size
-        across = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / self.pixels
-        down = (height / 2 - np.arange(top, height, dtype=np.float32) - 0.5) / self.pixels
+        across = (np.arange(0, width, step, dtype=np.float32) + step / 2 - width / 2) / self.pixels
+        down = (height / 2 - np.arange(top, height, step, dtype=np.float32) - step / 2) / self.pixels
         turn = self.rotation.astype(np.float32)
-        rays = [turn[0, k] * across[None] + (turn[1, k] * down + turn[2, k])[:, None] for k in range(3)]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            reach = np.where(rays[1] < -1e-4, -self.height / rays[1], np.inf).astype(np.float32)
-            z = rays[2] * reach
-            x = rays[0] * reach - np.float32(self.bend) * z * z
-        return np.where(np.isfinite(x), x, 0.0).astype(np.float32), z.astype(np.float32)
+        rays = [
+            turn[0, k] * across[None] + (turn[1, k] * down + turn[2, k])[:, None].astype(np.float32)
+            for k in range(3)
+        ]
+        reach = np.float32(-self.height) / np.minimum(rays[1], np.float32(-1e-6))
+        z = np.where(rays[1] < -1e-5, rays[2] * reach, np.float32(1e6))
+        x = rays[0] * reach - np.float32(self.bend) * z * z
+        return np.clip(x, -1e5, 1e5).astype(np.float32), z.astype(np.float32)
 
     def horizon(self) -> float:
         """Canvas row of the horizon at the middle column."""

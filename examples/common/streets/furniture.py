@@ -10,9 +10,14 @@ from .painter import Colour, Painter, ellipse, rectangle, tint, upright
 from .scene import Light, vary
 
 
+RED: Colour = (170, 30, 30)
+WOOD: Colour = (112, 88, 66)
+MASONRY: tuple[Colour, ...] = ((128, 92, 76), (140, 132, 116), (104, 98, 92))
+
+
 @dataclass(frozen=True)
 class Post:
-    """A thing on a post at (x, z): "lamp", "sign", "signal", "bollard", "board" or "bin"."""
+    """A thing on a post at (x, z): "lamp", "sign", "signal", "bollard", "board", "bin" or "shelter"."""
 
     x: float
     z: float
@@ -34,10 +39,11 @@ class Fence:
 
 def paint_post(painter: Painter, post: Post, light: Light) -> None:
     """Paint one post and what it carries."""
-    if post.z < 2.0 or painter.scale(post.x, post.z) == 0:
+    frame = np.array([(-2.5, 0.0), (-2.5, 10.0), (2.5, 10.0), (2.5, 0.0)])
+    if post.z < 2.0 or not painter.sees(upright(post.x, post.z, frame)):
         return
     rng = Random(post.seed)
-    shade = light.on(-post.side, 0, 0)
+    shade = light.on(-post.side, 0, 0) * 0.85
     painter_of = {
         "lamp": _lamp,
         "sign": _sign,
@@ -45,6 +51,7 @@ def paint_post(painter: Painter, post: Post, light: Light) -> None:
         "bollard": _bollard,
         "board": _board,
         "bin": _bin,
+        "shelter": _shelter,
     }
     painter_of[post.kind](painter, post, shade, rng)
 
@@ -73,16 +80,16 @@ def _sign(painter: Painter, post: Post, shade: float, rng: Random) -> None:
     _stem(painter, post, height + 0.3, rng.uniform(0.07, 0.11), tint((112, 114, 112), shade))
     painter.begin(SIGN, post.z, texture=0.03)
     kind = rng.choice(("round", "triangle", "square", "square", "direction", "back"))
-    size = rng.uniform(0.3, 0.5)
+    size = rng.uniform(0.32, 0.55)
     flip = {"direction": rng.uniform(1.5, 2.8)}.get(kind, 1.0)
-    fill = rng.choice(((30, 60, 140), (225, 225, 220), (24, 92, 60), (205, 170, 40), (160, 30, 28)))
+    fill: Colour = rng.choice(((30, 60, 140), (225, 225, 220), (24, 92, 60), (205, 170, 40), (160, 30, 28)))
     if kind == "back":
         fill = (96, 98, 98)
     if kind == "triangle":
         outer = np.array([(-size, height - size * 0.8), (0, height + size), (size, height - size * 0.8)])
-        rim, inner = (170, 30, 30), (228, 228, 224)
+        rim, inner = RED, (228.0, 228.0, 224.0)
     elif kind in {"round", "back"}:
-        outer, rim = ellipse(0, height, size, size), rng.choice(((170, 30, 30), fill))
+        outer, rim = ellipse(0, height, size, size), rng.choice((RED, fill))
         inner = fill if rim != fill else tint(fill, 1.1)
     else:
         outer = np.array(rectangle(-size * flip, height - size, size * flip, height + size * 1.1))
@@ -124,7 +131,7 @@ def _bollard(painter: Painter, post: Post, shade: float, rng: Random) -> None:
 
 def _board(painter: Painter, post: Post, shade: float, rng: Random) -> None:
     """A hanging sign, a bus-stop flag or an advertisement."""
-    low, wide, tall = rng.uniform(1.0, 3.4), rng.uniform(0.5, 1.2), rng.uniform(0.6, 1.8)
+    low, wide, tall = rng.uniform(1.0, 3.4), rng.uniform(0.6, 1.5), rng.uniform(0.7, 2.0)
     _stem(painter, post, low + tall, 0.1, tint((80, 80, 82), shade))
     painter.begin(SIGN, post.z, texture=0.06)
     colour = vary(
@@ -149,13 +156,29 @@ def _bin(painter: Painter, post: Post, shade: float, rng: Random) -> None:
     painter.faces(upright(post.x, post.z, face), [tint(colour, shade), tint(colour, 1.4 * shade)])
 
 
+def _shelter(painter: Painter, post: Post, shade: float, rng: Random) -> None:
+    """Bus shelters, sheds, scaffolding, stalls: large things without a class of their own."""
+    painter.begin(IGNORE_INDEX, post.z, texture=0.15)
+    wide, tall = rng.uniform(0.8, 2.2), rng.uniform(1.8, 3.2)
+    colour = tint(
+        vary(rng, rng.choice(((60, 64, 66), (96, 88, 78), (44, 50, 46), (120, 118, 112))), 0.3), shade
+    )
+    boxes = [rectangle(-wide, 0, wide, tall), rectangle(-wide, tall - 0.2, wide, tall)]
+    colours = [colour, tint(colour, 1.4)]
+    for _ in range(rng.randint(2, 6)):
+        x, y = rng.uniform(-wide, wide * 0.7), rng.uniform(0.2, tall * 0.7)
+        boxes.append(rectangle(x, y, min(x + rng.uniform(0.2, 1.0), wide), y + rng.uniform(0.2, 0.6)))
+        colours.append(tint(colour, rng.uniform(0.3, 1.8)))
+    painter.faces(upright(post.x, post.z, np.array(boxes)), colours)
+
+
 def paint_fence(painter: Painter, fence: Fence, light: Light) -> None:
     """Paint one length of fence; railings are labelled as a whole and show what is behind them."""
     rng = Random(fence.seed)
     start = max(fence.start, 0.9)
     if fence.stop <= start:
         return
-    painter.begin(FENCE, start, texture=0.1)
+    painter.begin(FENCE, start, texture=0.18)
     tall = {
         "railing": rng.uniform(0.95, 1.3),
         "boards": rng.uniform(1.2, 2.0),
@@ -173,12 +196,8 @@ def paint_fence(painter: Painter, fence: Fence, light: Light) -> None:
         segments += [[(x, y, start), (x, y, fence.stop)] for y in (0.15, tall - 0.12, tall)]
         painter.lines(np.array(segments), [0.03] * len(posts) + [0.06] * 3, [metal] * len(segments))
         return
-    colour = (
-        (112, 88, 66)
-        if fence.kind == "boards"
-        else rng.choice(((128, 92, 76), (140, 132, 116), (104, 98, 92)))
-    )
-    colour = tint(vary(rng, colour, 0.25), shade)
+    bare = WOOD if fence.kind == "boards" else rng.choice(MASONRY)
+    colour = tint(vary(rng, bare, 0.35), shade)
     painter.faces(whole, [colour])
     lines = [[(x, 0, z), (x, tall, z)] for z in np.arange(start, fence.stop, 0.5).tolist()]
     if fence.kind == "boards" and start < 20:

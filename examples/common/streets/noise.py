@@ -25,7 +25,7 @@ def tile(cells: int) -> NDArray[np.float32]:
         raw = resize(padded, ((cells + 4) * step, (cells + 4) * step))[
             2 * step : -2 * step, 2 * step : -2 * step
         ]
-    return ((raw - raw.mean()) / raw.std()).astype(np.float32)
+    return np.asarray((raw - raw.mean()) / raw.std(), dtype=np.float32)
 
 
 @cache

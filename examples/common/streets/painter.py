@@ -6,7 +6,9 @@ would be a map of instances.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,22 @@ from .classes import IGNORE_INDEX
 
 Colour = tuple[float, float, float]
 OVERSAMPLING = 2
+THRESHOLD = [0] * 128 + [255] * 128
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A ready-made picture of something ragged, three grey images of one size.
+
+    Attributes:
+        cover: how opaque it is.
+        claim: which pixels are labelled, above 127.
+        tone: brightness, 128 for the colour as given; None is 128 throughout.
+    """
+
+    cover: Image.Image
+    claim: Image.Image
+    tone: Image.Image | None
 
 
 class Painter:
@@ -67,19 +85,19 @@ class Painter:
         self._fog = 0.0
 
     def load(self, image: NDArray[np.uint8], ids: NDArray[np.int32]) -> None:
-        """Replace the canvas by a picture (H, W, 3) and its object numbers (H, W)."""
-        self.image = Image.fromarray(image)
-        self.ids = Image.fromarray(ids)
+        """Replace the canvas by a picture (h, w, 3) and its object numbers (h, w), both of the final size."""
+        height, width = self.camera.size
+        self.image = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        self.ids = Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST)
         self._draw = ImageDraw.Draw(self.image)
         self._draw_ids = ImageDraw.Draw(self.ids)
 
-    def ink(self, colour: Colour) -> tuple[int, int, int]:
-        """A colour as the camera sees it, exposed and through the air before the current object."""
+    def inks(self, colours: Sequence[Colour]) -> list[int]:
+        """Colours as the camera sees them, exposed and through the air, as Pillow packs them."""
         clear = (1.0 - self._fog) * self.exposure
-        mixed = [
-            min(255, max(0, int(c * clear + h * self._fog))) for c, h in zip(colour, self.haze, strict=True)
-        ]
-        return mixed[0], mixed[1], mixed[2]
+        seen = np.array(colours, np.float64) * clear + np.array(self.haze) * self._fog
+        packed = np.clip(seen, 0, 255).astype(np.int64) @ np.array([1, 256, 65536])
+        return cast("list[int]", packed.tolist())
 
     def faces(
         self, polygons: Floats, colours: Sequence[Colour], *, solid: bool = True, cull: bool = False
@@ -92,66 +110,99 @@ class Painter:
             solid: also claim the pixels for the current object; False for a detail that lies inside it.
             cull: leave out polygons that turn their back (corners run clockwise as seen from the front).
         """
-        for points, colour in zip(self.camera.project(polygons), colours, strict=True):
-            if points is None or not self._visible(points) or (cull and _area(points) <= 0):
-                continue
-            corners = [tuple(p) for p in points.tolist()]
-            self._draw.polygon(corners, fill=self.ink(colour))
-            if solid:
-                self._draw_ids.polygon(corners, fill=self._current)
+        smallest = 0.0 if solid else 0.6
+        for corners, ink in zip(self._outlines(polygons, smallest, cull), self.inks(colours), strict=True):
+            if corners:
+                self._draw.polygon(corners, fill=ink)
+                if solid:
+                    self._draw_ids.polygon(corners, fill=self._current)
 
     def claim(self, polygons: Floats) -> None:
         """Give the pixels of world polygons (N, K, 3) to the current object without painting them."""
-        for points in self.camera.project(polygons):
-            if points is not None and self._visible(points):
-                self._draw_ids.polygon([tuple(p) for p in points.tolist()], fill=self._current)
+        for corners in self._outlines(polygons):
+            if corners:
+                self._draw_ids.polygon(corners, fill=self._current)
 
-    def lines(self, segments: Floats, widths: Iterable[float], colours: Sequence[Colour]) -> None:
-        """Paint world segments (N, 2, 3) as strokes of the given widths in metres; their labels are a pixel at least."""
+    def lines(self, segments: Floats, widths: Sequence[float], colours: Sequence[Colour]) -> None:
+        """Paint world segments (N, 2, 3) as strokes of the given widths in metres, labelled at least a pixel wide."""
         viewed = self.camera.view(segments)
         if viewed[..., 2].min() < NEAR:
             return
-        ends = self.camera.to_pixels(viewed).tolist()
-        scales = (self.camera.pixels / viewed[..., 2].mean(axis=1)).tolist()
-        for (a, b), scale, width, colour in zip(ends, scales, widths, colours, strict=True):
-            stroke = max(1, round(width * scale))
-            self._draw.line((*a, *b), fill=self.ink(colour), width=stroke)
-            self._draw_ids.line((*a, *b), fill=self._current, width=max(OVERSAMPLING, stroke))
+        ends = self.camera.to_pixels(viewed).reshape(-1, 4).tolist()
+        strokes = (
+            np.rint(np.array(widths) * self.camera.pixels / viewed[..., 2].mean(axis=1)).astype(int).tolist()
+        )
+        for end, stroke, ink in zip(ends, strokes, self.inks(colours), strict=True):
+            self._draw.line(end, fill=ink, width=max(1, stroke))
+            self._draw_ids.line(end, fill=self._current, width=max(OVERSAMPLING, stroke))
+
+    def stamp(
+        self, x: float, z: float, half_width: float, height: float, stamp: Stamp, colour: Colour
+    ) -> None:
+        """Paint a stamp as an upright picture with its foot at the ground point (x, z), sizes in metres."""
+        scale = self.scale(x, z)
+        foot = (
+            self.camera.to_pixels(self.camera.view(np.array([x, 0.0, z]))).tolist() if scale else [0.0, 0.0]
+        )
+        left, top = foot[0] - half_width * scale, foot[1] - height * scale
+        rows, columns = self.camera.size
+        x0, y0 = max(0, round(left)), max(0, round(top))
+        x1, y1 = min(columns, round(foot[0] + half_width * scale)), min(rows, round(foot[1]))
+        if x1 - x0 < 2 or y1 - y0 < 2:
+            return
+        across, down = stamp.cover.width / (2 * half_width * scale), stamp.cover.height / (height * scale)
+        source = (
+            max((x0 - left) * across, 0.0),
+            max((y0 - top) * down, 0.0),
+            min((x1 - left) * across, stamp.cover.width),
+            min((y1 - top) * down, stamp.cover.height),
+        )
+        size = (x1 - x0, y1 - y0)
+        cover = stamp.cover.resize(size, Image.Resampling.BILINEAR, box=source, reducing_gap=2.0)
+        claim = stamp.claim.resize(size, Image.Resampling.NEAREST, box=source)
+        area = (x0, y0, x1, y1)
+        if stamp.tone is None:
+            self.image.paste(self.inks([colour])[0], area, cover)
+        else:
+            tone = stamp.tone.resize(size, Image.Resampling.BILINEAR, box=source, reducing_gap=2.0)
+            self.image.paste(self._toned(tone, colour), area, cover)
+        self.ids.paste(self._current, area, claim.point(THRESHOLD))
+
+    def _toned(self, tone: Image.Image, colour: Colour) -> Image.Image:
+        """A colour with a brightness that varies: 128 is the colour itself."""
+        ramp = np.arange(256)[:, None] * (np.array(colour) * ((1.0 - self._fog) * self.exposure / 128))
+        table = np.clip(ramp + np.array(self.haze) * self._fog, 0, 255).astype(np.uint8)
+        return Image.fromarray(table[np.asarray(tone)])
 
     def overlay(self, polygon: Sequence[tuple[float, float]], colour: Colour) -> None:
         """Paint a polygon given in shares of the picture's width and height, whatever the camera."""
         height, width = self.camera.size
         corners = [(x * width, y * height) for x, y in polygon]
-        self._draw.polygon(corners, fill=self.ink(colour))
+        self._draw.polygon(corners, fill=self.inks([colour])[0])
         self._draw_ids.polygon(corners, fill=self._current)
-
-    def spots(
-        self, points: Floats, radii: Sequence[float], colours: Sequence[Colour], *, solid: bool = True
-    ) -> None:
-        """Paint discs that face the camera at world points (N, 3), radii in metres."""
-        viewed = self.camera.view(points)
-        if viewed[..., 2].min() < 0.7:
-            return
-        centres = self.camera.to_pixels(viewed).tolist()
-        scales = (self.camera.pixels / viewed[..., 2]).tolist()
-        for (x, y), scale, radius, colour in zip(centres, scales, radii, colours, strict=True):
-            r = radius * scale
-            box = (x - r, y - r, x + r, y + r)
-            self._draw.ellipse(box, fill=self.ink(colour))
-            if solid:
-                self._draw_ids.ellipse(box, fill=self._current)
 
     def shadows(self, polygons: Sequence[Floats], strengths: Sequence[float]) -> None:
         """Darken what is painted so far under world polygons (K, 3), softly, each by its strength in [0, 1]."""
         mask = Image.new("L", self.image.size, 255)
         draw = ImageDraw.Draw(mask)
         for polygon, strength in zip(polygons, strengths, strict=True):
-            points = self.camera.project(polygon[None])[0]
-            if points is not None and self._visible(points):
-                draw.polygon([tuple(p) for p in points.tolist()], fill=int(255 * (1 - strength)))
+            for corners in self._outlines(polygon[None]):
+                if corners:
+                    draw.polygon(corners, fill=int(255 * (1 - strength)))
         mask = mask.filter(ImageFilter.BoxBlur(max(1, self.image.size[1] // 180)))
         self.image = ImageChops.multiply(self.image, Image.merge("RGB", (mask, mask, mask)))
         self._draw = ImageDraw.Draw(self.image)
+
+    def sees(self, points: Floats) -> bool:
+        """Whether the convex hull of world points (K, 3) may be in the picture."""
+        viewed = self.camera.view(points)
+        depth, height, width = viewed[:, 2], *self.camera.size
+        if depth.max() < NEAR:
+            return False
+        room_x, room_y = depth * width / 2, depth * height / 2
+        x, y = viewed[:, 0] * self.camera.pixels, viewed[:, 1] * self.camera.pixels
+        outside = (x > room_x).all() or (x < -room_x).all() or (y > room_y).all() or (y < -room_y).all()
+        return not outside
 
     def scale(self, x: float, z: float) -> float:
         """Canvas pixels per metre at the ground point (x, z); 0 behind the camera."""
@@ -164,16 +215,31 @@ class Painter:
         ids = np.asarray(self.ids)[OVERSAMPLING // 2 :: OVERSAMPLING, OVERSAMPLING // 2 :: OVERSAMPLING]
         return picture, np.array(self._classes, np.uint8)[ids], np.array(self._texture, np.float32)[ids]
 
-    def _visible(self, points: Floats) -> bool:
+    def _outlines(self, polygons: Floats, smallest: float = 0.0, cull: bool = False) -> list[list[float]]:
+        """World polygons (N, K, 3) as flat lists of canvas coordinates; empty for those that need no paint."""
+        points, partial = self.camera.project(polygons)
         height, width = self.camera.size
-        low, high = points.min(axis=0), points.max(axis=0)
-        return bool(high[0] >= 0 and high[1] >= 0 and low[0] < width and low[1] < height)
+        x, y = points[..., 0].T, points[..., 1].T
+        left, right, top, bottom = x.min(axis=0), x.max(axis=0), y.min(axis=0), y.max(axis=0)
+        shown = (right > 0) & (bottom > 0) & (left < width) & (top < height)
+        shown &= (right - left >= smallest) | (bottom - top >= smallest)
+        if cull:
+            following = np.roll(points, -1, axis=1)
+            area = points[..., 0] * following[..., 1] - points[..., 1] * following[..., 0]
+            shown &= area.sum(axis=1) > 0
+        result = points.reshape(len(points), -1).tolist()
+        for index in np.flatnonzero(~shown).tolist():
+            result[index] = []
+        for index, clipped in partial.items():
+            result[index] = clipped.ravel().tolist()
+        return result
 
 
-def _area(points: Floats) -> float:
-    """Signed area of a canvas polygon (K, 2), positive when the corners run clockwise on the screen."""
-    x, y = points[:, 0], points[:, 1]
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
+def stack(polygons: Sequence[Floats | Sequence[tuple[float, ...]]]) -> Floats:
+    """Polygons of different numbers of corners as one array: the last corner of the shorter ones is repeated."""
+    longest = max(len(polygon) for polygon in polygons)
+    padded = [[*polygon, *[polygon[-1]] * (longest - len(polygon))] for polygon in polygons]
+    return np.array(padded, dtype=np.float64)
 
 
 def upright(x: float, z: float, shape: Floats, turn: float = 0.0) -> Floats:

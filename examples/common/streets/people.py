@@ -8,7 +8,7 @@ import numpy as np
 
 from .camera import Floats
 from .classes import BICYCLIST, PEDESTRIAN
-from .painter import Colour, Painter, ellipse, tint, upright
+from .painter import Colour, Painter, ellipse, stack, tint, upright
 from .scene import Light, vary
 
 CLOTHES: tuple[Colour, ...] = (
@@ -60,17 +60,19 @@ class Figure:
 
     def paint(self, painter: Painter, x: float, z: float, shade: float, flip: float) -> None:
         """Paint the parts in the order in which they were added."""
-        for corners, colour in self.parts:
-            painter.faces(upright(x, z, corners * np.array([flip, 1.0]))[None], [tint(colour, shade)])
+        shape = stack([corners for corners, _ in self.parts])
+        shape[..., 0] *= flip
+        painter.faces(upright(x, z, shape), [tint(colour, shade) for _, colour in self.parts])
 
 
 def paint_person(painter: Painter, person: Person, light: Light) -> None:
     """Paint one pedestrian or bicyclist."""
-    if person.z < 2.0 or painter.scale(person.x, person.z) == 0:
+    frame = np.array([(-1.0, 0.0), (-1.0, 2.0), (1.0, 2.0), (1.0, 0.0)])
+    if person.z < 2.0 or not painter.sees(upright(person.x, person.z, frame)):
         return
     rng = Random(person.seed)
     painter.begin(BICYCLIST if person.rides else PEDESTRIAN, person.z, texture=0.08)
-    shade = light.on(0, 0, -1) * rng.uniform(0.75, 1.05)
+    shade = light.on(0, 0, -1) * rng.uniform(0.4, 0.85)
     flip = rng.choice((-1.0, 1.0))
     figure = Figure()
     if not person.rides:
@@ -158,8 +160,9 @@ def _rider_side(figure: Figure, rng: Random) -> None:
             a, b = corner * math.pi / 6, (corner + 1) * math.pi / 6
             start = (x + 0.32 * math.cos(a), 0.34 + 0.32 * math.sin(a))
             figure.limb(start, (x + 0.32 * math.cos(b), 0.34 + 0.32 * math.sin(b)), 0.05, (20, 20, 21))
-    for a, b in (((-0.52, 0.34), (-0.15, 0.85)), ((-0.15, 0.85), (0.4, 0.82)), ((0.4, 0.95), (0.52, 0.34))):
-        figure.limb(a, b, 0.055, frame)
+    bars = (((-0.52, 0.34), (-0.15, 0.85)), ((-0.15, 0.85), (0.4, 0.82)), ((0.4, 0.95), (0.52, 0.34)))
+    for top, bottom in bars:
+        figure.limb(top, bottom, 0.055, frame)
     figure.limb((0.0, 0.3), (-0.15, 0.85), 0.055, frame)
     figure.limb((0.0, 0.3), (0.4, 0.82), 0.055, frame)
     knee = rng.uniform(0.12, 0.28)

@@ -110,7 +110,7 @@ def _plots(scene: Scene, side: Side, street: Street, light: Light, rng: Random) 
 
 
 def _street_trees(scene: Scene, side: Side, street: Street, rng: Random) -> None:
-    if rng.random() > {"town": 0.25, "open": 0.4, "green": 0.6}[street.kind]:
+    if rng.random() > {"town": 0.28, "open": 0.5, "green": 0.75}[street.kind]:
         return
     z, gap = rng.uniform(5, 20), rng.uniform(7, 18)
     while z < street.end:
@@ -120,7 +120,7 @@ def _street_trees(scene: Scene, side: Side, street: Street, rng: Random) -> None
 
 
 def _fences(scene: Scene, side: Side, street: Street, rng: Random) -> None:
-    if rng.random() > 0.36:
+    if rng.random() > 0.5:
         return
     kind = pick(rng, railing=0.55, boards=0.15, wall=0.3)
     x = side.kerb + side.sign * 0.3 if kind == "railing" and rng.random() < 0.5 else side.pavement
@@ -141,9 +141,9 @@ def _posts(scene: Scene, side: Side, street: Street, rng: Random) -> None:
                 scene.post(Post(side.kerb + side.sign * offset, z, kind, side.sign, rng.getrandbits(32)))
             z += gap * rng.uniform(0.6, 1.5)
 
-    along(rng.uniform(14, 30), rng.uniform(4, 20), "lamp", rng.uniform(0.4, 0.8))
+    along(rng.uniform(18, 40), rng.uniform(6, 25), "lamp", rng.uniform(0.4, 0.8))
     along(rng.uniform(12, 45), rng.uniform(5, 30), "sign", 0.5)
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         along(rng.uniform(12, 40), rng.uniform(6, 25), "board", rng.uniform(0.8, 1.6))
     if rng.random() < 0.3:
         z = rng.uniform(7, 35)
@@ -154,10 +154,12 @@ def _posts(scene: Scene, side: Side, street: Street, rng: Random) -> None:
         along(rng.uniform(1.6, 3), rng.uniform(4, 30), "bollard", 0.4)
     if rng.random() < 0.6:
         along(rng.uniform(8, 30), rng.uniform(4, 20), "bin", rng.uniform(0.5, 1.5))
+    if rng.random() < 0.5:
+        along(rng.uniform(15, 40), rng.uniform(9, 30), "shelter", abs(side.pavement - side.kerb) + 0.3)
 
 
 def _walkers(scene: Scene, side: Side, street: Street, rng: Random) -> None:
-    for _ in range(rng.choice((0, 0, 1, 2, 3, 4))):
+    for _ in range(rng.choice((0, 0, 0, 1, 2, 3, 4))):
         z, x = 5 + 45 * rng.random() ** 1.3, rng.uniform(side.kerb, side.pavement)
         if rng.random() < 0.08:
             x = rng.uniform(street.left.kerb, street.right.kerb)
@@ -181,7 +183,7 @@ def _riders(scene: Scene, street: Street, rng: Random) -> None:
 def _traffic(scene: Scene, street: Street, rng: Random) -> None:
     left, right = street.left.kerb, street.right.kerb
     for side, heading in ((street.left, 0.0), (street.right, math.pi)):
-        parking = rng.random() < {"town": 0.45, "open": 0.3, "green": 0.12}[street.kind]
+        parking = rng.random() < {"town": 0.6, "open": 0.45, "green": 0.2}[street.kind]
         if not parking or abs(side.kerb) < 2.9:
             continue
         z = rng.uniform(3, 25)
@@ -190,8 +192,8 @@ def _traffic(scene: Scene, street: Street, rng: Random) -> None:
             if not side.open_at(z, 2.5):
                 scene.vehicle(sample_vehicle(side.kerb - side.sign * rng.uniform(0.95, 1.1), z, turned, rng))
             z += rng.choice((5.0, 5.6, 6.5, 14.0))
-    z = rng.uniform(9, 30)
-    while rng.random() < 0.55 and z < street.end:
+    z = rng.uniform(8, 24)
+    while rng.random() < 0.62 and z < street.end:
         scene.vehicle(sample_vehicle(rng.uniform(-0.4, 0.3), z, 0.0, rng))
         z += rng.uniform(7, 25)
     z = rng.uniform(6, 35)

@@ -100,10 +100,10 @@ def sample_light(rng: Random) -> Light:
     angle = rng.uniform(0, 2 * math.pi)
     rise = rng.uniform(0.25, 0.8)
     sun = (math.cos(angle) * math.cos(rise), math.sin(rise), math.sin(angle) * math.cos(rise))
-    white = rng.uniform(238, 268)
+    white = rng.uniform(244, 285)
     warm = rng.gauss(0, 0.025)
     if kind == "clear":
-        red = rng.uniform(120, 245)
+        red = rng.uniform(130, 255)
         zenith = (red, 255 - 0.55 * (255 - red), 258 - 0.15 * (255 - red))
         horizon = (white, white + 2, white + 4)
         direct, exposure, visibility = rng.uniform(0.25, 0.7), rng.uniform(0.75, 1.45), rng.uniform(250, 900)
@@ -143,7 +143,7 @@ def sample_camera(rng: Random, size: tuple[int, int]) -> Camera:
 
 def sample_street(rng: Random) -> Street:
     """The ground plan: a town street, an open junction or square, or a green road."""
-    kind = pick(rng, town=0.68, open=0.17, green=0.15)
+    kind = pick(rng, town=0.74, open=0.14, green=0.12)
     lane = rng.uniform(2.7, 3.6)
     spare = {"town": 0.0, "open": rng.uniform(1, 8), "green": rng.uniform(0, 1)}[kind]
     left = _side(rng, -1, kind, rng.uniform(1.3, 2.6) + spare * rng.random() + 1.8 * (rng.random() < 0.35))
@@ -177,5 +177,5 @@ def _side(rng: Random, sign: int, kind: str, kerb: float) -> Side:
         face=sign * (kerb + width + setback),
         verge=verge,
         openings=tuple(openings),
-        greenery={"town": 0.1, "open": 0.3, "green": 0.7}[kind],
+        greenery={"town": 0.07, "open": 0.3, "green": 0.7}[kind],
     )

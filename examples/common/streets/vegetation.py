@@ -1,14 +1,13 @@
 """Trees, hedges and bushes. CamVid's trees are mostly bare: branches against the sky, labelled as one crown."""
 
-import math
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 
-from .camera import Floats
 from .classes import TREE
-from .painter import Colour, Painter, tint, upright
+from .crowns import KINDS, bare, leafy
+from .painter import Colour, Painter, tint
 from .scene import Light, vary
 
 LEAVES: tuple[Colour, ...] = ((62, 74, 42), (80, 86, 50), (48, 60, 44), (96, 92, 58), (70, 66, 48))
@@ -22,7 +21,7 @@ class Tree:
     Attributes:
         height: metres to its top.
         spread: half width of the crown.
-        stem: metres of bare trunk below the crown; 0 for a bush.
+        bush: whether it is leafy down to the ground.
         bare: whether it has lost its leaves.
         seed: of its details.
     """
@@ -31,7 +30,7 @@ class Tree:
     z: float
     height: float
     spread: float
-    stem: float
+    bush: bool
     bare: bool
     seed: int
 
@@ -50,87 +49,28 @@ class Hedge:
 
 def sample_tree(x: float, z: float, rng: Random) -> Tree:
     """A tree of a random kind."""
-    height = rng.uniform(4, 11)
+    height = rng.uniform(5, 14)
     bush = rng.random() < 0.25
     if bush:
         height = rng.uniform(1.2, 3.5)
-    spread = height * rng.uniform(0.28, 0.48)
-    stem = 0.0 if bush else height * rng.uniform(0.15, 0.35)
-    return Tree(x, z, height, spread, stem, not bush and rng.random() < 0.55, rng.getrandbits(32))
+    spread = height * (rng.uniform(0.5, 1.1) if bush else rng.uniform(0.36, 0.62))
+    return Tree(x, z, height, spread, bush, not bush and rng.random() < 0.6, rng.getrandbits(32))
 
 
 def paint_tree(painter: Painter, tree: Tree, light: Light) -> None:
     """Paint one tree."""
-    scale = painter.scale(tree.x, tree.z)
-    if scale == 0 or tree.z < 3:
+    if tree.z < 3:
         return
     rng = Random(tree.seed)
-    painter.begin(TREE, tree.z, texture=0.1 if tree.bare else 0.22)
-    bark = tint(vary(rng, rng.choice(BARK), 0.2), light.on(0, 0, -1))
-    trunk = max(0.08, tree.height * rng.uniform(0.018, 0.03))
-    if tree.stem > 0:
-        stem = [(-trunk, 0), (-trunk * 0.7, tree.stem * 1.6), (trunk * 0.7, tree.stem * 1.6), (trunk, 0)]
-        painter.faces(upright(tree.x, tree.z, np.array([stem])), [bark])
+    painter.begin(TREE, tree.z, texture=0.08)
+    kind = rng.randrange(KINDS // 2)
     if tree.bare:
-        painter.claim(upright(tree.x, tree.z, _outline(tree, rng)[None]))
-        _branches(painter, tree, bark, trunk, rng)
+        colour = tint(vary(rng, rng.choice(BARK), 0.25), light.on(0, 0, -1))
+        stamp = bare(kind + rng.choice((0, KINDS // 2)), rng.random() < 0.5)
     else:
-        _leaves(painter, tree, light, rng, scale)
-
-
-def _outline(tree: Tree, rng: Random) -> Floats:
-    """A ragged crown, (28, 2)."""
-    middle, half = (tree.stem + tree.height) / 2, (tree.height - tree.stem) / 2
-    angle = np.arange(28) * (2 * math.pi / 28)
-    ragged = np.array([rng.uniform(0.78, 1.04) for _ in range(28)])
-    return np.stack([tree.spread * ragged * np.cos(angle), middle + half * ragged * np.sin(angle)], axis=-1)
-
-
-def _branches(painter: Painter, tree: Tree, bark: Colour, trunk: float, rng: Random) -> None:
-    """Boughs that fork three or four times, thinner each time."""
-    segments: list[tuple[tuple[float, float], tuple[float, float]]] = []
-    widths: list[float] = []
-    colours: list[Colour] = []
-    tips = [(0.0, tree.stem, math.pi / 2, trunk * 1.4, tree.height * 0.3)]
-    for level in range(6):
-        grown = []
-        for x, y, angle, width, length in tips:
-            for _ in range(3 if level < 3 else 2):
-                turned = angle + rng.gauss(0, 0.5 + 0.06 * level)
-                reach = length * rng.uniform(0.7, 1.2)
-                end = (x + reach * math.cos(turned) * 0.9, y + reach * math.sin(turned))
-                inside = (end[0] / tree.spread) ** 2 + (
-                    2 * (end[1] - tree.stem) / (tree.height - tree.stem) - 1
-                ) ** 2
-                if inside > 1.0 or end[1] < tree.stem:
-                    continue
-                segments.append(((x, y), end))
-                widths.append(width)
-                colours.append(bark)
-                grown.append((end[0], end[1], turned, width * 0.55, length * 0.68))
-        rng.shuffle(grown)
-        tips = grown[:60]
-    if segments:
-        painter.lines(upright(tree.x, tree.z, np.array(segments)), widths, colours)
-
-
-def _leaves(painter: Painter, tree: Tree, light: Light, rng: Random, scale: float) -> None:
-    """Clumps of leaves: dark ones first, lit ones above and towards the sun."""
-    leaf = vary(rng, rng.choice(LEAVES), 0.25)
-    middle, half = (tree.stem + tree.height) / 2, (tree.height - tree.stem) / 2
-    body = np.array([[(0.8 * x, y) for x, y in _outline(tree, rng).tolist()]])
-    painter.faces(upright(tree.x, tree.z, body), [tint(leaf, 0.6)])
-    count = min(150, int(20 + scale * tree.spread * 0.9))
-    size = tree.spread * min(0.3, 2.4 / math.sqrt(count))
-    points, radii, colours = [], [], []
-    for index in range(count):
-        angle, reach = rng.uniform(0, 2 * math.pi), math.sqrt(rng.random())
-        x, y = reach * math.cos(angle), reach * math.sin(angle)
-        points.append((tree.x + tree.spread * x, max(0.05, middle + half * y), tree.z))
-        radii.append(size * rng.uniform(0.5, 1.1))
-        lit = 0.75 + 0.3 * y + light.direct * 0.5 * (x * light.sun[0] + y) + 0.35 * (index / count - 0.5)
-        colours.append(tint(leaf, max(0.3, lit * rng.uniform(0.7, 1.3))))
-    painter.spots(np.array(points), radii, colours)
+        colour = tint(vary(rng, rng.choice(LEAVES), 0.3), light.on(0, 0.3, -0.9))
+        stamp = leafy(kind if tree.bush else kind + KINDS // 2, light.sun[0] > 0)
+    painter.stamp(tree.x, tree.z, tree.spread, tree.height, stamp, colour)
 
 
 def paint_hedge(painter: Painter, hedge: Hedge, light: Light) -> None:

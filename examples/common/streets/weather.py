@@ -42,7 +42,7 @@ def develop(
     shot = noise.standard_normal((height, width), dtype=np.float32)[..., None]
     colour = noise.standard_normal((3, 3)).astype(np.float32) * 0.15
     speck = shot * level * (1 + colour[0])
-    return np.clip(photo + speck, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(photo + speck, 0, 255), dtype=np.uint8)
 
 
 def _texture(size: tuple[int, int], noise: np.random.Generator) -> Plane:
@@ -82,4 +82,4 @@ def _tone(picture: Plane, light: Light, rng: Random) -> Plane:
     picture = 70 + (picture - 70) * contrast
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in (height, width))
     dark = 1 - np.float32(rng.uniform(0, 0.22)) * (0.5 * (y * y)[:, None] + 0.5 * (x * x)[None])
-    return picture * dark[..., None] * np.array(light.cast, np.float32)
+    return np.asarray(picture * dark[..., None] * np.array(light.cast, np.float32))
