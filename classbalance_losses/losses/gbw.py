@@ -362,7 +362,6 @@ class GBWLoss(PixelLoss):
 
     def _smoothed(self, class_weight: Tensor) -> Tensor:
         """Blend a batch's weights into the stored ones, and store the result in training."""
-        class_weight = class_weight.float()
         known = self.class_weight.numel() > 0
         if known:
             check_class_vector("input's weights", self.class_weight, class_weight.shape[0])
@@ -372,5 +371,5 @@ class GBWLoss(PixelLoss):
             if known:
                 self.class_weight.copy_(class_weight)
             else:
-                self.class_weight = class_weight.clone()
+                self.class_weight = class_weight.to(self.class_weight.dtype, copy=True)
         return class_weight
