@@ -59,7 +59,7 @@ def check_input_target(input: Tensor, target: Tensor, ignore_index: int) -> None
         )
     _check_target_dtype(input, target)
     _check_target_shape(input, target)
-    _check_target_range(target, input.shape[1], ignore_index)
+    check_target_range(target, input.shape[1], ignore_index)
 
 
 def _check_target_dtype(input: Tensor, target: Tensor) -> None:
@@ -93,7 +93,8 @@ def _check_target_shape(input: Tensor, target: Tensor) -> None:
     )
 
 
-def _check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Check that every label is a class or ``ignore_index``: read on the CPU, asserted on the device on CUDA."""
     if target.device.type == "cuda":
         index = target.long()
         fits = (index == ignore_index) | ((index >= 0) & (index < num_classes))

@@ -8,7 +8,7 @@ from torch import Tensor
 from classbalance_losses._validate import (
     FLOATS,
     INDICES,
-    _check_target_range,
+    check_target_range,
     can_read_values,
     check_choice,
     check_range,
@@ -32,7 +32,7 @@ def check_labels(name: str, labels: Tensor) -> None:
 
 def check_label_range(labels: Tensor, num_classes: int, ignore_index: int) -> None:
     """Check that every label is a class or ``ignore_index`` (values are read on the CPU alone)."""
-    _check_target_range(labels, num_classes, ignore_index)
+    check_target_range(labels, num_classes, ignore_index)
 
 
 def check_num_classes(num_classes: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
-from classbalance_losses._validate import INDICES, _check_target_range, check_choice
+from classbalance_losses._validate import INDICES, check_target_range, check_choice
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
     image_frequency_weights,
@@ -85,7 +85,7 @@ class ClassStatistics(nn.Module):
             )
         if target.ndim == 0:
             raise ValueError("Expected labels of shape (N, *), got a 0-dim tensor.")
-        _check_target_range(target, self.num_classes, self.ignore_index)
+        check_target_range(target, self.num_classes, self.ignore_index)
         index = long_target(target)
         keep = valid_pixels(index, self.ignore_index)
         counts = summed_image_counts(index, keep, self.num_classes)
