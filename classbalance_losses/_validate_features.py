@@ -8,10 +8,10 @@ from torch import Tensor
 from classbalance_losses._validate import (
     FLOATS,
     INDICES,
-    check_target_range,
     can_read_values,
     check_choice,
     check_range,
+    check_target_range,
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
-from classbalance_losses._validate import INDICES, check_target_range, check_choice
+from classbalance_losses._validate import INDICES, check_choice, check_target_range
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
     image_frequency_weights,
