@@ -1,0 +1,101 @@
+"""What a user of the package meets first: its names, its imports, its docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from importlib import resources
+
+import pytest
+
+import classbalance_losses as cb
+from classbalance_losses import functional
+
+LOSSES = {
+    "DyCELoss": "dyce_loss",
+    "GBWLoss": "gbw_loss",
+    "PullLoss": "pull_loss",
+    "WeightedCrossEntropyLoss": "weighted_cross_entropy_loss",
+    "FocalLoss": "focal_loss",
+    "DualFocalLoss": "dual_focal_loss",
+    "DualCrossEntropyLoss": "dual_cross_entropy_loss",
+}
+PIXEL_LOSSES = {name: twin for name, twin in LOSSES.items() if name != "PullLoss"}
+ESTIMATORS = {"ClassStatistics", "PixelFrequency", "ImageFrequency", "MedianFrequency", "EffectiveNumber", "LossBased", "Curriculum"}
+PIECES = {
+    "class_gradient_norms",
+    "solve_class_weights",
+    "gbw_class_weights",
+    "class_prototypes",
+    "class_confidence_weights",
+    "pixel_frequency_weights",
+    "image_frequency_weights",
+    "median_frequency_weights",
+    "effective_number_weights",
+    "loss_based_weights",
+    "curriculum_weights",
+}
+EXTRAS = ("scipy", "cvxpy", "matplotlib", "triton", "PIL", "tqdm", "torchmetrics", "torchvision", "pandas")
+
+
+def test_public_names() -> None:
+    assert set(LOSSES) | ESTIMATORS <= set(cb.__all__)
+    assert set(LOSSES.values()) | PIECES <= set(functional.__all__)
+    assert all(hasattr(cb, name) for name in cb.__all__)
+    assert all(hasattr(functional, name) for name in functional.__all__)
+    assert cb.__version__
+
+
+def test_import_needs_none_of_the_extras() -> None:
+    """In a fresh interpreter: what torch itself imports is torch's affair, what we add to it is ours."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import classbalance_losses; "
+        f"print(*[name for name in {EXTRAS} if name in sys.modules and name not in before])"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+def test_typed() -> None:
+    assert resources.files("classbalance_losses").joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_docstring_gives_equation_source_shapes_and_errors(name: str) -> None:
+    module, twin = getattr(cb, name), getattr(functional, LOSSES[name])
+    text = inspect.getdoc(module) or ""
+    assert "Shape:" in text
+    assert "Raises:" in text
+    everything = text + (inspect.getdoc(twin) or "") + (sys.modules[module.__module__].__doc__ or "")
+    assert ".. math::" in everything
+    assert re.search(r"(19|20)\d\d|arXiv|equation", everything)  # where it comes from
+
+
+@pytest.mark.parametrize("name", sorted({*functional.__all__}))
+def test_functions_are_documented_and_typed(name: str) -> None:
+    function = getattr(functional, name)
+    assert inspect.getdoc(function)
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not inspect.Signature.empty
+    assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
+
+
+@pytest.mark.parametrize("name", PIXEL_LOSSES)
+def test_module_and_function_take_the_same_options(name: str) -> None:
+    """Same names, same defaults; but for what a call takes, and what only a module can keep."""
+    module = inspect.signature(getattr(cb, name).__init__).parameters
+    function = inspect.signature(getattr(functional, PIXEL_LOSSES[name])).parameters
+    call = inspect.signature(getattr(cb, name).forward).parameters
+    assert list(call)[:4] == ["self", "input", "target", "pixel_weight"]
+    shared = {k: p.default for k, p in module.items() if k not in ("self", "momentum")}
+    assert shared == {k: p.default for k, p in function.items() if k not in call}
+    assert {"ignore_index": -100, "reduction": "mean", "process_group": None}.items() <= shared.items()
+
+
+@pytest.mark.parametrize("name", PIXEL_LOSSES)
+def test_only_the_class_weight_is_positional(name: str) -> None:
+    parameters = list(inspect.signature(getattr(cb, name).__init__).parameters.values())[1:]
+    positional = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert positional == (["weight"] if name == "WeightedCrossEntropyLoss" else [])
