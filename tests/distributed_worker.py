@@ -1,0 +1,82 @@
+"""What one rank of test_distributed.py does: every loss on its share of a batch, results to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from cases import CASES, DEFAULTS, FEATURES, Case, Sample, grad, sample
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+REDUCTIONS = ("none", "sum", "mean")
+
+
+def joined(scenario: str, world: int) -> tuple[Sample, list[slice]]:
+    """The whole batch, and each rank's images: of uneven number and, in the first rank's, uneven validity."""
+    counts = {"uneven": [2, 1, 1], "one ignored": [1, 1, 2], "one empty": [2, 0, 1]}[scenario][:world]
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    shares = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
+    whole = sample(2, shape=(ends[-1], 3, 4), weighted=True, seed=world)
+    target = whole.target.clone()
+    target[0, :2] = -100
+    if scenario == "one ignored":
+        target[shares[1]] = -100
+    return replace(whole, target=target), shares
+
+
+SCENARIOS = ("uneven", "one ignored", "one empty")
+
+
+def share(whole: Sample, images: slice) -> Sample:
+    assert whole.pixel_weight is not None
+    assert whole.features is not None
+    parts = (whole.input[images], whole.target[images], whole.ignore_index, whole.pixel_weight[images], whole.features[images])
+    return Sample(*parts).leaf()
+
+
+def layer() -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(FEATURES, 4, 1).double()
+
+
+def train_step(case: Case, s: Sample, net: nn.Module, **options: Any) -> list[Tensor]:
+    """The gradients of a last layer under the loss."""
+    assert s.features is not None
+    loss = case.by_module(replace(s, input=net(s.features)), **options)
+    loss.backward()
+    return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+
+def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]:
+    for scenario in SCENARIOS:
+        whole, shares = joined(scenario, world)
+        here = share(whole, shares[rank])
+        for case in CASES:
+            for reduction in REDUCTIONS:
+                loss = case(here, reduction=reduction, process_group="world")
+                yield (scenario, case.id, reduction), (loss.detach(), grad(loss.sum(), here))
+        for case in DEFAULTS:
+            ddp = DistributedDataParallel(layer())
+            yield (scenario, case.id, "ddp"), train_step(case, here, ddp, process_group="world")
+            local = case(here)
+            yield (scenario, case.id, "alone"), local.detach()
+    if world == 3:
+        pair = dist.new_group([0, 1])
+        whole, shares = joined("uneven", world)
+        for case in DEFAULTS if rank < 2 else []:
+            yield ("pair", case.id, "mean"), case(share(whole, shares[rank]), process_group=pair).detach()
+
+
+def main(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    torch.save(dict(results(rank, world)), Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
