@@ -9,7 +9,6 @@ from .classes import FENCE, IGNORE_INDEX, POLE, SIGN
 from .painter import Colour, Painter, ellipse, rectangle, tint, upright
 from .scene import Light, vary
 
-
 RED: Colour = (170, 30, 30)
 WOOD: Colour = (112, 88, 66)
 MASONRY: tuple[Colour, ...] = ((128, 92, 76), (140, 132, 116), (104, 98, 92))

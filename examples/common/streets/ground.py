@@ -80,12 +80,13 @@ def _layers(x: Plane, z: Plane, street: Street) -> NDArray[np.int8]:
 def _palette(rng: Random) -> Plane:
     """Colours of the layers, (5, 3)."""
     grey = rng.uniform(62, 108)
-    slab = rng.uniform(0.7, 1.35) * grey
+    slab = rng.uniform(0.6, 1.2) * grey
+    kerb = rng.uniform(0.8, 1.3) * slab
     colours: list[Colour] = [
         vary(rng, (grey * 0.97, grey, grey * 1.05), 0.06),
         vary(rng, (slab * 1.03, slab, slab * 0.96), 0.08),
         vary(rng, (84, 98, 58), 0.25),
-        vary(rng, (slab * 1.15, slab * 1.15, slab * 1.12), 0.1),
+        (kerb, kerb, kerb * 0.97),
         (60, 58, 54),
     ]
     return np.array(colours, np.float32)
