@@ -46,6 +46,11 @@ class Camera:
         roll = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
         return np.asarray(roll @ pitch @ yaw)
 
+    @cached_property
+    def _rows(self) -> list[list[float]]:
+        rows: list[list[float]] = self.rotation.tolist()
+        return rows
+
     @property
     def pixels(self) -> float:
         """Focal length in canvas pixels."""
@@ -65,6 +70,15 @@ class Camera:
         out[..., 0] = self.size[1] / 2 + viewed[..., 0] * scale
         out[..., 1] = self.size[0] / 2 - viewed[..., 1] * scale
         return out
+
+    def ground_point(self, x: float, z: float) -> tuple[float, float, float]:
+        """A ground point's canvas column and row, and the canvas pixels per metre there; zeros where it is behind."""
+        moved = x + self.bend * z * z
+        right, up, ahead = (row[0] * moved - row[1] * self.height + row[2] * z for row in self._rows)
+        if ahead < 0.5:
+            return 0.0, 0.0, 0.0
+        scale = self.pixels / ahead
+        return self.size[1] / 2 + right * scale, self.size[0] / 2 - up * scale, scale
 
     def project(self, polygons: Floats) -> tuple[Floats, dict[int, Floats]]:
         """World polygons (N, K, 3) on the canvas.

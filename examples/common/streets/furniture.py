@@ -38,8 +38,7 @@ class Fence:
 
 def paint_post(painter: Painter, post: Post, light: Light) -> None:
     """Paint one post and what it carries."""
-    frame = np.array([(-2.5, 0.0), (-2.5, 10.0), (2.5, 10.0), (2.5, 0.0)])
-    if post.z < 2.0 or not painter.sees(upright(post.x, post.z, frame)):
+    if post.z < 2.0 or not painter.shows(post.x, post.z, 3.0):
         return
     rng = Random(post.seed)
     shade = light.on(-post.side, 0, 0) * 0.85

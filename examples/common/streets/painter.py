@@ -8,6 +8,7 @@ would be a map of instances.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -35,6 +36,12 @@ class Stamp:
     cover: Image.Image
     claim: Image.Image
     tone: Image.Image | None
+
+    @cached_property
+    def half(self) -> "Stamp":
+        """The same at half the size."""
+        tone = None if self.tone is None else self.tone.reduce(2)
+        return Stamp(self.cover.reduce(2), self.claim.reduce(2), tone)
 
 
 class Painter:
@@ -140,14 +147,15 @@ class Painter:
         self, x: float, z: float, half_width: float, height: float, stamp: Stamp, colour: Colour
     ) -> None:
         """Paint a stamp as an upright picture with its foot at the ground point (x, z), sizes in metres."""
-        scale = self.scale(x, z)
-        foot = (
-            self.camera.to_pixels(self.camera.view(np.array([x, 0.0, z]))).tolist() if scale else [0.0, 0.0]
-        )
-        left, top = foot[0] - half_width * scale, foot[1] - height * scale
+        u, v, scale = self.camera.ground_point(x, z)
+        if scale == 0:
+            return
+        while stamp.cover.height > max(28.0, 2 * height * scale):
+            stamp = stamp.half
+        left, top = u - half_width * scale, v - height * scale
         rows, columns = self.camera.size
         x0, y0 = max(0, round(left)), max(0, round(top))
-        x1, y1 = min(columns, round(foot[0] + half_width * scale)), min(rows, round(foot[1]))
+        x1, y1 = min(columns, round(u + half_width * scale)), min(rows, round(v))
         if x1 - x0 < 2 or y1 - y0 < 2:
             return
         across, down = stamp.cover.width / (2 * half_width * scale), stamp.cover.height / (height * scale)
@@ -158,13 +166,13 @@ class Painter:
             min((y1 - top) * down, stamp.cover.height),
         )
         size = (x1 - x0, y1 - y0)
-        cover = stamp.cover.resize(size, Image.Resampling.BILINEAR, box=source, reducing_gap=2.0)
+        cover = stamp.cover.resize(size, Image.Resampling.BILINEAR, box=source)
         claim = stamp.claim.resize(size, Image.Resampling.NEAREST, box=source)
         area = (x0, y0, x1, y1)
         if stamp.tone is None:
             self.image.paste(self.inks([colour])[0], area, cover)
         else:
-            tone = stamp.tone.resize(size, Image.Resampling.BILINEAR, box=source, reducing_gap=2.0)
+            tone = stamp.tone.resize(size, Image.Resampling.BILINEAR, box=source)
             self.image.paste(self._toned(tone, colour), area, cover)
         self.ids.paste(self._current, area, claim.point(THRESHOLD))
 
@@ -182,13 +190,13 @@ class Painter:
         self._draw_ids.polygon(corners, fill=self._current)
 
     def shadows(self, polygons: Sequence[Floats], strengths: Sequence[float]) -> None:
-        """Darken what is painted so far under world polygons (K, 3), softly, each by its strength in [0, 1]."""
+        """Darken what is painted so far under world quadrilaterals (4, 3), softly, each by its strength in [0, 1]."""
         mask = Image.new("L", self.image.size, 255)
         draw = ImageDraw.Draw(mask)
-        for polygon, strength in zip(polygons, strengths, strict=True):
-            for corners in self._outlines(polygon[None]):
-                if corners:
-                    draw.polygon(corners, fill=int(255 * (1 - strength)))
+        outlines = self._outlines(np.array(polygons)) if polygons else []
+        for corners, strength in zip(outlines, strengths, strict=True):
+            if corners:
+                draw.polygon(corners, fill=int(255 * (1 - strength)))
         mask = mask.filter(ImageFilter.BoxBlur(max(1, self.image.size[1] // 180)))
         self.image = ImageChops.multiply(self.image, Image.merge("RGB", (mask, mask, mask)))
         self._draw = ImageDraw.Draw(self.image)
@@ -204,10 +212,10 @@ class Painter:
         outside = (x > room_x).all() or (x < -room_x).all() or (y > room_y).all() or (y < -room_y).all()
         return not outside
 
-    def scale(self, x: float, z: float) -> float:
-        """Canvas pixels per metre at the ground point (x, z); 0 behind the camera."""
-        depth = float(self.camera.view(np.array([x, 0.0, z]))[2])
-        return self.camera.pixels / depth if depth > 0.5 else 0.0
+    def shows(self, x: float, z: float, reach: float) -> bool:
+        """Whether something within `reach` metres of the ground point (x, z) may be in the picture."""
+        u, _, scale = self.camera.ground_point(x, z)
+        return scale > 0 and -reach * scale < u < self.camera.size[1] + reach * scale
 
     def result(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
         """The picture in [0, 255] (H, W, 3), its labels (H, W) and the strength of grain (H, W), all at final size."""

@@ -67,8 +67,7 @@ class Figure:
 
 def paint_person(painter: Painter, person: Person, light: Light) -> None:
     """Paint one pedestrian or bicyclist."""
-    frame = np.array([(-1.0, 0.0), (-1.0, 2.0), (1.0, 2.0), (1.0, 0.0)])
-    if person.z < 2.0 or not painter.sees(upright(person.x, person.z, frame)):
+    if person.z < 2.0 or not painter.shows(person.x, person.z, 1.0):
         return
     rng = Random(person.seed)
     painter.begin(BICYCLIST if person.rides else PEDESTRIAN, person.z, texture=0.08)

@@ -136,7 +136,7 @@ def _fences(scene: Scene, side: Side, street: Street, rng: Random) -> None:
 def _posts(scene: Scene, side: Side, street: Street, rng: Random) -> None:
     def along(gap: float, first: float, kind: str, offset: float) -> None:
         z = first
-        while z < min(street.end, 75):
+        while z < min(street.end, 65):
             if not side.open_at(z, 0.5):
                 scene.post(Post(side.kerb + side.sign * offset, z, kind, side.sign, rng.getrandbits(32)))
             z += gap * rng.uniform(0.6, 1.5)
