@@ -8,7 +8,7 @@ import numpy as np
 
 from .camera import Floats
 from .classes import BUILDING
-from .painter import Colour, Painter, tint
+from .painter import Colour, Painter, rectangle, tint
 from .scene import Light, Side, pick, vary
 
 WALLS: dict[str, tuple[Colour, ...]] = {
@@ -152,13 +152,9 @@ def _on_front(building: Building, flat: Floats) -> Floats:
     return out
 
 
-def _box(left: float, bottom: float, right: float, top: float) -> list[tuple[float, float]]:
-    return [(left, bottom), (left, top), (right, top), (right, bottom)]
-
-
 def _front(painter: Painter, building: Building, wall: Colour, shade: float, rng: Random) -> None:
     long, high = building.stop - building.start, building.height
-    painter.faces(_on_front(building, np.array([_box(0, 0, long, high)])), [tint(wall, shade)])
+    painter.faces(_on_front(building, np.array([rectangle(0, 0, long, high)])), [tint(wall, shade)])
     boxes: list[list[tuple[float, float]]] = []
     colours: list[Colour] = []
     shop = building.side != 0 and building.floors > 1 and rng.random() < 0.55
@@ -168,9 +164,9 @@ def _front(painter: Painter, building: Building, wall: Colour, shade: float, rng
         _shop(boxes, colours, long, building.floor_height, shade, rng)
     if rng.random() < 0.6:
         cornice = rng.uniform(0.15, 0.4)
-        boxes.append(_box(0, high - cornice, long, high))
+        boxes.append(rectangle(0, high - cornice, long, high))
         colours.append(tint(wall, shade * rng.uniform(0.7, 1.3)))
-    boxes.append(_box(0, 0, 0.12, high))
+    boxes.append(rectangle(0, 0, 0.12, high))
     colours.append(tint(wall, shade * 0.7))
     painter.faces(_on_front(building, np.array(boxes)), colours, solid=False)
 
@@ -189,13 +185,13 @@ def _panels(
         u = rng.uniform(0, long * 0.8)
         kind = pick(rng, pipe=0.5, arch=0.2, strip=0.3)
         if kind == "pipe":
-            boxes.append(_box(u, 0, u + 0.13, high))
+            boxes.append(rectangle(u, 0, u + 0.13, high))
             colours.append(tint(wall, shade * rng.uniform(0.3, 0.6)))
         elif kind == "arch":
-            boxes.append(_box(u, 0, min(u + rng.uniform(1.2, 3), long), rng.uniform(2.2, 3.2)))
+            boxes.append(rectangle(u, 0, min(u + rng.uniform(1.2, 3), long), rng.uniform(2.2, 3.2)))
             colours.append(tint(wall, shade * rng.uniform(0.08, 0.3)))
         else:
-            boxes.append(_box(u, 0, min(u + rng.uniform(0.6, 2.5), long), high))
+            boxes.append(rectangle(u, 0, min(u + rng.uniform(0.6, 2.5), long), high))
             colours.append(tint(vary(rng, rng.choice(WALLS[rng.choice(tuple(WALLS))]), 0.2), shade))
 
 
@@ -225,18 +221,18 @@ def _windows(
             u = margin + (column + 0.5) * pitch - wide / 2
             pane = glass * rng.uniform(0.5, 1.6) * (rng.uniform(1.8, 4.5) if rng.random() < 0.2 else 1.0)
             if level == 0 and rng.random() < 0.2:
-                boxes.append(_box(u, 0, u + 1.0, 2.1))
+                boxes.append(rectangle(u, 0, u + 1.0, 2.1))
                 colours.append(tint(vary(rng, rng.choice(SHOPS), 0.3), shade * 0.7))
                 continue
             if detailed:
-                boxes.append(_box(u - 0.1, bottom - 0.12, u + wide + 0.1, bottom + tall + 0.08))
+                boxes.append(rectangle(u - 0.1, bottom - 0.12, u + wide + 0.1, bottom + tall + 0.08))
                 colours.append(frame)
-            boxes.append(_box(u, bottom, u + wide, bottom + tall))
+            boxes.append(rectangle(u, bottom, u + wide, bottom + tall))
             colours.append((pane * 0.93, pane, pane * 1.06))
             if detailed and bar:
-                boxes.append(_box(u, bottom + tall * 0.48, u + wide, bottom + tall * 0.54))
+                boxes.append(rectangle(u, bottom + tall * 0.48, u + wide, bottom + tall * 0.54))
                 colours.append(frame)
-                boxes.append(_box(u + wide * 0.47, bottom, u + wide * 0.53, bottom + tall))
+                boxes.append(rectangle(u + wide * 0.47, bottom, u + wide * 0.53, bottom + tall))
                 colours.append(frame)
 
 
@@ -250,28 +246,28 @@ def _shop(
 ) -> None:
     board = tint(vary(rng, rng.choice(SHOPS), 0.3), shade)
     glass = rng.uniform(25, 90)
-    boxes.append(_box(0.2, 0.3, long - 0.2, floor * 0.78))
+    boxes.append(rectangle(0.2, 0.3, long - 0.2, floor * 0.78))
     colours.append((glass, glass, glass * 1.02))
     for _ in range(rng.randint(3, 9)):
         u, v = rng.uniform(0.3, max(0.4, long - 1.2)), rng.uniform(0.4, floor * 0.6)
         glow = glass * rng.uniform(0.4, 2.2)
-        boxes.append(_box(u, v, min(u + rng.uniform(0.3, 1.5), long - 0.2), v + rng.uniform(0.2, 0.8)))
+        boxes.append(rectangle(u, v, min(u + rng.uniform(0.3, 1.5), long - 0.2), v + rng.uniform(0.2, 0.8)))
         colours.append((glow * rng.uniform(0.9, 1.2), glow, glow * rng.uniform(0.8, 1.1)))
     u = 0.2
     while u < long:
-        boxes.append(_box(u, 0, u + 0.14, floor * 0.8))
+        boxes.append(rectangle(u, 0, u + 0.14, floor * 0.8))
         colours.append(tint(board, 0.8))
         u += rng.uniform(1.2, 3)
-    boxes.append(_box(0.1, floor * 0.78, long - 0.1, floor * 0.97))
+    boxes.append(rectangle(0.1, floor * 0.78, long - 0.1, floor * 0.97))
     colours.append(board)
     letters = tint((225, 220, 205), shade) if sum(board) < 420 else tint((50, 46, 44), shade)
     u = long * rng.uniform(0.1, 0.4)
     while u < long * 0.8:
-        boxes.append(_box(u, floor * 0.83, u + 0.18, floor * 0.92))
+        boxes.append(rectangle(u, floor * 0.83, u + 0.18, floor * 0.92))
         colours.append(letters)
         u += rng.uniform(0.25, 0.45)
     if rng.random() < 0.2:
-        boxes.append(_box(0.2, floor * 0.6, long - 0.2, floor * 0.8))
+        boxes.append(rectangle(0.2, floor * 0.6, long - 0.2, floor * 0.8))
         colours.append(tint(vary(rng, rng.choice(SHOPS), 0.3), shade * 1.2))
 
 

@@ -40,8 +40,8 @@ def develop(
     photo = np.asarray(soft.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
     level = rng.uniform(0.8, 4.5)
     shot = noise.standard_normal((height, width), dtype=np.float32)[..., None]
-    colour = noise.standard_normal((3, 3)).astype(np.float32) * 0.15
-    speck = shot * level * (1 + colour[0])
+    colour = noise.standard_normal(3).astype(np.float32) * 0.15
+    speck = shot * level * (1 + colour)
     return np.asarray(np.clip(photo + speck, 0, 255), dtype=np.uint8)
 
 
@@ -56,11 +56,10 @@ def _wet(picture: Plane, labels: NDArray[np.uint8], rng: Random) -> Plane:
     """A wet road shows the scene upside down, blurred."""
     height = picture.shape[0]
     small = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).resize((24, 60))
-    horizon = 0.5
     mirror = np.asarray(small.transpose(Image.Transpose.FLIP_TOP_BOTTOM), dtype=np.float32)
     shifted = np.stack([resize(mirror[..., c], picture.shape[:2]) for c in range(3)], axis=-1)
     share = np.where(labels == ROAD, rng.uniform(0.1, 0.3), 0.0).astype(np.float32)
-    share[: int(height * horizon)] = 0
+    share[: height // 2] = 0
     return picture + (shifted * 0.8 - picture) * share[..., None]
 
 
