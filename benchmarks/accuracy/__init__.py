@@ -1,0 +1,1 @@
+"""Accuracy of the losses: grids in TOML -> runs -> results -> tables and plots."""

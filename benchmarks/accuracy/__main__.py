@@ -1,0 +1,136 @@
+"""The command line: `python -m benchmarks.accuracy {demo,compare,run,report}`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.accuracy.collect import collect, read_results
+from benchmarks.accuracy.grid import Grid, load_grid
+from benchmarks.accuracy.plots import save_figure
+from benchmarks.accuracy.pool import RunError, run_all
+from benchmarks.accuracy.predictions import predictions_figure
+from benchmarks.accuracy.report import write_report
+from benchmarks.accuracy.table import summary_table
+
+_RUNS = Path("runs/accuracy")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the process's exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (FileNotFoundError, ValueError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def for_folder(grid: Grid, folder: Path | None) -> Grid:
+    """A grid of folders in CamVid's layout, set to one folder: its name, and its own train and val where the grid's
+    split lists are not there.
+
+    Raises:
+        ValueError: such a grid and no folder.
+    """
+    if grid.data["kind"] != "camvid":
+        return grid
+    if folder is None:
+        raise ValueError(f"grid {grid.name} needs --data FOLDER, a folder in CamVid's layout")
+    data = grid.data | {"name": folder.resolve().name}
+    if folder.is_dir() and not (folder / "splits" / f"{data['train']}.txt").is_file():
+        data |= {"train": "train", "tests": ["val"]}
+    return dataclasses.replace(grid, data=data)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    _run_and_show("demo", options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    _run_and_show("compare", options)
+
+
+def _run(options: argparse.Namespace) -> None:
+    grids = _grids(options)
+    configs = [config for grid in grids for _, config in grid.runs()]
+    run_all(configs, options.runs, options.data, jobs=options.jobs)
+
+
+def _report(options: argparse.Namespace) -> None:
+    for grid in _grids(options):
+        if collect(grid, options.runs, options.out) is None:
+            print(f"no run of {grid.name} is finished", file=sys.stderr)
+    print(f"tables and plots: {write_report(options.out)}")
+
+
+def _run_and_show(name: str, options: argparse.Namespace) -> None:
+    """Run one grid, print its table, write its page, plots and pictures."""
+    grid = for_folder(load_grid(name), options.data)
+    run_all([config for _, config in grid.runs()], options.runs, options.data, jobs=options.jobs)
+    out = options.out or options.runs.parent / "reports" / f"{grid.name}-{grid.data['name']}"
+    path = collect(grid, options.runs, out)
+    figure = predictions_figure(grid, options.runs, options.data)
+    if path is None or figure is None:
+        raise FileNotFoundError(f"no finished run of {grid.name} in {options.runs}")
+    save_figure(figure, out / "plots" / f"{grid.name}_predictions.png")
+    print(summary_table(read_results(path)))
+    print(f"\nmore tables, and the plots: {write_report(out)}")
+
+
+def _grids(options: argparse.Namespace) -> list[Grid]:
+    grids = [for_folder(load_grid(name), options.data) for name in options.grids]
+    if options.seeds is None:
+        return grids
+    return [dataclasses.replace(grid, seeds=tuple(options.seeds)) for grid in grids]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--runs", type=Path, default=_RUNS, help="folder of the runs (%(default)s)")
+    jobs = argparse.ArgumentParser(add_help=False)
+    jobs.add_argument("--jobs", type=_positive, default=2, help="runs side by side, a thread each (%(default)s)")
+
+    demo = commands.add_parser("demo", parents=[shared, jobs], help="five losses on streets, in minutes")
+    demo.add_argument("--out", type=Path, help="folder of the report")
+    demo.set_defaults(command=_demo, data=None)
+
+    compare = commands.add_parser("compare", parents=[shared, jobs], help="all losses on a real folder")
+    compare.add_argument("--data", type=Path, required=True, help="folder in CamVid's layout")
+    compare.add_argument("--out", type=Path, help="folder of the report")
+    compare.set_defaults(command=_compare)
+
+    selection = argparse.ArgumentParser(add_help=False)
+    selection.add_argument("--data", type=Path, help="folder in CamVid's layout, for grids that need one")
+    selection.add_argument("--seeds", type=int, nargs="+", help="only these seeds (the grid's own)")
+
+    run = commands.add_parser("run", parents=[shared, jobs, selection], help="carry out the runs of some grids")
+    run.add_argument("grids", nargs="+", help="names of grids, or paths of TOML files")
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", parents=[shared, selection], help="results, tables and plots of some grids")
+    report.add_argument("grids", nargs="*", help="grids to collect first; without any, redraw what OUT holds")
+    report.add_argument("--out", type=Path, required=True, help="folder of the results and the report")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

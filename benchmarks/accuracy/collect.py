@@ -1,0 +1,171 @@
+"""From finished runs to one compact, committed file a grid, and the numbers that tables and plots are made of."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.accuracy.grid import Grid
+from benchmarks.accuracy.run import is_finished, read_metrics, write_json
+from examples.common.training import LOG
+
+RARE = 5
+_WEIGHT_EVERY = 2  # of the logged class weights, keep every second: enough for a plot
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run of a grid."""
+
+    label: str
+    loss: dict[str, Any]
+    seed: int
+    scores: dict[str, Any]  # test set -> mean_iou, iou, pixel_accuracy
+    log: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class GridResults:
+    """The finished runs of one grid, as its file holds them."""
+
+    name: str
+    title: str
+    recipe: dict[str, Any]
+    classes: tuple[str, ...]
+    shares: tuple[float, ...]  # of the training pixels
+    runs: tuple[Result, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        """The losses in the grid's order, those with a finished run."""
+        return list(dict.fromkeys(run.label for run in self.runs))
+
+    @property
+    def tests(self) -> list[str]:
+        """The names of the test sets, the main one first."""
+        return list(self.runs[0].scores)
+
+    @property
+    def by_frequency(self) -> list[int]:
+        """The classes, the most frequent in training first."""
+        return sorted(range(len(self.classes)), key=lambda c: -self.shares[c])
+
+    @property
+    def rare(self) -> list[int]:
+        """The five classes with the fewest training pixels, rarest first."""
+        return [c for c in reversed(self.by_frequency) if self.shares[c] > 0][:RARE]
+
+    def of(self, label: str) -> Iterator[Result]:
+        """The runs of one loss."""
+        return (run for run in self.runs if run.label == label)
+
+    def seeds_of(self, label: str) -> list[int]:
+        """The seeds that one loss was run with."""
+        return sorted(run.seed for run in self.of(label))
+
+    def mean_iou(self, label: str, test: str) -> list[float]:
+        """The mean IoU of every seed, in per cent."""
+        return [100 * run.scores[test]["mean_iou"] for run in self.of(label)]
+
+    def rare_iou(self, label: str, test: str) -> list[float]:
+        """The mean IoU of the five rarest classes of every seed, in per cent."""
+        return [rare_mean(run.scores[test]["iou"], self.rare) for run in self.of(label)]
+
+    def class_iou(self, label: str, test: str) -> list[float]:
+        """Every class's IoU, the mean over seeds, in per cent; NaN where it never occurs."""
+        columns = zip(*(run.scores[test]["iou"] for run in self.of(label)), strict=True)
+        return [_mean_present(column) for column in columns]
+
+
+def rare_mean(iou: list[float | None], rare: list[int]) -> float:
+    """The mean IoU of some classes in per cent, those that do not occur left out."""
+    return _mean_present([iou[c] for c in rare])
+
+
+def mean_and_std(values: list[float]) -> tuple[float, float]:
+    """The mean and the standard deviation of a sample, 0 for a single value."""
+    return mean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def collect(grid: Grid, runs: Path, out: Path) -> Path | None:
+    """Write `OUT/GRID.json` from the finished runs of a grid; None where there is none yet."""
+    entries: list[dict[str, Any]] = []
+    metrics: dict[str, Any] = {}
+    for label, config in grid.runs():
+        if not is_finished(config, runs):
+            continue
+        folder = runs / config.folder_name
+        metrics = read_metrics(folder)
+        entries.append(
+            {
+                "label": label,
+                "loss": config.loss,
+                "seed": config.seed,
+                "run": config.key,
+                "scores": _rounded(metrics["scores"]),
+                "train_seconds": metrics["train_seconds"],
+                "commit": metrics["commit"],
+                "versions": metrics["versions"],
+                "log": _rounded(_thinned(folder / LOG)),
+            }
+        )
+    if not entries:
+        return None
+    path = out / f"{grid.name}.json"
+    recipe = {"data": grid.data, "model": grid.model, "training": grid.training}
+    content = {
+        "grid": grid.name,
+        "title": grid.title,
+        "recipe": recipe,
+        "classes": metrics["classes"],
+        "train_pixel_share": _rounded(metrics["train_pixel_share"], digits=7),
+        "runs": entries,
+    }
+    write_json(path, content)
+    return path
+
+
+def read_results(path: Path) -> GridResults:
+    """Read what `collect` wrote."""
+    content = json.loads(path.read_text())
+    return GridResults(
+        name=content["grid"],
+        title=content["title"],
+        recipe=content["recipe"],
+        classes=tuple(content["classes"]),
+        shares=tuple(content["train_pixel_share"]),
+        runs=tuple(
+            Result(run["label"], run["loss"], run["seed"], run["scores"], tuple(run["log"]))
+            for run in content["runs"]
+        ),
+    )
+
+
+def _thinned(path: Path) -> list[dict[str, Any]]:
+    """The log without what no table or plot uses."""
+    kept = []
+    for number, line in enumerate(path.read_text().splitlines()):
+        entry = json.loads(line)
+        if number % _WEIGHT_EVERY and "mean_iou" not in entry:
+            continue
+        entry.pop("lr")
+        kept.append(entry)
+    return kept
+
+
+def _rounded(value: Any, digits: int = 5) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item, digits) for item in value]
+    return round(value, digits) if isinstance(value, float) else value
+
+
+def _mean_present(values: Any) -> float:
+    present = [value for value in values if value is not None]
+    return 100 * mean(present) if present else math.nan

@@ -1,0 +1,107 @@
+"""A grid: one recipe, several losses, several seeds, from a TOML file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from examples.common.training import TrainingConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GRIDS = Path(__file__).parent / "grids"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's outcome; runs with equal configurations are one run, whatever the grid."""
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    loss: dict[str, Any]
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A short hash of the configuration."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def folder_name(self) -> str:
+        """The run's folder: readable first, unique last."""
+        steps = self.training["iterations"]
+        return f"{self.data['name']}-{self.loss['name']}-{steps}-seed{self.seed}-{self.key}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A named set of runs; `labels[i]` is what tables call the loss of `losses[i]`."""
+
+    name: str
+    title: str
+    data: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    losses: tuple[dict[str, Any], ...]
+    labels: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def runs(self) -> list[tuple[str, RunConfig]]:
+        """Every run with its label: all losses of the first seed, then of the next."""
+        return [
+            (label, RunConfig(self.data, self.model, self.training, loss, seed))
+            for seed in self.seeds
+            for label, loss in zip(self.labels, self.losses, strict=True)
+        ]
+
+
+def load_grid(path: str | Path) -> Grid:
+    """Read a grid by path, or by the name of a file in `benchmarks/accuracy/grids`.
+
+    Raises:
+        FileNotFoundError: no such grid; the message lists those there are.
+        ValueError: a missing or unknown key.
+    """
+    path = Path(path)
+    if not path.suffix:
+        path = GRIDS / f"{path}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in GRIDS.glob("*.toml")))
+        raise FileNotFoundError(f"no grid {path}; the grids here are {known}")
+    content = tomllib.loads(path.read_text())
+    try:
+        labels = tuple(entry["label"] for entry in content["loss"])
+        losses = tuple(
+            {"name": entry["name"], "kwargs": entry.get("kwargs", {})} for entry in content["loss"]
+        )
+        grid = Grid(
+            name=path.stem,
+            title=content["title"],
+            data=content["data"],
+            model=content["model"],
+            training=content["training"],
+            losses=losses,
+            labels=labels,
+            seeds=tuple(content["seeds"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the key {error}") from error
+    recipe = {field.name for field in fields(TrainingConfig)} - {"seed"}
+    if unknown := set(grid.training) - recipe:
+        raise ValueError(f"{path}: [training] does not know {sorted(unknown)}; it knows {sorted(recipe)}")
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"{path}: two losses have the same label")
+    return grid

@@ -1,0 +1,186 @@
+"""Plots of a grid's results, drawn from the committed files alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.accuracy.collect import GridResults, mean_and_std, rare_mean
+
+BASELINE = "CE"
+_DPI = 110
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG without a date or a version in it, so that equal plots are equal files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def iou_against_frequency(results: GridResults) -> Figure:
+    """Every class's IoU over its share of the training pixels, a line a loss."""
+    figure, axes = plt.subplots(figsize=(8, 5))
+    order = results.by_frequency
+    shares = [100 * results.shares[c] for c in order]
+    for label, color in _colors(results.labels).items():
+        iou = results.class_iou(label, results.tests[0])
+        axes.plot(shares, [iou[c] for c in order], "o-", color=color, label=label, markersize=4, linewidth=1.3)
+    axes.set_xscale("log")
+    axes.set_xticks(shares, [_tick(results, c) for c in order], rotation=60, ha="right", fontsize=8)
+    axes.minorticks_off()
+    axes.set(ylabel=f"IoU on {results.tests[0]}, %", title=f"{results.title}: IoU of each class")
+    axes.set_xlabel("class and its share of the training pixels, log scale")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def gain_over_baseline(results: GridResults) -> Figure:
+    """A heat map: IoU points that each loss gains over cross-entropy on each class, rarest first."""
+    order = list(reversed(results.by_frequency))
+    labels = [label for label in results.labels if label != BASELINE]
+    base = np.array(results.class_iou(BASELINE, results.tests[0]))
+    gain = np.array([np.array(results.class_iou(label, results.tests[0])) - base for label in labels])[:, order]
+    bound = max(float(np.nanmax(np.abs(gain))), 1.0)
+    figure, axes = plt.subplots(figsize=(1.5 + 0.75 * len(order), 1.6 + 0.42 * len(labels)))
+    picture = axes.imshow(gain, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+    for (row, column), value in np.ndenumerate(gain):
+        if not math.isnan(value):
+            color = "white" if abs(value) > 0.6 * bound else "black"
+            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(order)), [_tick(results, c) for c in order], rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_title(f"{results.title}: IoU points over {BASELINE} on {results.tests[0]}, mean over seeds")
+    figure.colorbar(picture, ax=axes, pad=0.01)
+    return figure
+
+
+def class_weights_over_time(results: GridResults) -> Figure | None:
+    """GBW's weight of every class against steps, one panel a GBW loss, first seed; None without such a run."""
+    runs = {}
+    for run in results.runs:
+        if any("class_weight" in entry for entry in run.log):
+            runs.setdefault(run.label, run)
+    if not runs:
+        return None
+    figure, row = plt.subplots(1, len(runs), figsize=(5.5 * len(runs), 4), squeeze=False, sharey=True)
+    order = list(reversed(results.by_frequency))
+    colors = mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(order)))
+    for axes, (label, run) in zip(row[0], runs.items(), strict=True):
+        entries = [entry for entry in run.log if "class_weight" in entry]
+        steps = [entry["step"] for entry in entries]
+        for c, color in zip(order, colors, strict=True):
+            weights = [entry["class_weight"][c] for entry in entries]
+            axes.plot(steps, weights, color=color, linewidth=1.2, label=_tick(results, c))
+        axes.set(title=f"{label}, seed {run.seed}", xlabel="step")
+        axes.grid(alpha=0.3)
+    row[0][0].set_ylabel("class weight $v_c$ (the weights sum to C)")
+    row[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), title="rarest first")
+    return figure
+
+
+def learning_curves(grids: list[GridResults]) -> Figure | None:
+    """Score against steps of the losses of the longest grid; shorter grids' curves are dashed. Mean over seeds."""
+    grids = [grid for grid in grids if any("mean_iou" in entry for run in grid.runs for entry in run.log)]
+    if not grids:
+        return None
+    longest = max(grids, key=_iterations)
+    panels: list[tuple[str, Callable[[GridResults, dict[str, Any]], float]]] = [
+        ("mIoU, %", lambda grid, entry: 100 * entry["mean_iou"]),
+        ("mean IoU of the five rarest classes, %", lambda grid, entry: rare_mean(entry["iou"], grid.rare)),
+    ]
+    figure, row = plt.subplots(1, 2, figsize=(12, 4.5))
+    for axes, (title, score) in zip(row, panels, strict=True):
+        for label, color in _colors(longest.labels).items():
+            for grid in grids:
+                _curve(axes, grid, label, color, score, main=grid is longest)
+        axes.set(xlabel="step", title=f"{title}, on {longest.tests[0]}")
+        axes.grid(alpha=0.3)
+    row[0].legend(fontsize=8)
+    return figure
+
+
+def ablation(results: GridResults) -> Figure | None:
+    """Both scores against the one keyword that differs between the losses; None where it is not one number."""
+    varied = varied_keyword(results)
+    if varied is None:
+        return None
+    values = {label: next(results.of(label)).loss["kwargs"][varied] for label in results.labels}
+    labels = sorted(values, key=lambda label: values[label])
+    figure, row = plt.subplots(1, 2, figsize=(10, 3.8))
+    for axes, (title, score) in zip(
+        row, [("mIoU, %", results.mean_iou), ("rarest 5 mean IoU, %", results.rare_iou)], strict=True
+    ):
+        for index, test in enumerate(results.tests):
+            points = [mean_and_std(score(label, test)) for label in labels]
+            axes.errorbar(
+                range(len(labels)), [m for m, _ in points], [s for _, s in points],
+                fmt="o-" if index == 0 else "o--", color=f"C{index}", capsize=3, label=test,
+            )  # fmt: skip
+        axes.set_xticks(range(len(labels)), [f"{values[label]:g}" for label in labels])
+        axes.set(xlabel=varied, title=title)
+        axes.grid(alpha=0.3)
+    row[0].legend(fontsize=8)
+    figure.suptitle(results.title)
+    return figure
+
+
+def varied_keyword(results: GridResults) -> str | None:
+    """The keyword whose number differs between the losses of an ablation, None where the grid is none."""
+    losses = [next(results.of(label)).loss for label in results.labels]
+    if len(losses) < 2 or len({loss["name"] for loss in losses}) > 1:
+        return None
+    keywords = [
+        key for key in losses[0]["kwargs"] if len({str(loss["kwargs"].get(key)) for loss in losses}) == len(losses)
+    ]
+    return keywords[0] if len(keywords) == 1 else None
+
+
+def _curve(
+    axes: Axes,
+    grid: GridResults,
+    label: str,
+    color: Any,
+    score: Callable[[GridResults, dict[str, Any]], float],
+    *,
+    main: bool,
+) -> None:
+    points: dict[int, list[float]] = {}
+    for run in grid.of(label):
+        for entry in run.log:
+            if "mean_iou" in entry:
+                points.setdefault(entry["step"], []).append(score(grid, entry))
+    if not points:
+        return
+    steps = sorted(points)
+    middle = np.array([np.mean(points[step]) for step in steps])
+    name = f"{label}, {_iterations(grid)} steps, {len(grid.seeds_of(label))} seed(s)"
+    axes.plot(steps, middle, "o-" if main else "o--", color=color, markersize=3, label=name)
+    if len(grid.seeds_of(label)) > 1:
+        spread = np.array([np.std(points[step]) for step in steps])
+        axes.fill_between(steps, middle - spread, middle + spread, color=color, alpha=0.15, linewidth=0)
+
+
+def _iterations(grid: GridResults) -> int:
+    return int(grid.recipe["training"]["iterations"])
+
+
+def _tick(results: GridResults, c: int) -> str:
+    return f"{results.classes[c]} {100 * results.shares[c]:.2g} %"
+
+
+def _colors(labels: list[str]) -> dict[str, Any]:
+    """A colour for every loss: black for the baseline."""
+    palette = mpl.colormaps["tab10"].colors
+    others = iter([*palette] * (1 + len(labels) // len(palette)))
+    return {label: "black" if label == BASELINE else next(others) for label in labels}

@@ -1,0 +1,146 @@
+"""One run: train with one loss and one seed, score, write its folder. Finished runs are kept.
+
+    RUNS/NAME/config.json    what was run
+    RUNS/NAME/log.jsonl      loss, learning rate, class weights, scores against steps
+    RUNS/NAME/metrics.json   the scores, the commit and the versions; it exists when the run is finished
+    RUNS/NAME/model.pt       the final weights
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import classbalance_losses
+from benchmarks.accuracy.data import BenchmarkData, load_data, pixel_shares
+from benchmarks.accuracy.grid import RunConfig
+from examples.common.evaluation import Scores, evaluate
+from examples.common.models import build_model
+from examples.common.training import CHECKPOINT, TrainingConfig, train, write_atomically
+
+METRICS = "metrics.json"
+MODEL = "model.pt"
+PROGRESS = "progress.txt"
+_BATCH = 8
+
+
+def is_finished(config: RunConfig, runs: Path) -> bool:
+    """Whether this run's scores are there already."""
+    return (runs / config.folder_name / METRICS).is_file()
+
+
+def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str, Any]:
+    """Carry a run out, or go on with it, and return its metrics."""
+    folder = runs / config.folder_name
+    if is_finished(config, runs):
+        return read_metrics(folder)
+    write_json(folder / "config.json", config.as_dict())
+    data = load_data(config.data, data_folder)
+    torch.manual_seed(config.seed)
+    model = build_model(len(data.classes), **config.model).to(memory_format=torch.channels_last)
+    loss = build_loss(config.loss, data)
+    started = time.perf_counter()
+    main_test = next(iter(data.tests))
+    train(
+        model,
+        loss,
+        data.train,
+        TrainingConfig(**config.training, seed=config.seed),
+        folder,
+        evaluate=lambda model: scores_entry(_evaluate(model, data, main_test)),
+        progress=sys.stderr.isatty(),
+        on_step=lambda step: _report(folder, step),
+    )
+    metrics = {
+        "classes": list(data.classes),
+        "train_pixel_share": pixel_shares(data.pixel_counts),
+        "scores": {name: scores_entry(_evaluate(model, data, name)) for name in data.tests},
+        "train_seconds": round(time.perf_counter() - started, 1),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "classbalance_losses": classbalance_losses.__version__,
+        },
+    }
+    write_atomically(folder / MODEL, lambda path: torch.save(model.state_dict(), path))
+    write_json(folder / METRICS, metrics)
+    (folder / CHECKPOINT).unlink()  # the optimizer's state is of no use any more
+    (folder / PROGRESS).unlink(missing_ok=True)
+    return metrics
+
+
+def build_loss(spec: dict[str, Any], data: BenchmarkData) -> nn.Module:
+    """A loss by its public name; `weight = "pixel_frequency"` asks for weights from the training set's counts."""
+    kwargs: dict[str, Any] = dict(spec["kwargs"])
+    if isinstance(kwargs.get("weight"), str):
+        scheme = getattr(classbalance_losses.functional, f"{kwargs['weight']}_weights")
+        kwargs["weight"] = scheme(data.pixel_counts)
+    name = spec["name"]
+    owner = nn if name == "CrossEntropyLoss" else classbalance_losses
+    if not hasattr(owner, name):
+        raise ValueError(f"classbalance_losses has no loss {name!r}")
+    loss: nn.Module = getattr(owner, name)(**kwargs, ignore_index=data.ignore_index)
+    return loss
+
+
+def scores_entry(scores: Scores) -> dict[str, Any]:
+    """Scores as plain data; None stands for the IoU of a class that does not occur."""
+    return {
+        "mean_iou": scores.mean_iou,
+        "iou": [None if math.isnan(value) else value for value in scores.iou],
+        "pixel_accuracy": scores.pixel_accuracy,
+    }
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics of a finished run."""
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    return metrics
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that a person can read, all of it or nothing."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text))
+
+
+def _evaluate(model: nn.Module, data: BenchmarkData, test: str) -> Scores:
+    return evaluate(
+        model, data.tests[test], num_classes=len(data.classes), ignore_index=data.ignore_index, batch_size=_BATCH
+    )
+
+
+def _report(folder: Path, step: int) -> None:
+    (folder / PROGRESS).write_text(str(step))
+
+
+def _commit() -> str:
+    """The commit that the code is at, with "+changes" where files differ from it; "unknown" outside a checkout."""
+    root = Path(__file__).parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(arguments: list[str]) -> None:
+    """The process of one run: CONFIG.json RUNS [DATA]."""
+    config = RunConfig(**json.loads(Path(arguments[0]).read_text()))
+    execute(config, Path(arguments[1]), Path(arguments[2]) if len(arguments) > 2 else None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Examples: real training jobs built on the public API of `classbalance_losses`."""

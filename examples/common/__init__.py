@@ -1,0 +1,1 @@
+"""Data, models, evaluation and the training loop that the examples and benchmarks share."""

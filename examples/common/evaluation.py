@@ -1,0 +1,81 @@
+"""Dataset-level IoU: one confusion matrix over all images, as the papers report it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+from tqdm import tqdm
+
+
+class LabelledImages(Sized, Protocol):
+    """A dataset of `(image, label)`: float (channels, H, W) in [0, 1] and int64 (H, W)."""
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """IoU of every class in [0, 1], NaN for a class that neither the labels nor the predictions hold."""
+
+    iou: tuple[float, ...]
+    pixel_accuracy: float
+
+    @property
+    def mean_iou(self) -> float:
+        """The mean over the classes that occur."""
+        return _mean(self.iou)
+
+    def mean_iou_of(self, classes: Sequence[int]) -> float:
+        """The mean over some classes, those that do not occur left out."""
+        return _mean([self.iou[c] for c in classes])
+
+
+def scores_from_confusion(confusion: Tensor) -> Scores:
+    """Scores of a confusion matrix (C, C): rows are the labels, columns the predictions."""
+    confusion = confusion.double()
+    hit = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - hit
+    iou = torch.where(union > 0, hit / union.clamp(min=1), torch.nan)
+    return Scores(tuple(iou.tolist()), float(hit.sum() / confusion.sum().clamp(min=1)))
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: LabelledImages,
+    *,
+    num_classes: int,
+    ignore_index: int,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Scores:
+    """Run a model over a dataset and score its most probable classes; the model's mode is restored.
+
+    The images of a batch must share one size. The class with the highest logit wins.
+    """
+    was_training = model.training
+    model.eval()
+    confusion = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False)
+    starts = range(0, len(data), batch_size)
+    for start in tqdm(starts, desc="evaluate", unit="batch", leave=False, disable=not progress):
+        samples = [data[i] for i in range(start, min(start + batch_size, len(data)))]
+        images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
+        confusion.update(model(images).argmax(dim=1), labels)
+    model.train(was_training)
+    return scores_from_confusion(confusion.compute())
+
+
+def rarest_classes(pixel_counts: Tensor, number: int = 5) -> list[int]:
+    """The classes with the fewest pixels (but some), rarest first."""
+    order = pixel_counts.argsort(stable=True).tolist()
+    return [c for c in order if pixel_counts[c] > 0][:number]
+
+
+def _mean(values: Sequence[float]) -> float:
+    present = [v for v in values if v == v]  # noqa: PLR0124 (NaN is the only value unequal to itself)
+    return sum(present) / len(present) if present else float("nan")
