@@ -41,8 +41,9 @@ lint: $(VENV)/.installed  ## style, types and the direction of imports
 docs: $(VENV)/.installed  ## the documentation, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(VENV)/.installed  ## the speed benchmarks
-	$(BIN)/python -m pytest benchmarks/speed --benchmark-only
+bench: $(VENV)/.installed  ## time of every loss beside F.cross_entropy
+	$(BIN)/python -m pytest benchmarks/speed -o 'python_files=bench_*.py' -o 'python_functions=bench_*' \
+		--benchmark-only --benchmark-columns=median,iqr --benchmark-sort=name
 
 clean:
 	rm -rf $(VENV) .venv-floor build dist docs/_build

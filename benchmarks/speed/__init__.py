@@ -1,0 +1,1 @@
+"""Time of every loss beside `F.cross_entropy`, in one run: `make bench`."""
