@@ -1,8 +1,9 @@
 """The case table: one row a loss and setting. Every law of the suite runs over these rows.
 
-A new loss adds its loop reference to ``references.py`` and its rows here; values, gradients, compile, distributed and the rest
-follow. ``core`` rows are the ones that the slow laws use; ``neutral`` rows must equal ``F.cross_entropy``; in ``constant`` rows the
-weights do not move with the logits, so that the gradient is the true derivative and finite differences see it.
+A new loss adds its loop reference to ``references.py`` and its rows here; values, gradients, compile, distributed
+and the rest follow. ``core`` rows are the ones that the slow laws use; ``neutral`` rows must equal ``F.cross_entropy``;
+in ``constant`` rows the weights do not move with the logits, so that the gradient is the true derivative and finite
+differences see it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Sample:
             target=self.target.long().reshape(images, pixels).numpy(),
             ignore_index=self.ignore_index,
             pixel_weight=None if weight is None else weight.double().reshape(images, pixels).numpy(),
-            features=None if features is None else features.double().reshape(images, features.shape[1], pixels).numpy(),
+            features=None
+            if features is None
+            else features.double().reshape(images, features.shape[1], pixels).numpy(),
         )
 
     def leaf(self) -> Sample:
@@ -106,7 +109,10 @@ class Case:
 
     def expected(self, sample: Sample) -> references.Result:
         """The loop reference, back in the sample's shape."""
-        settings = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in self.settings(sample.num_classes).items()}
+        settings = {
+            k: v.tolist() if isinstance(v, Tensor) else v
+            for k, v in self.settings(sample.num_classes).items()
+        }
         result = self.reference(sample.batch(), **settings)
         result.pixel = result.pixel.reshape(sample.target.shape)
         result.pixel_grad = result.pixel_grad.reshape(sample.input.shape)
@@ -129,7 +135,7 @@ def class_vector(num_classes: int) -> Tensor:
 
 
 def _fixed(**settings: Any) -> Callable[[int], Settings]:
-    return lambda num_classes: settings  # noqa: ARG005
+    return lambda num_classes: settings
 
 
 def _row(loss: str, variant: str, reference: Callable[..., references.Result], **options: Any) -> Case:
@@ -155,7 +161,9 @@ def _weighted_cross_entropy() -> list[Case]:
         row("weight-pixels", settings=weighted(normalize="pixels")),
         row("smoothing", label_smoothing=0.1, core=False),
         row("weight-smoothing", settings=weighted(label_smoothing=0.25)),
-        row("weight-smoothing-pixels", settings=weighted(label_smoothing=0.25, normalize="pixels"), core=False),
+        row(
+            "weight-smoothing-pixels", settings=weighted(label_smoothing=0.25, normalize="pixels"), core=False
+        ),
         row("zero-weight", settings=one_zero, core=False),
     ]
 
@@ -207,14 +215,29 @@ def _dyce() -> list[Case]:
         row("class-means", omega=0.0, hard_fraction=1.0, core=False),
         row("unit", omega=0.25, hard_fraction=0.5, normalize="unit"),
         row("image", omega=0.75, hard_fraction=0.4, scope="image"),
-        row("image-unit-min4", omega=0.0, hard_fraction=0.1, scope="image", min_kept=4, normalize="unit", core=False),
+        row(
+            "image-unit-min4",
+            omega=0.0,
+            hard_fraction=0.1,
+            scope="image",
+            min_kept=4,
+            normalize="unit",
+            core=False,
+        ),
         row("min5", min_kept=5, core=False),
         row("nothing-selected", hard_fraction=0.001, min_kept=0, core=False),
     ]
 
 
 GRADIENTS = ("pixel_mean", "class_logits", "official", "bias", "loss", "last_layer_weight")
-STRENGTH = {"pixel_mean": 0.3, "class_logits": 0.05, "official": 0.02, "bias": 0.1, "loss": 1.0, "last_layer_weight": 0.5}
+STRENGTH = {
+    "pixel_mean": 0.3,
+    "class_logits": 0.05,
+    "official": 0.02,
+    "bias": 0.1,
+    "loss": 1.0,
+    "last_layer_weight": 0.5,
+}
 
 
 def _gbw() -> list[Case]:
@@ -228,7 +251,11 @@ def _gbw() -> list[Case]:
         row("inf-class", regularization=float("inf"), apply="class", core=False),
         row("one-hot", regularization=1e-6, core=False),
     ]
-    core = {("pixel_mean", "present", "class"), ("official", "all", "pixel"), ("last_layer_weight", "all", "pixel")}
+    core = {
+        ("pixel_mean", "present", "class"),
+        ("official", "all", "pixel"),
+        ("last_layer_weight", "all", "pixel"),
+    }
     for gradient, classes, apply in product(GRADIENTS, ("all", "present"), ("pixel", "class")):
         rows.append(
             row(
@@ -292,7 +319,9 @@ def sample(
 
 def close(actual: Tensor, expected: Any, *, rtol: float = 1e-9, atol: float = 1e-11) -> None:
     """Equal up to float64 rounding, with both numbers in the message."""
-    np.testing.assert_allclose(actual.detach().double().numpy(), np.asarray(expected, dtype=np.float64), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(
+        actual.detach().double().numpy(), np.asarray(expected, dtype=np.float64), rtol=rtol, atol=atol
+    )
 
 
 def grad(loss: Tensor, sample: Sample) -> Tensor:

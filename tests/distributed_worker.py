@@ -36,7 +36,13 @@ SCENARIOS = ("uneven", "one ignored", "one empty")
 def share(whole: Sample, images: slice) -> Sample:
     assert whole.pixel_weight is not None
     assert whole.features is not None
-    parts = (whole.input[images], whole.target[images], whole.ignore_index, whole.pixel_weight[images], whole.features[images])
+    parts = (
+        whole.input[images],
+        whole.target[images],
+        whole.ignore_index,
+        whole.pixel_weight[images],
+        whole.features[images],
+    )
     return Sample(*parts).leaf()
 
 
@@ -76,7 +82,11 @@ def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]
 def main(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
     )
     torch.save(dict(results(rank, world)), Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

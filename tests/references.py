@@ -5,7 +5,8 @@ Nothing here is shared with the package: no torch, no log_softmax, no sorting, n
 A loss is described by three things, which is all that the laws need:
 
 * ``pixel[n, l]``: what ``reduction="none"`` must return; ``"sum"`` is its sum;
-* ``pixel_grad[n, c, l]``: the gradient of that sum with respect to the logits, where selections and class weights are constants;
+* ``pixel_grad[n, c, l]``: the gradient of that sum with respect to the logits, where selections and class weights are
+  constants;
 * ``scale``: ``"mean"`` is ``scale * sum``.
 """
 
@@ -160,12 +161,16 @@ def dual_focal(
     for n, i, y in batch.pixels():
         p = softmax(batch.logits[n, :, i])
         others = [j for j in range(len(p)) if j != y]
-        left = {k: rho - 1 + math.fsum(p[j] for j in range(len(p)) if j != k) for k in range(len(p))}  # rho - p_k
+        left = {
+            k: rho - 1 + math.fsum(p[j] for j in range(len(p)) if j != k) for k in range(len(p))
+        }  # rho - p_k
         miss = math.fsum(p[j] for j in others)
         value = -log_softmax(batch.logits[n, :, i])[y]
         value -= beta * math.fsum(math.log(left[j]) for j in others) if beta else 0.0
         value += alpha * (miss**gamma + math.fsum(p[j] ** gamma for j in others)) if alpha else 0.0
-        slope = [beta / left[j] + (alpha * gamma * p[j] ** (gamma - 1) if alpha else 0.0) for j in range(len(p))]
+        slope = [
+            beta / left[j] + (alpha * gamma * p[j] ** (gamma - 1) if alpha else 0.0) for j in range(len(p))
+        ]
         slope[y] = -1 / p[y] - (alpha * gamma * miss ** (gamma - 1) if alpha else 0.0)
         out.pixel[n, i] = batch.q(n, i) * value
         out.pixel_grad[n, :, i] = [batch.q(n, i) * g for g in through_softmax(p, slope)]
@@ -180,7 +185,9 @@ def dual_cross_entropy(batch: Batch, *, alpha: float = 1.0, beta: float = 4.5) -
     for n, i, y in batch.pixels():
         p = softmax(batch.logits[n, :, i])
         others = [j for j in range(len(p)) if j != y]
-        value = cross_entropy(batch.logits[n, :, i], y) + beta * math.fsum(math.log(alpha + p[j]) for j in others)
+        value = cross_entropy(batch.logits[n, :, i], y) + beta * math.fsum(
+            math.log(alpha + p[j]) for j in others
+        )
         slope = [-1 / p[y] if k == y else beta / (alpha + p[k]) for k in range(len(p))]
         out.pixel[n, i] = batch.q(n, i) * value
         out.pixel_grad[n, :, i] = [batch.q(n, i) * g for g in through_softmax(p, slope)]
@@ -212,7 +219,11 @@ def dyce(
 ) -> Result:
     out = _empty(batch)
     valid = list(batch.pixels())
-    groups = [valid] if scope == "batch" else [[v for v in valid if v[0] == n] for n in range(batch.target.shape[0])]
+    groups = (
+        [valid]
+        if scope == "batch"
+        else [[v for v in valid if v[0] == n] for n in range(batch.target.shape[0])]
+    )
     hard = []
     for group in groups:
         losses = [cross_entropy(batch.logits[n, :, i], y) for n, i, y in group]
@@ -316,7 +327,7 @@ def gbw(
     gradient: str = "pixel_mean",
     classes: str = "all",
     apply: str = "pixel",
-    solver: str = "projection",  # noqa: ARG001 - the same problem by another way
+    solver: str = "projection",
 ) -> Result:
     v = gbw_class_weights(batch, regularization=regularization, gradient=gradient, classes=classes)
     count = batch.class_counts()

@@ -13,7 +13,10 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from classbalance_losses.functional import weighted_cross_entropy_loss
 
-SMALL = [sample(0, 3, shape=(5,), ignored=0.0, scale=1.0), sample(2, 3, shape=(2, 2, 2), weighted=True, scale=1.0, seed=3)]
+SMALL = [
+    sample(0, 3, shape=(5,), ignored=0.0, scale=1.0),
+    sample(2, 3, shape=(2, 2, 2), weighted=True, scale=1.0, seed=3),
+]
 
 
 def of_input(case: Case, s: Sample, **settings: str) -> Callable[[Tensor], Tensor]:
@@ -41,7 +44,9 @@ def test_moving_weights_are_constants_to_both_backwards(case: Case) -> None:
     if case.settings(here.num_classes).get("apply") == "class":
         count = torch.tensor(here.batch().class_counts())
         weight = torch.where(count > 0, weight * here.valid.sum() / count.clamp(min=1), 0)
-    frozen = weighted_cross_entropy_loss(here.input, here.target, weight, normalize="pixels", pixel_weight=here.pixel_weight)
+    frozen = weighted_cross_entropy_loss(
+        here.input, here.target, weight, normalize="pixels", pixel_weight=here.pixel_weight
+    )
     direction = torch.randn_like(here.input)
 
     def derivatives(loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +111,12 @@ def test_module_under_func(case: Case) -> None:
     expected = grad(case(here), here)
     close(torch.func.grad(lambda z: module(z, here.target))(here.input), expected.numpy())
     loose, batch = stacked()
-    ours = torch.func.vmap(torch.func.grad(lambda z, t: module(z, t)))(batch.input, batch.target)
-    close(ours, [grad(case(replace(leaf, pixel_weight=None)), leaf).numpy() for leaf in (s.leaf() for s in loose)])
+    ours = torch.func.vmap(torch.func.grad(module))(batch.input, batch.target)
+    close(
+        ours,
+        [grad(case(replace(leaf, pixel_weight=None)), leaf).numpy() for leaf in (s.leaf() for s in loose)],
+    )
     close(grad(module(here.input, here.target), here), expected.numpy())
-    assert all(torch.isfinite(buffer).all() for buffer in module.state_dict().values() if torch.is_tensor(buffer))
+    assert all(
+        torch.isfinite(buffer).all() for buffer in module.state_dict().values() if torch.is_tensor(buffer)
+    )

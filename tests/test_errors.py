@@ -18,10 +18,15 @@ LOGITS = torch.randn(2, 19, 3, 4)
 TARGET = torch.randint(19, (2, 3, 4))
 
 
-def raises(case: Case, error: type[Exception], words: str, input: Tensor, target: Tensor, **keywords: Any) -> None:
+def raises(
+    case: Case, error: type[Exception], words: str, input: Tensor, target: Tensor, **keywords: Any
+) -> None:
     """By the function and by the module."""
     settings = case.settings(input.shape[1] if input.ndim > 1 else 2)
-    for call in (lambda: case.function(input, target, **settings, **keywords), lambda: case.module(**settings)(input, target, **keywords)):
+    for call in (
+        lambda: case.function(input, target, **settings, **keywords),
+        lambda: case.module(**settings)(input, target, **keywords),
+    ):
         with pytest.raises(error, match=words):
             call()
 
@@ -37,8 +42,12 @@ def test_label_out_of_range_names_the_likely_ignore_index(case: Case, value: int
 
 @over(DEFAULTS)
 def test_label_out_of_range_otherwise(case: Case) -> None:
-    raises(case, IndexError, r"Target 19 is out of bounds for 19 classes\.", LOGITS, torch.full_like(TARGET, 19))
-    raises(case, IndexError, r"Target 200 is out of bounds", LOGITS, torch.full_like(TARGET, 200).to(torch.uint8))
+    raises(
+        case, IndexError, r"Target 19 is out of bounds for 19 classes\.", LOGITS, torch.full_like(TARGET, 19)
+    )
+    raises(
+        case, IndexError, r"Target 200 is out of bounds", LOGITS, torch.full_like(TARGET, 200).to(torch.uint8)
+    )
 
 
 @over(DEFAULTS)
@@ -51,8 +60,14 @@ def test_label_out_of_range_with_another_ignore_index(case: Case) -> None:
 
 
 SHAPES: dict[str, tuple[Callable[[], tuple[Tensor, Tensor]], str]] = {
-    "class axis of the label": (lambda: (LOGITS, TARGET.unsqueeze(1)), r"\(2, 3, 4\).*\(2, 1, 3, 4\).*squeeze\(1\)"),
-    "other size": (lambda: (LOGITS, torch.zeros(2, 6, 8, dtype=torch.long)), r"\(2, 3, 4\).*\(2, 6, 8\).*interpolate"),
+    "class axis of the label": (
+        lambda: (LOGITS, TARGET.unsqueeze(1)),
+        r"\(2, 3, 4\).*\(2, 1, 3, 4\).*squeeze\(1\)",
+    ),
+    "other size": (
+        lambda: (LOGITS, torch.zeros(2, 6, 8, dtype=torch.long)),
+        r"\(2, 3, 4\).*\(2, 6, 8\).*interpolate",
+    ),
     "other batch": (lambda: (LOGITS, TARGET[:1]), r"\(2, 3, 4\).*\(1, 3, 4\)"),
     "one-hot": (lambda: (LOGITS, torch.zeros_like(LOGITS).long()), r"argmax\(1\)"),
     "classes last": (lambda: (LOGITS.movedim(1, -1), TARGET), r"axis 1"),
@@ -66,7 +81,7 @@ SHAPES: dict[str, tuple[Callable[[], tuple[Tensor, Tensor]], str]] = {
 def test_shapes(case: Case, name: str) -> None:
     make, words = SHAPES[name]
     if name == "one class" and case.loss == "WeightedCrossEntropyLoss":
-        case = replace(case, settings=lambda classes: {})  # noqa: ARG005 - a vector of one weight is refused earlier
+        case = replace(case, settings=lambda classes: {})
     raises(case, ValueError, f"(?s){words}", *make())
 
 
@@ -87,7 +102,9 @@ def test_types(case: Case, name: str) -> None:
 
 @over(DEFAULTS)
 def test_pixel_weights(case: Case) -> None:
-    raises(case, ValueError, r"\(2, 3, 4\).*\(2, 1, 3, 4\)", LOGITS, TARGET, pixel_weight=torch.ones(2, 1, 3, 4))
+    raises(
+        case, ValueError, r"\(2, 3, 4\).*\(2, 1, 3, 4\)", LOGITS, TARGET, pixel_weight=torch.ones(2, 1, 3, 4)
+    )
     raises(case, ValueError, r"\(2, 3, 4\).*\(2,\).*expand", LOGITS, TARGET, pixel_weight=torch.ones(2))
     raises(case, ValueError, r"non-negative", LOGITS, TARGET, pixel_weight=torch.full((2, 3, 4), -0.5))
     raises(case, TypeError, r"int64", LOGITS, TARGET, pixel_weight=TARGET)
@@ -130,9 +147,13 @@ HYPER_PARAMETERS = [
 
 
 @pytest.mark.parametrize(
-    ("loss", "keywords", "words"), HYPER_PARAMETERS, ids=[f"{n}-{'-'.join(k)}-{i}" for i, (n, k, _) in enumerate(HYPER_PARAMETERS)]
+    ("loss", "keywords", "words"),
+    HYPER_PARAMETERS,
+    ids=[f"{n}-{'-'.join(k)}-{i}" for i, (n, k, _) in enumerate(HYPER_PARAMETERS)],
 )
-def test_hyper_parameters_are_checked_on_construction(loss: str, keywords: dict[str, Any], words: str) -> None:
+def test_hyper_parameters_are_checked_on_construction(
+    loss: str, keywords: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ValueError, match=f"(?s){words}"):
         getattr(cb, loss)(**keywords)
 

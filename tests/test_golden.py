@@ -64,7 +64,9 @@ def test_losses_meet_them(case: Case) -> None:
         close(module.class_weight, golden["class_weight"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("golden", VECTORS["projections"], ids=lambda v: f"{v['squared_norms']}-{v['regularization']}")
+@pytest.mark.parametrize(
+    "golden", VECTORS["projections"], ids=lambda v: f"{v['squared_norms']}-{v['regularization']}"
+)
 def test_projection_meets_them(golden: dict[str, Any]) -> None:
     g = torch.tensor(golden["squared_norms"], dtype=torch.float64)
     close(solve_class_weights(g, regularization=golden["regularization"]), golden["weights"], atol=1e-10)

@@ -13,7 +13,12 @@ from references import class_gradient_norms as by_loops
 from strategies import samples
 from torch import Tensor, nn
 
-from classbalance_losses.functional import class_gradient_norms, gbw_class_weights, gbw_loss, solve_class_weights
+from classbalance_losses.functional import (
+    class_gradient_norms,
+    gbw_class_weights,
+    gbw_loss,
+    solve_class_weights,
+)
 
 CLASSES, FEATURES = 4, 3
 
@@ -65,7 +70,9 @@ def test_pixel_mean_is_the_mean_of_each_pixels_squared_gradient() -> None:
     loss = s.pixel_weight * F.cross_entropy(s.input, s.target, reduction="none")
     (slope,) = torch.autograd.grad(loss.sum(), s.input)  # a pixel's loss sees its own logits alone
     norm = slope.square().sum(1)
-    close(closed_form(s, "pixel_mean"), [norm[s.target == c].mean().nan_to_num().item() for c in range(CLASSES)])
+    close(
+        closed_form(s, "pixel_mean"), [norm[s.target == c].mean().nan_to_num().item() for c in range(CLASSES)]
+    )
 
 
 def test_loss_is_the_class_mean() -> None:
@@ -84,7 +91,9 @@ def test_official_is_the_channel_norm_of_one_backward_of_all_class_losses() -> N
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_loops_agree_on_any_batch(gradient: str) -> None:
-    given(samples())(lambda s: close(closed_form(s, gradient), by_loops(s.batch(), gradient=gradient), atol=1e-10))()
+    given(samples())(
+        lambda s: close(closed_form(s, gradient), by_loops(s.batch(), gradient=gradient), atol=1e-10)
+    )()
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -157,7 +166,9 @@ def test_cvxpy_solver_gives_the_same_loss(classes: str) -> None:
     pytest.importorskip("cvxpy")
     s = sample(2, 5).leaf()
     settings = {"regularization": 0.1, "classes": classes}
-    exact, solved = (gbw_loss(s.input, s.target, solver=solver, **settings) for solver in ("projection", "cvxpy"))
+    exact, solved = (
+        gbw_loss(s.input, s.target, solver=solver, **settings) for solver in ("projection", "cvxpy")
+    )
     close(solved, exact.item(), rtol=1e-4)
     assert solved.requires_grad
     nothing = torch.full_like(s.target, -100)

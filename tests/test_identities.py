@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -27,14 +28,15 @@ INF = float("inf")
 
 def present(s: Sample) -> Tensor:
     """n_c of the classes that occur."""
-    count = torch.tensor(s.batch().class_counts(), dtype=torch.float64)
-    return count
+    return torch.tensor(s.batch().class_counts(), dtype=torch.float64)
 
 
 def class_means(s: Sample) -> Tensor:
     """m_c of the classes that occur."""
     loss = F.cross_entropy(s.input, s.target, ignore_index=s.ignore_index, reduction="none")
-    return torch.stack([loss[s.target == c].mean() for c in range(s.num_classes) if bool((s.target == c).any())])
+    return torch.stack(
+        [loss[s.target == c].mean() for c in range(s.num_classes) if bool((s.target == c).any())]
+    )
 
 
 def plain(s: Sample) -> Sample:
@@ -48,7 +50,17 @@ def plain(s: Sample) -> Sample:
 def test_dyce_is_the_sum_of_class_means_times_shares(drawn: Sample, fraction: float) -> None:
     """The canonical form: L = sum_c pi_c^omega m_c over the classes of H."""
     s = plain(drawn)
-    hard = dyce_loss(s.input, s.target, omega=1.0, hard_fraction=fraction, ignore_index=s.ignore_index, reduction="none") > 0
+    hard = (
+        dyce_loss(
+            s.input,
+            s.target,
+            omega=1.0,
+            hard_fraction=fraction,
+            ignore_index=s.ignore_index,
+            reduction="none",
+        )
+        > 0
+    )
     inside = replace(s, target=s.target.masked_fill(~hard, s.ignore_index))
     if not hard.any():
         return
@@ -61,8 +73,10 @@ def test_dyce_is_the_sum_of_class_means_times_shares(drawn: Sample, fraction: fl
 @given(samples(), st.sampled_from([0.1, 0.4, 1.0]))
 def test_dyce_falls_with_omega_between_its_bounds(s: Sample, fraction: float) -> None:
     common = {"hard_fraction": fraction, "ignore_index": s.ignore_index, "pixel_weight": s.pixel_weight}
-    values = [dyce_loss(s.input, s.target, omega=omega, **common).item() for omega in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    assert all(a >= b - 1e-12 for a, b in zip(values, values[1:], strict=False))
+    values = [
+        dyce_loss(s.input, s.target, omega=omega, **common).item() for omega in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(values))
 
 
 def test_dyce_omega_0_is_k_times_weighted_cross_entropy() -> None:
@@ -149,7 +163,9 @@ def test_gbw_without_pull_is_cross_entropy_or_class_means() -> None:
     s = sample(2)
     close(gbw_loss(s.input, s.target, regularization=INF), F.cross_entropy(s.input, s.target).item())
     close(gbw_loss(s.input, s.target, regularization=INF, apply="class"), class_means(s).sum().item())
-    close(gbw_loss(s.input, s.target, regularization=1e9), F.cross_entropy(s.input, s.target).item(), rtol=1e-7)
+    close(
+        gbw_loss(s.input, s.target, regularization=1e9), F.cross_entropy(s.input, s.target).item(), rtol=1e-7
+    )
 
 
 def test_gbw_with_a_small_regularization_trains_the_steepest_class_alone() -> None:
@@ -168,7 +184,11 @@ def test_focal_is_cross_entropy_times_its_modulator(drawn: Sample, gamma: float)
     s = plain(drawn)
     loss = F.cross_entropy(s.input, s.target, ignore_index=s.ignore_index, reduction="none")
     expected = (1 - torch.exp(-loss)) ** gamma * loss
-    close(focal_loss(s.input, s.target, gamma=gamma, ignore_index=s.ignore_index, reduction="none"), expected.numpy(), atol=1e-9)
+    close(
+        focal_loss(s.input, s.target, gamma=gamma, ignore_index=s.ignore_index, reduction="none"),
+        expected.numpy(),
+        atol=1e-9,
+    )
 
 
 def test_focal_scalar_alpha_is_a_scale_and_a_vector_is_a_class_weight() -> None:
@@ -178,7 +198,10 @@ def test_focal_scalar_alpha_is_a_scale_and_a_vector_is_a_class_weight() -> None:
     expected = vector[s.target.clamp(min=0)] * focal_loss(s.input, s.target, reduction="none")
     close(focal_loss(s.input, s.target, alpha=vector, reduction="none"), expected.numpy())
     close(focal_loss(s.input, s.target, alpha=[0.5, 1.0, 2.0, 4.0], reduction="none"), expected.numpy())
-    close(focal_loss(s.input, s.target, alpha=vector, gamma=0.0, reduction="sum"), F.cross_entropy(s.input, s.target, weight=vector.double(), reduction="sum").item())
+    close(
+        focal_loss(s.input, s.target, alpha=vector, gamma=0.0, reduction="sum"),
+        F.cross_entropy(s.input, s.target, weight=vector.double(), reduction="sum").item(),
+    )
 
 
 def test_dual_focal_identities() -> None:
@@ -186,7 +209,10 @@ def test_dual_focal_identities() -> None:
     prob = torch.softmax(s.input, 1)
     one_hot = F.one_hot(s.target.clamp(min=0), 4).movedim(-1, 1).double()
     binary = F.binary_cross_entropy(prob, one_hot, reduction="none").sum(1)
-    close(dual_focal_loss(s.input, s.target, alpha=0.0, reduction="none"), torch.where(s.valid, binary, 0).numpy())
+    close(
+        dual_focal_loss(s.input, s.target, alpha=0.0, reduction="none"),
+        torch.where(s.valid, binary, 0).numpy(),
+    )
     miss = torch.where(s.valid, 1 - (prob * one_hot).sum(1), 0)
     extra = dual_focal_loss(s.input, s.target, alpha=1.5, beta=0.0, reduction="none")
     extra = extra - F.cross_entropy(s.input, s.target, reduction="none")
@@ -204,8 +230,13 @@ def test_dual_focal_of_two_classes_is_twice_cross_entropy() -> None:
 def test_dual_losses_are_bounded_as_derived(drawn: Sample) -> None:
     s = plain(drawn)
     loss = F.cross_entropy(s.input, s.target, ignore_index=s.ignore_index, reduction="none")
-    assert (dual_focal_loss(s.input, s.target, ignore_index=s.ignore_index, reduction="none") >= loss - 1e-12).all()
-    regulariser = dual_cross_entropy_loss(s.input, s.target, beta=1.0, ignore_index=s.ignore_index, reduction="none") - loss
+    assert (
+        dual_focal_loss(s.input, s.target, ignore_index=s.ignore_index, reduction="none") >= loss - 1e-12
+    ).all()
+    regulariser = (
+        dual_cross_entropy_loss(s.input, s.target, beta=1.0, ignore_index=s.ignore_index, reduction="none")
+        - loss
+    )
     miss = 1 - torch.exp(-loss)
     assert (regulariser <= miss + 1e-12).all()
     assert (regulariser >= miss * torch.log(torch.tensor(2.0, dtype=torch.float64)) - 1e-12).all()
@@ -230,4 +261,7 @@ def test_weighted_cross_entropy_with_the_batchs_own_inverse_frequency() -> None:
     assert (count > 0).all()
     weight = count.sum() / (s.num_classes * count)
     for normalize in ("weights", "pixels"):
-        close(weighted_cross_entropy_loss(s.input, s.target, weight, normalize=normalize), class_means(s).mean().item())
+        close(
+            weighted_cross_entropy_loss(s.input, s.target, weight, normalize=normalize),
+            class_means(s).mean().item(),
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -25,13 +26,17 @@ def test_ignored_pixels_may_hold_anything(case: Case, poison: float, rank: int) 
         return x.detach().masked_fill(hole if x.ndim == hole.ndim else hole.unsqueeze(1), poison)
 
     bad_weight = here.pixel_weight.masked_fill(hole, NAN)
-    there = replace(here, input=poisoned(here.input), pixel_weight=bad_weight, features=poisoned(here.features)).leaf()
+    there = replace(
+        here, input=poisoned(here.input), pixel_weight=bad_weight, features=poisoned(here.features)
+    ).leaf()
     for reduction in ("none", "sum", "mean"):
         ours, clean = case(there, reduction=reduction), case(here, reduction=reduction)
         assert torch.equal(ours, clean)
         gradient = grad(ours.sum(), there)
         assert torch.equal(gradient, grad(clean.sum(), here))
-        assert torch.equal(gradient.movedim(1, -1)[hole], torch.zeros(int(hole.sum()), here.num_classes).double())
+        assert torch.equal(
+            gradient.movedim(1, -1)[hole], torch.zeros(int(hole.sum()), here.num_classes).double()
+        )
         if reduction == "none":
             assert torch.equal(ours[hole], torch.zeros_like(ours[hole]))
 
@@ -56,7 +61,9 @@ def test_labels_under_the_mask_do_not_matter(case: Case) -> None:
     keep = here.valid
     without = Sample(here.input[keep], here.target[keep], -100, here.pixel_weight[keep], here.features[keep])
     if case.settings(4).get("scope") == "image":
-        pytest.skip("here every pixel is an image, so that the number of images changes nothing but the shape")
+        pytest.skip(
+            "here every pixel is an image, so that the number of images changes nothing but the shape"
+        )
     close(case(here), case(without).item())
 
 
@@ -70,7 +77,9 @@ def test_ignore_index_without_ignored_pixels_changes_nothing(case: Case, ignore_
 def nothing_to_learn() -> dict[str, Sample]:
     full = sample(2, weighted=True)
     ignored = replace(full, target=torch.full_like(full.target, -100))
-    poisoned = replace(ignored, input=torch.full_like(full.input, NAN), features=torch.full_like(full.features, NAN))
+    poisoned = replace(
+        ignored, input=torch.full_like(full.input, NAN), features=torch.full_like(full.features, NAN)
+    )
     return {
         "all-ignored": ignored,
         "all-ignored-nan": poisoned,
@@ -82,17 +91,15 @@ def nothing_to_learn() -> dict[str, Sample]:
 
 @over(CASES)
 @pytest.mark.parametrize("name", nothing_to_learn())
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_nothing_to_learn_is_zero_with_a_graph(case: Case, name: str, reduction: str) -> None:
-    for by in (case.__call__, case.by_module):
-        here = nothing_to_learn()[name].leaf()
-        loss = by(here, reduction=reduction)
+def test_nothing_to_learn_is_zero_with_a_graph(case: Case, name: str) -> None:
+    here = nothing_to_learn()[name]
+    for by, reduction in product((case.__call__, case.by_module), ("none", "sum", "mean")):
+        there = here.leaf()
+        loss = by(there, reduction=reduction)
         assert loss.requires_grad
         assert loss.shape == (here.target.shape if reduction == "none" else ())
         assert torch.equal(loss, torch.zeros_like(loss))
-        loss.sum().backward()
-        assert here.input.grad is not None
-        assert torch.equal(here.input.grad, torch.zeros_like(here.input))
+        assert torch.equal(grad(loss.sum(), there), torch.zeros_like(here.input))
 
 
 @over(CASES)

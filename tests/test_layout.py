@@ -52,7 +52,11 @@ def sliced(x: Tensor) -> Tensor:
 
 def class_last(x: Tensor) -> Tensor:
     """The class axis innermost, as channels_last has it; for what has no class axis, the images innermost."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.ndim == 4 else x.movedim(0, -1).contiguous().movedim(-1, 0)
+    return (
+        x.movedim(1, -1).contiguous().movedim(-1, 1)
+        if x.ndim == 4
+        else x.movedim(0, -1).contiguous().movedim(-1, 0)
+    )
 
 
 def channels_last(x: Tensor) -> Tensor:

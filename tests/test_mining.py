@@ -27,7 +27,13 @@ def by_sorting(loss: Tensor, keep: Tensor, fraction: float, min_kept: int) -> Te
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hardest_is_a_sort(dtype: torch.dtype) -> None:
-    @given(mining_losses(NUMPY[dtype]), st.floats(0.0, 1.0), st.integers(0, 50), st.sampled_from([0.0, 0.3, 1.0]), st.randoms())
+    @given(
+        mining_losses(NUMPY[dtype]),
+        st.floats(0.0, 1.0),
+        st.integers(0, 50),
+        st.sampled_from([0.0, 0.3, 1.0]),
+        st.randoms(),
+    )
     def check(values: np.ndarray, fraction: float, min_kept: int, dropped: float, random: object) -> None:
         loss = torch.from_numpy(values)
         keep = torch.tensor([random.random() >= dropped for _ in values])  # type: ignore[attr-defined]
@@ -38,7 +44,9 @@ def test_hardest_is_a_sort(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("distribution", ["exponential", "tied", "all equal", "all zero", "tiny", "huge", "sorted"])
+@pytest.mark.parametrize(
+    "distribution", ["exponential", "tied", "all equal", "all zero", "tiny", "huge", "sorted"]
+)
 def test_hardest_on_large_inputs(dtype: torch.dtype, distribution: str) -> None:
     draw = {
         "exponential": lambda n: torch.rand(n, dtype=dtype).log().neg(),
@@ -60,7 +68,12 @@ def test_hardest_on_large_inputs(dtype: torch.dtype, distribution: str) -> None:
 def test_k_is_the_floor_in_float64(valid: int, percent: int) -> None:
     """0.29 * 100 is 28.999999999999996: the k of Python, of the paper's code, and of everyone who checks by hand."""
     fraction = percent / 100
-    hard = hardest(torch.arange(valid, dtype=torch.float32), torch.ones(valid, dtype=torch.bool), fraction=fraction, min_kept=0)
+    hard = hardest(
+        torch.arange(valid, dtype=torch.float32),
+        torch.ones(valid, dtype=torch.bool),
+        fraction=fraction,
+        min_kept=0,
+    )
     assert int(hard.sum()) == math.floor(fraction * valid)
 
 
@@ -83,7 +96,12 @@ def test_negative_zero_ties_with_zero() -> None:
 
 def test_infinite_losses_are_the_hardest() -> None:
     loss = torch.tensor([1.0, float("inf"), 3.0, float("inf")])
-    assert hardest(loss, torch.ones(4, dtype=torch.bool), fraction=0.25).tolist() == [False, True, False, True]
+    assert hardest(loss, torch.ones(4, dtype=torch.bool), fraction=0.25).tolist() == [
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -109,6 +127,8 @@ def test_ties_make_the_loss_independent_of_the_order() -> None:
     logits = torch.zeros(6, 3)
     logits[0, 1] = 5.0  # one pixel is harder than the five others, which tie
     target = torch.tensor([0, 1, 2, 0, 1, 2])
-    values = [dyce_loss(logits[p], target[p], hard_fraction=0.4) for p in (torch.arange(6), torch.arange(6).flip(0))]
+    values = [
+        dyce_loss(logits[p], target[p], hard_fraction=0.4) for p in (torch.arange(6), torch.arange(6).flip(0))
+    ]
     torch.testing.assert_close(values[0], values[1])
     assert (dyce_loss(logits, target, hard_fraction=0.4, reduction="none") > 0).all()

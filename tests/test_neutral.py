@@ -19,7 +19,9 @@ def cross_entropy(s: Sample, reduction: str) -> Tensor:
     """F.cross_entropy, with the pixel weights put in by hand."""
     if s.pixel_weight is None:
         return F.cross_entropy(s.input, s.target, ignore_index=s.ignore_index, reduction=reduction)
-    weighted = s.pixel_weight * F.cross_entropy(s.input, s.target, ignore_index=s.ignore_index, reduction="none")
+    weighted = s.pixel_weight * F.cross_entropy(
+        s.input, s.target, ignore_index=s.ignore_index, reduction="none"
+    )
     if reduction == "none":
         return weighted
     return weighted.sum() / (s.valid.sum() if reduction == "mean" else 1)
@@ -30,7 +32,9 @@ def cross_entropy(s: Sample, reduction: str) -> Tensor:
 @pytest.mark.parametrize("rank", range(4))
 def test_neutral_settings_are_cross_entropy(case: Case, rank: int, reduction: str) -> None:
     for ignored, weighted, ignore_index in product((0.0, 0.4), (False, True), (-100, 255, 1)):
-        here = sample(rank, ignored=ignored, weighted=weighted, ignore_index=ignore_index, seed=rank + 7).leaf()
+        here = sample(
+            rank, ignored=ignored, weighted=weighted, ignore_index=ignore_index, seed=rank + 7
+        ).leaf()
         ours, theirs = case(here, reduction=reduction), cross_entropy(here, reduction)
         close(ours, theirs.detach().numpy())
         close(grad(ours.sum(), here), grad(theirs.sum(), here).numpy())
@@ -40,7 +44,9 @@ def test_neutral_settings_are_cross_entropy(case: Case, rank: int, reduction: st
 @pytest.mark.parametrize("rank", range(4))
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("weighted", [False, True], ids=["uniform", "class-weight"])
-def test_weighted_cross_entropy_is_torchs(rank: int, smoothing: float, weighted: bool, reduction: str) -> None:
+def test_weighted_cross_entropy_is_torchs(
+    rank: int, smoothing: float, weighted: bool, reduction: str
+) -> None:
     for ignored, ignore_index in product((0.0, 0.4), (-100, 255, 0)):
         here = sample(rank, ignored=ignored, ignore_index=ignore_index, seed=rank).leaf()
         weight = class_vector(here.num_classes).double() if weighted else None

@@ -1,7 +1,7 @@
 """No operation that would make a CUDA device wait for the host, or have a shape that depends on data.
 
-Proved without a GPU: forward and backward run on the meta device, where there is no value to read; and every operation that
-reaches the dispatcher is checked against the list of those that synchronise.
+Proved without a GPU: forward and backward run on the meta device, where there is no value to read; and every operation
+that reaches the dispatcher is checked against the list of those that synchronise.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FORBIDDEN = {
 class NoSync(TorchDispatchMode):
     """Refuse forbidden operations and boolean indices."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         assert name not in FORBIDDEN, f"{func} synchronises"
         if name in {"index", "index_put", "index_put_", "_unsafe_index"}:
@@ -56,7 +56,7 @@ def _no_value_checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Values are read on the CPU to give better errors; here the path of a device is wanted."""
     for name, module in list(sys.modules.items()):
         if name.startswith("classbalance_losses") and hasattr(module, "can_read_values"):
-            monkeypatch.setattr(module, "can_read_values", lambda tensor: False)  # noqa: ARG005
+            monkeypatch.setattr(module, "can_read_values", lambda tensor: False)
     return
 
 
@@ -93,7 +93,9 @@ def on_meta(s: Sample) -> Sample:
 def test_runs_without_values(case: Case) -> None:
     """Forward and backward on a device whose tensors have no values to read: one look would raise."""
     if case.settings(4).get("gradient") in {"bias", "last_layer_weight"}:
-        pytest.skip("they turn autocast off for a product of matrices, and torch.autocast knows no meta device")
+        pytest.skip(
+            "they turn autocast off for a product of matrices, and torch.autocast knows no meta device"
+        )
     here, there = sample(2, weighted=True), on_meta(sample(2, weighted=True))
     for reduction in ("none", "sum", "mean"):
         for by in (case.__call__, case.by_module):
@@ -106,7 +108,10 @@ def test_runs_without_values(case: Case) -> None:
 def test_labels_are_checked_on_cuda_without_a_look() -> None:
     """On fake tensors that claim to be on a CUDA device: no GPU is needed, and reading a value would raise."""
     with FakeTensorMode(), torch.no_grad():
-        logits, target = torch.empty(2, 4, 3, device="cuda"), torch.empty(2, 3, dtype=torch.uint8, device="cuda")
+        logits, target = (
+            torch.empty(2, 4, 3, device="cuda"),
+            torch.empty(2, 3, dtype=torch.uint8, device="cuda"),
+        )
         weight = torch.empty(2, 3, device="cuda")
         loss = DyCELoss()(logits, target, pixel_weight=weight)
         assert loss.device.type == "cuda"

@@ -23,7 +23,15 @@ LOSSES = {
     "DualCrossEntropyLoss": "dual_cross_entropy_loss",
 }
 PIXEL_LOSSES = {name: twin for name, twin in LOSSES.items() if name != "PullLoss"}
-ESTIMATORS = {"ClassStatistics", "PixelFrequency", "ImageFrequency", "MedianFrequency", "EffectiveNumber", "LossBased", "Curriculum"}
+ESTIMATORS = {
+    "ClassStatistics",
+    "PixelFrequency",
+    "ImageFrequency",
+    "MedianFrequency",
+    "EffectiveNumber",
+    "LossBased",
+    "Curriculum",
+}
 PIECES = {
     "class_gradient_norms",
     "solve_class_weights",
@@ -54,7 +62,9 @@ def test_import_needs_none_of_the_extras() -> None:
         "import sys, torch; before = set(sys.modules); import classbalance_losses; "
         f"print(*[name for name in {EXTRAS} if name in sys.modules and name not in before])"
     )
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == ""
 
 

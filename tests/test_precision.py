@@ -44,7 +44,12 @@ def test_float32_is_within_float32_of_the_reference(case: Case) -> None:
 @over(CASES)
 def test_float64_stays_float64(case: Case) -> None:
     here = sample(2).leaf()
-    assert case(here).dtype == case(here, reduction="none").dtype == grad(case(here), here).dtype == torch.float64
+    assert (
+        case(here).dtype
+        == case(here, reduction="none").dtype
+        == grad(case(here), here).dtype
+        == torch.float64
+    )
 
 
 def extremes(dtype: torch.dtype, classes: int = 4) -> Sample:
@@ -84,7 +89,9 @@ def test_focal_at_saturation(gamma: float, margin: float, dtype: torch.dtype) ->
         assert torch.isfinite(value)
         assert torch.isfinite(gradient).all()
         if loss is focal_loss:
-            assert gradient.abs().max() <= 1.4 * (2 * torch.exp(torch.tensor(-margin))) ** min(gamma, 1.0) + 1e-6
+            assert (
+                gradient.abs().max() <= 1.4 * (2 * torch.exp(torch.tensor(-margin))) ** min(gamma, 1.0) + 1e-6
+            )
             assert value >= 0
 
 
@@ -93,7 +100,9 @@ def test_dual_focal_of_a_confident_mistake_grows_linearly() -> None:
     for margin in (30.0, 100.0, 1e4):
         z = torch.tensor([[margin, 0.0, -margin]], requires_grad=True)
         value = DualFocalLoss(alpha=0.0)(z, torch.tensor([1]))
-        assert value.item() == pytest.approx(2 * margin, rel=1e-6)  # -log p_y and -log(1 - p_0), both `margin`
+        assert value.item() == pytest.approx(
+            2 * margin, rel=1e-6
+        )  # -log p_y and -log(1 - p_0), both `margin`
         (gradient,) = torch.autograd.grad(value, z)
         torch.testing.assert_close(gradient, torch.tensor([[2.0, -2.0, 0.0]]), atol=1e-5, rtol=0)
 

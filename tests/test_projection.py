@@ -44,7 +44,9 @@ def test_optimality_conditions(g: np.ndarray, strength: float) -> None:
 @given(class_gradients(), STRENGTHS, st.sampled_from([0.5, 1.0, 19.0]))
 def test_bisection_agrees(g: np.ndarray, strength: float, total: float) -> None:
     expected = by_bisection(g.tolist(), regularization=strength, total=total)
-    np.testing.assert_allclose(solve(g, strength, total=total).numpy(), expected, rtol=1e-7, atol=1e-9 * total)
+    np.testing.assert_allclose(
+        solve(g, strength, total=total).numpy(), expected, rtol=1e-7, atol=1e-9 * total
+    )
 
 
 @given(class_gradients(min_size=2), STRENGTHS, st.floats(-5.0, 5.0), st.floats(0.1, 10.0))
@@ -98,7 +100,9 @@ def test_equal_gradients_and_infinite_regularization_weigh_alike(dtype: torch.dt
         v = solve(torch.full((7,), 0.3, dtype=dtype), strength)
         assert v.dtype == dtype
         torch.testing.assert_close(v, torch.ones(7, dtype=dtype))
-    assert torch.equal(solve(torch.tensor([0.0, 5.0, 1e30], dtype=dtype), math.inf), torch.ones(3, dtype=dtype))
+    assert torch.equal(
+        solve(torch.tensor([0.0, 5.0, 1e30], dtype=dtype), math.inf), torch.ones(3, dtype=dtype)
+    )
 
 
 def test_single_class_and_huge_gradients() -> None:
@@ -122,7 +126,7 @@ def test_scipy_agrees(seed: int) -> None:
         np.ones(5),
         jac=lambda v: -g + 2 * strength * v,
         bounds=[(0, None)] * 5,
-        constraints={"type": "eq", "fun": lambda v: v.sum() - 5, "jac": lambda v: np.ones(5)},  # noqa: ARG005
+        constraints={"type": "eq", "fun": lambda v: v.sum() - 5, "jac": lambda v: np.ones(5)},
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
     )
@@ -150,7 +154,9 @@ class TestCvxpy:
         """Q = lambda I is the printed programme; any positive semidefinite Q meets its optimality conditions."""
         rng = np.random.default_rng(0)
         g = torch.from_numpy(rng.exponential(1.0, 5))
-        eye = solve_class_weights(g, regularization=1.0, solver="cvxpy", quadratic=0.3 * torch.eye(5, dtype=torch.float64))
+        eye = solve_class_weights(
+            g, regularization=1.0, solver="cvxpy", quadratic=0.3 * torch.eye(5, dtype=torch.float64)
+        )
         np.testing.assert_allclose(eye.numpy(), solve(g, 0.3).numpy(), atol=1e-4)
         root = torch.from_numpy(rng.normal(size=(3, 5)))  # rank 3: semidefinite, not definite
         gram = root.T @ root
@@ -162,7 +168,7 @@ class TestCvxpy:
 
     def test_quadratic_must_be_semidefinite(self) -> None:
         bad = -torch.eye(2, dtype=torch.float64)
-        with pytest.raises(Exception, match="(?i)semidefinite|convex|DCP"):
+        with pytest.raises(Exception, match=r"(?i)semidefinite|convex|DCP"):
             solve_class_weights(torch.ones(2).double(), regularization=1.0, solver="cvxpy", quadratic=bad)
 
 

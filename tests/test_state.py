@@ -42,7 +42,11 @@ class Training:
         return value.item()
 
     def state_dict(self) -> dict[str, object]:
-        return {"net": self.net.state_dict(), "loss": self.loss.state_dict(), "opt": self.optimizer.state_dict()}
+        return {
+            "net": self.net.state_dict(),
+            "loss": self.loss.state_dict(),
+            "opt": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
         self.net.load_state_dict(state["net"])
@@ -67,7 +71,9 @@ def test_resumed_training_is_the_same_training(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "twin", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_copies_are_equal_and_independent(name: str, twin: object) -> None:
     original = Training(FACTORIES[name]())
     original.step(0)

@@ -1,7 +1,8 @@
 """Write ``vectors.json``: inputs, and what the loop references make of them.
 
-Run ``python tests/golden/generate.py`` after a deliberate change of a definition, and review the difference: a change of these numbers
-is a change of what the losses mean. The inputs come from formulas, not from a random generator, whose numbers depend on its version.
+Run ``python tests/golden/generate.py`` after a deliberate change of a definition, and review the difference: a change
+of these numbers is a change of what the losses mean. The inputs come from formulas, not from a random generator, whose
+numbers depend on its version.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def rounded(value: Any) -> Any:
 
 def make() -> dict[str, Any]:
     given = inputs()
-    tensors = {name: getattr(given, name).tolist() for name in ("input", "target", "pixel_weight", "features")}
+    tensors = {
+        name: getattr(given, name).tolist() for name in ("input", "target", "pixel_weight", "features")
+    }
     vectors: dict[str, Any] = rounded(
         {
             "inputs": {**tensors, "ignore_index": IGNORED},
