@@ -6,7 +6,7 @@ DATA ?= ../shared/data/camvid-small
 # Threads that the accuracy runs may use side by side.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo compare test test-floor lint docs bench clean
+.PHONY: demo compare test test-gpu test-floor lint docs bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,9 @@ compare: $(VENV)/.installed  ## the same on a real folder: make compare DATA=fol
 
 test: $(VENV)/.installed  ## the whole test suite, with branch coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+
+test-gpu:  ## the checks that need a CUDA device, with the Python that has one
+	$(PYTHON) -m pytest tests/test_cuda.py
 
 test-floor:  ## the suite on the oldest supported Python and torch (a large download)
 	$(FLOOR_PYTHON) -m venv .venv-floor

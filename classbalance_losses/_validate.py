@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -185,7 +186,7 @@ def check_range(
         ValueError: if the value lies outside.
         TypeError: if it is not a number.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Expected {name} to be a number, got {type(value).__name__}.")
     if (low < value if open_low else low <= value) and value <= high:
         return

@@ -1,0 +1,88 @@
+"""On a CUDA device: values and gradients of the CPU, no synchronisation, capture in a CUDA graph. Skipped without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import CASES, CORE, Case, Sample, close, grad, over, sample
+from torch import Tensor
+
+from classbalance_losses import DyCELoss
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+def on_cuda(s: Sample) -> Sample:
+    def to(x: Tensor) -> Tensor:
+        return x.cuda()
+
+    weight, features = s.pixel_weight, s.features
+    return Sample(
+        to(s.input),
+        to(s.target),
+        s.ignore_index,
+        None if weight is None else to(weight),
+        None if features is None else to(features),
+    ).leaf()
+
+
+@pytest.fixture
+def _no_synchronisation() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@over(CASES)
+def test_equals_the_cpu(case: Case) -> None:
+    here = sample(2, weighted=True).leaf()
+    there = on_cuda(here)
+    value, expected = case(there), case(here)
+    close(value.cpu(), expected.detach())
+    close(grad(value, there).cpu(), grad(expected, here))
+
+
+@over(CASES)
+@pytest.mark.usefixtures("_no_synchronisation")
+def test_synchronises_nowhere(case: Case) -> None:
+    there = on_cuda(sample(2, weighted=True, dtype=torch.float32))
+    module = case.build(there).cuda()
+    for _ in range(2):  # the first call of GBW makes its buffer
+        case.by_module(there, module).backward()
+
+
+@over(CORE)
+def test_is_captured_in_a_graph(case: Case) -> None:
+    there = on_cuda(sample(2, weighted=True, dtype=torch.float32, seed=0))
+    other = on_cuda(sample(2, weighted=True, dtype=torch.float32, seed=1))
+    module = case.build(there).cuda()
+
+    def step() -> Tensor:
+        return grad(case.by_module(there, module), there)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        there.input.copy_(other.input)
+    graph.replay()
+    fresh = replace(there, input=other.input)
+    close(captured.cpu(), grad(case(fresh), fresh).cpu().double().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_large_maps_are_mined_exactly() -> None:
+    """2 x 512 x 1024 pixels: the threshold against a sort."""
+    logits = torch.randn(2, 19, 512, 1024, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    target = torch.randint(19, (2, 512, 1024), device="cuda")
+    kept = DyCELoss(reduction="none")(logits, target) > 0
+    loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    threshold = loss.flatten().sort(descending=True).values[int(0.2 * loss.numel()) - 1]
+    assert torch.equal(kept, loss >= threshold)
