@@ -23,9 +23,7 @@ def pretrained_available() -> bool:
     return all(find_spec(package) is not None for package in _PACKAGES)
 
 
-def build_model(
-    num_classes: int, encoder: str = "auto", in_channels: int = 3, *, frozen_stages: int = 2
-) -> nn.Module:
+def build_model(num_classes: int, encoder: str = "auto", in_channels: int = 3) -> nn.Module:
     """A segmentation network: images (N, in_channels, H, W) in [0, 1] -> logits (N, num_classes, H, W).
 
     Args:
@@ -33,9 +31,6 @@ def build_model(
         encoder: `"efficientnet-lite0"` (3 channels, ImageNet weights), `"unet"` (from scratch, any number of
             channels), or `"auto"`: the first where it is installed and `in_channels` is 3, the second otherwise.
         in_channels: channels of the image.
-        frozen_stages: how many of the pretrained encoder's stages (0 to 7, the stem included in the first) keep their
-            ImageNet weights and statistics. The first two are at half and quarter resolution: they take half the
-            time of a step on a CPU and learn the least. The U-Net ignores it.
 
     Raises:
         ValueError: an unknown encoder, fewer than two classes, or EfficientNet-Lite0 with other than 3 channels.
@@ -51,7 +46,7 @@ def build_model(
         return UNet(num_classes, in_channels)
     if in_channels != 3:
         raise ValueError(f"EfficientNet-Lite0's ImageNet weights take 3 channels, got in_channels={in_channels}")
-    return EfficientNetLiteFPN(num_classes, frozen_stages=frozen_stages)
+    return EfficientNetLiteFPN(num_classes)
 
 
 class PointwiseConv(nn.Module):
@@ -110,12 +105,12 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLiteEncoder(nn.Module):
-    """EfficientNet-Lite0 without its classifier: features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's size."""
+    """EfficientNet-Lite0 without its classifier: features at 1/4, 1/8, 1/16 and 1/32 of the image's size."""
 
-    channels = (16, 24, 40, 112, 320)
-    _taps = (0, 1, 2, 4, 6)  # the stages that are the last of their resolution
+    channels = (24, 40, 112, 320)
+    _taps = (1, 2, 4, 6)  # the stages that are the last of their resolution
 
-    def __init__(self, frozen_stages: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         network = _load_efficientnet_lite0()
         stem = nn.Sequential(
@@ -126,22 +121,10 @@ class EfficientNetLiteEncoder(nn.Module):
         starts = [0] + [i for i, (a, b) in enumerate(pairwise(blocks), 1) if a.out_channels != b.out_channels]
         stages = [nn.Sequential(*blocks[a:b]) for a, b in pairwise([*starts, len(blocks)])]
         stages[0] = nn.Sequential(stem, *stages[0])
-        if not 0 <= frozen_stages <= len(stages):
-            raise ValueError(f"frozen_stages must be 0 to {len(stages)}, got {frozen_stages}")
         self.stages = nn.ModuleList(stages)
-        self.frozen_stages = frozen_stages
-        for stage in self.stages[:frozen_stages]:
-            stage.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> EfficientNetLiteEncoder:
-        """As `nn.Module.train`, but frozen stages keep their batch statistics: they stay in evaluation mode."""
-        super().train(mode)
-        for stage in self.stages[: self.frozen_stages]:
-            stage.eval()
-        return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> five feature maps, finest first."""
+        """(N, 3, H, W) -> four feature maps, finest first."""
         features = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
@@ -151,40 +134,27 @@ class EfficientNetLiteEncoder(nn.Module):
 
 
 class EfficientNetLiteFPN(nn.Module):
-    """EfficientNet-Lite0 and a feature pyramid: 1x1 lateral layers, added from coarse to fine.
+    """EfficientNet-Lite0 and a feature pyramid: 1x1 lateral layers, added from coarse to fine, one 3x3, one 1x1."""
 
-    The finest level, at half resolution, is narrow: poles and signs a pixel wide need it, a CPU pays for its width.
-    """
-
-    def __init__(
-        self, num_classes: int, width: int = 64, fine_width: int = 24, *, frozen_stages: int = 2
-    ) -> None:
+    def __init__(self, num_classes: int, width: int = 64) -> None:
         super().__init__()
-        self.encoder = EfficientNetLiteEncoder(frozen_stages)
-        finest, *coarser = self.encoder.channels
-        self.laterals = nn.ModuleList(PointwiseConv(c, width, bias=True) for c in coarser)
-        self.narrow = PointwiseConv(width, fine_width, bias=False)
-        self.finest = PointwiseConv(finest, fine_width, bias=False)
+        self.encoder = EfficientNetLiteEncoder()
+        self.laterals = nn.ModuleList(PointwiseConv(c, width, bias=True) for c in self.encoder.channels)
         self.smooth = nn.Sequential(
-            nn.BatchNorm2d(fine_width),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(fine_width, fine_width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(fine_width),
-            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
-        self.head = PointwiseConv(fine_width, num_classes, bias=True)
+        self.head = PointwiseConv(width, num_classes, bias=True)
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] -> logits (N, C, H, W)."""
         image = image.contiguous(memory_format=torch.channels_last)
-        finest, *coarser = self.encoder((image - self.mean) / self.std)
-        *finer, y = (lateral(feature) for lateral, feature in zip(self.laterals, coarser, strict=True))
+        features = self.encoder((image - self.mean) / self.std)
+        *finer, y = (lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True))
         for lateral in reversed(finer):
             y = lateral + _resize(y, lateral)
-        y = self.smooth(self.finest(finest) + _resize(self.narrow(y), finest))
-        return _resize(self.head(y).contiguous(), image)
+        return _resize(self.head(self.smooth(y)).contiguous(), image)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
