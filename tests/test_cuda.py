@@ -1,4 +1,4 @@
-"""On a CUDA device: values and gradients of the CPU, no synchronisation, capture in a CUDA graph. Skipped without one."""
+"""On a CUDA device: values and gradients of the CPU, no synchronisation, capture in a graph. Else skipped."""
 
 from __future__ import annotations
 
