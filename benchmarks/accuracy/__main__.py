@@ -7,8 +7,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.accuracy.collect import collect, read_results
+from benchmarks.accuracy.data import load_data
 from benchmarks.accuracy.grid import Grid, load_grid
 from benchmarks.accuracy.plots import save_figure
 from benchmarks.accuracy.pool import RunError, run_all
@@ -34,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def for_folder(grid: Grid, folder: Path | None) -> Grid:
-    """A grid of folders in CamVid's layout, set to one folder: its name, and its own train and val where the grid's
-    split lists are not there.
+    """A grid set to one folder in CamVid's layout: its name, its train and val where it lacks the grid's split lists.
 
     Raises:
         ValueError: such a grid and no folder.
@@ -59,9 +60,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    grids = _grids(options)
-    configs = [config for grid in grids for _, config in grid.runs()]
-    run_all(configs, options.runs, options.data, jobs=options.jobs)
+    _run_grids(_grids(options), options)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -74,7 +73,7 @@ def _report(options: argparse.Namespace) -> None:
 def _run_and_show(name: str, options: argparse.Namespace) -> None:
     """Run one grid, print its table, write its page, plots and pictures."""
     grid = for_folder(load_grid(name), options.data)
-    run_all([config for _, config in grid.runs()], options.runs, options.data, jobs=options.jobs)
+    _run_grids([grid], options)
     out = options.out or options.runs.parent / "reports" / f"{grid.name}-{grid.data['name']}"
     path = collect(grid, options.runs, out)
     figure = predictions_figure(grid, options.runs, options.data)
@@ -83,6 +82,17 @@ def _run_and_show(name: str, options: argparse.Namespace) -> None:
     save_figure(figure, out / "plots" / f"{grid.name}_predictions.png")
     print(summary_table(read_results(path)))
     print(f"\nmore tables, and the plots: {write_report(out)}")
+
+
+def _run_grids(grids: Sequence[Grid], options: argparse.Namespace) -> None:
+    """Read each data set once before any process starts, so that a broken folder is told at once; then run."""
+    checked: list[dict[str, Any]] = []
+    for grid in grids:
+        if grid.data not in checked:
+            load_data(grid.data, options.data, options.runs)
+            checked.append(grid.data)
+    configs = [config for grid in grids for _, config in grid.runs()]
+    run_all(configs, options.runs, options.data, jobs=options.jobs)
 
 
 def _grids(options: argparse.Namespace) -> list[Grid]:
@@ -99,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--runs", type=Path, default=_RUNS, help="folder of the runs (%(default)s)")
     jobs = argparse.ArgumentParser(add_help=False)
-    jobs.add_argument("--jobs", type=_positive, default=2, help="runs side by side, a thread each (%(default)s)")
+    jobs.add_argument(
+        "--jobs", type=_positive, default=2, help="runs side by side, a thread each (%(default)s)"
+    )
 
     demo = commands.add_parser("demo", parents=[shared, jobs], help="five losses on streets, in minutes")
     demo.add_argument("--out", type=Path, help="folder of the report")
@@ -114,11 +126,15 @@ def _parser() -> argparse.ArgumentParser:
     selection.add_argument("--data", type=Path, help="folder in CamVid's layout, for grids that need one")
     selection.add_argument("--seeds", type=int, nargs="+", help="only these seeds (the grid's own)")
 
-    run = commands.add_parser("run", parents=[shared, jobs, selection], help="carry out the runs of some grids")
+    run = commands.add_parser(
+        "run", parents=[shared, jobs, selection], help="carry out the runs of some grids"
+    )
     run.add_argument("grids", nargs="+", help="names of grids, or paths of TOML files")
     run.set_defaults(command=_run)
 
-    report = commands.add_parser("report", parents=[shared, selection], help="results, tables and plots of some grids")
+    report = commands.add_parser(
+        "report", parents=[shared, selection], help="results, tables and plots of some grids"
+    )
     report.add_argument("grids", nargs="*", help="grids to collect first; without any, redraw what OUT holds")
     report.add_argument("--out", type=Path, required=True, help="folder of the results and the report")
     report.set_defaults(command=_report)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.accuracy.grid import Grid
 from benchmarks.accuracy.run import is_finished, read_metrics, write_json
-from examples.common.training import LOG
+from examples.common.training import LOG, TrainingConfig
 
 RARE = 5
 _WEIGHT_EVERY = 2  # of the logged class weights, keep every second: enough for a plot
@@ -117,7 +117,9 @@ def collect(grid: Grid, runs: Path, out: Path) -> Path | None:
     if not entries:
         return None
     path = out / f"{grid.name}.json"
-    recipe = {"data": grid.data, "model": grid.model, "training": grid.training}
+    training = asdict(TrainingConfig(**grid.training))
+    del training["seed"]
+    recipe = {"data": grid.data, "model": grid.model, "training": training}
     content = {
         "grid": grid.name,
         "title": grid.title,

@@ -1,4 +1,4 @@
-"""The data of a grid: CamVid-layout folders, or streets rendered on the spot."""
+"""The data of a grid: CamVid-layout folders, or streets rendered once and kept."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -14,7 +15,8 @@ from tqdm import tqdm
 from classbalance_losses import ClassStatistics
 from examples.common.camvid import CamVid
 from examples.common.evaluation import LabelledImages
-from examples.common.streets import Streets
+from examples.common.streets import Streets, render_street
+from examples.common.training import write_atomically
 
 
 @dataclass(frozen=True)
@@ -28,32 +30,70 @@ class BenchmarkData:
     pixel_counts: Tensor  # (C,), of the training set
 
 
-def load_data(config: Mapping[str, Any], folder: Path | None) -> BenchmarkData:
+class _Stored:
+    """Images and labels in memory, as bytes."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index].float().div_(255), self.labels[index].long()
+
+
+def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> BenchmarkData:
     """The data that a grid's `[data]` table describes.
 
     Args:
         config: `kind = "camvid"` with the splits `train` and `tests`, or `kind = "streets"` with `size` (H, W) and
             the numbers of images `train` and `test`.
         folder: where the CamVid-layout folder is; streets need none.
+        cache: a folder for rendered streets.
+
+    Raises:
+        ValueError: an unknown kind, or CamVid without a folder.
     """
-    train, tests = _sets(config, folder)
-    statistics = ClassStatistics(train.num_classes, ignore_index=train.ignore_index)
-    for i in tqdm(range(len(train)), desc="count pixels", unit="image", leave=False, disable=None):
-        statistics.update(train[i][1])
-    return BenchmarkData(train, tests, train.classes, train.ignore_index, statistics.pixel_counts.clone())
-
-
-def _sets(config: Mapping[str, Any], folder: Path | None) -> tuple[Any, dict[str, Any]]:
+    train: LabelledImages
+    tests: dict[str, LabelledImages]
     if config["kind"] == "camvid":
         if folder is None:
             raise ValueError("this grid needs --data FOLDER, a folder in CamVid's layout")
-        return CamVid(folder, config["train"]), {name: CamVid(folder, name) for name in config["tests"]}
-    if config["kind"] == "streets":
-        size = tuple(config["size"])
-        return Streets(config["train"], size=size, seed=0), {"test": Streets(config["test"], size=size, seed=1)}
-    raise ValueError(f'data.kind must be "camvid" or "streets", got {config["kind"]!r}')
+        camvid = CamVid(folder, config["train"])
+        train, classes, ignore_index = camvid, camvid.classes, camvid.ignore_index
+        tests = {name: CamVid(folder, name) for name in config["tests"]}
+    elif config["kind"] == "streets":
+        train = _streets(config["train"], config["size"], 0, cache)
+        tests = {"test": _streets(config["test"], config["size"], 1, cache)}
+        classes, ignore_index = Streets.classes, Streets.ignore_index
+    else:
+        raise ValueError(f'data.kind must be "camvid" or "streets", got {config["kind"]!r}')
+    statistics = ClassStatistics(len(classes), ignore_index=ignore_index)
+    for i in range(len(train)):
+        statistics.update(train[i][1])
+    return BenchmarkData(train, tests, classes, ignore_index, statistics.pixel_counts.clone())
 
 
 def pixel_shares(counts: Tensor) -> list[float]:
     """Each class's share of the labelled pixels."""
-    return (counts.double() / counts.sum().clamp(min=1)).to(torch.float64).tolist()
+    shares: list[float] = (counts.double() / counts.sum().clamp(min=1)).tolist()
+    return shares
+
+
+def _streets(length: int, size: list[int], seed: int, cache: Path) -> LabelledImages:
+    """Streets from the cache, rendered into it first where they are not there yet."""
+    path = cache / f"streets-{size[0]}x{size[1]}-{length}-seed{seed}.npz"
+    if not path.exists():
+        streets = Streets(length, size=(size[0], size[1]), seed=seed)
+        bar = tqdm(range(length), desc="render streets", unit="image", disable=None)
+        pairs = [render_street(streets.render_seed(i), streets.size) for i in bar]
+        images, labels = (np.stack(part) for part in zip(*pairs, strict=True))
+
+        def save(partial: Path) -> None:
+            with partial.open("wb") as file:
+                np.savez(file, images=images.transpose(0, 3, 1, 2), labels=labels)
+
+        write_atomically(path, save)
+    with np.load(path) as file:
+        return _Stored(torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]))

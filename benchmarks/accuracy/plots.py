@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy.collect import GridResults, mean_and_std, rare_mean
+from benchmarks.accuracy.collect import GridResults, Result, mean_and_std, rare_mean
 
 BASELINE = "CE"
 _DPI = 110
@@ -34,7 +35,9 @@ def iou_against_frequency(results: GridResults) -> Figure:
     shares = [100 * results.shares[c] for c in order]
     for label, color in _colors(results.labels).items():
         iou = results.class_iou(label, results.tests[0])
-        axes.plot(shares, [iou[c] for c in order], "o-", color=color, label=label, markersize=4, linewidth=1.3)
+        axes.plot(
+            shares, [iou[c] for c in order], "o-", color=color, label=label, markersize=4, linewidth=1.3
+        )
     axes.set_xscale("log")
     axes.set_xticks(shares, [_tick(results, c) for c in order], rotation=60, ha="right", fontsize=8)
     axes.minorticks_off()
@@ -50,7 +53,9 @@ def gain_over_baseline(results: GridResults) -> Figure:
     order = list(reversed(results.by_frequency))
     labels = [label for label in results.labels if label != BASELINE]
     base = np.array(results.class_iou(BASELINE, results.tests[0]))
-    gain = np.array([np.array(results.class_iou(label, results.tests[0])) - base for label in labels])[:, order]
+    gain = np.array([np.array(results.class_iou(label, results.tests[0])) - base for label in labels])[
+        :, order
+    ]
     bound = max(float(np.nanmax(np.abs(gain))), 1.0)
     figure, axes = plt.subplots(figsize=(1.5 + 0.75 * len(order), 1.6 + 0.42 * len(labels)))
     picture = axes.imshow(gain, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
@@ -58,7 +63,9 @@ def gain_over_baseline(results: GridResults) -> Figure:
         if not math.isnan(value):
             color = "white" if abs(value) > 0.6 * bound else "black"
             axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=color)
-    axes.set_xticks(range(len(order)), [_tick(results, c) for c in order], rotation=45, ha="right", fontsize=8)
+    axes.set_xticks(
+        range(len(order)), [_tick(results, c) for c in order], rotation=45, ha="right", fontsize=8
+    )
     axes.set_yticks(range(len(labels)), labels)
     axes.set_title(f"{results.title}: IoU points over {BASELINE} on {results.tests[0]}, mean over seeds")
     figure.colorbar(picture, ax=axes, pad=0.01)
@@ -67,7 +74,7 @@ def gain_over_baseline(results: GridResults) -> Figure:
 
 def class_weights_over_time(results: GridResults) -> Figure | None:
     """GBW's weight of every class against steps, one panel a GBW loss, first seed; None without such a run."""
-    runs = {}
+    runs: dict[str, Result] = {}
     for run in results.runs:
         if any("class_weight" in entry for entry in run.log):
             runs.setdefault(run.label, run)
@@ -141,7 +148,9 @@ def varied_keyword(results: GridResults) -> str | None:
     if len(losses) < 2 or len({loss["name"] for loss in losses}) > 1:
         return None
     keywords = [
-        key for key in losses[0]["kwargs"] if len({str(loss["kwargs"].get(key)) for loss in losses}) == len(losses)
+        key
+        for key in losses[0]["kwargs"]
+        if len({str(loss["kwargs"].get(key)) for loss in losses}) == len(losses)
     ]
     return keywords[0] if len(keywords) == 1 else None
 
@@ -181,6 +190,5 @@ def _tick(results: GridResults, c: int) -> str:
 
 def _colors(labels: list[str]) -> dict[str, Any]:
     """A colour for every loss: black for the baseline."""
-    palette = mpl.colormaps["tab10"].colors
-    others = iter([*palette] * (1 + len(labels) // len(palette)))
+    others = (f"C{number}" for number in count())
     return {label: "black" if label == BASELINE else next(others) for label in labels}

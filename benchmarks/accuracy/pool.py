@@ -32,7 +32,12 @@ class RunError(RuntimeError):
 
 
 def run_all(
-    configs: Sequence[RunConfig], runs: Path, data_folder: Path | None, *, jobs: int = 2, progress: bool = True
+    configs: Sequence[RunConfig],
+    runs: Path,
+    data_folder: Path | None,
+    *,
+    jobs: int = 2,
+    progress: bool = True,
 ) -> None:
     """Carry out the runs that are not finished yet, `jobs` at a time, in the order given.
 
@@ -44,6 +49,8 @@ def run_all(
     """
     unique = {config.key: config for config in configs}
     waiting = [config for config in unique.values() if not is_finished(config, runs)]
+    if not waiting:
+        return
     total = sum(config.training["iterations"] for config in waiting)
     finished_steps = 0
     active: dict[subprocess.Popen[bytes], RunConfig] = {}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def predictions_figure(grid: Grid, runs: Path, data_folder: Path | None, *, imag
     finished = [(label, c) for label, c in grid.runs() if c.seed == grid.seeds[0] and is_finished(c, runs)]
     if not finished:
         return None
-    data = load_data(grid.data, data_folder)
+    data = load_data(grid.data, data_folder, runs)
     test = next(iter(data.tests.values()))
     chosen = _richest(data, images)
     columns: list[tuple[str, list[NDArray[np.float64]]]] = [
@@ -50,7 +51,7 @@ def predictions_figure(grid: Grid, runs: Path, data_folder: Path | None, *, imag
         for row, picture in enumerate(pictures):
             axes[row][column].imshow(picture)
             axes[row][column].axis("off")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in _palette(len(data.classes))]
+    handles = [Rectangle((0, 0), 1, 1, color=color) for color in _palette(len(data.classes))]
     figure.legend(handles, data.classes, loc="upper center", ncols=6, fontsize=8, bbox_to_anchor=(0.5, 0.02))
     figure.subplots_adjust(wspace=0.03, hspace=0.03, bottom=0.04)
     return figure

@@ -69,10 +69,9 @@ def _section(grid: GridResults, folder: Path) -> list[str]:
 
 def _recipe(grid: GridResults) -> str:
     data, model, training = (grid.recipe[part] for part in ("data", "model", "training"))
-    frozen = f", its first {model['frozen_stages']} stages frozen" if model.get("frozen_stages") else ""
     return (
         f"`{grid.name}`: {data['name']}, trained on {data['train']}"
-        f"{' images' if data['kind'] == 'streets' else ''}; {model['encoder']}{frozen}; "
+        f"{' images' if data['kind'] == 'streets' else ''}; {model['encoder']}; "
         f"{training['iterations']} steps of batch {training['batch_size']}, AdamW (weight decay "
         f"{training['weight_decay']:g}), cosine one-cycle to {training['max_lr']:g}"
         f"{', flips' if training['flip'] else ''}."

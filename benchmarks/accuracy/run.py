@@ -1,9 +1,9 @@
 """One run: train with one loss and one seed, score, write its folder. Finished runs are kept.
 
-    RUNS/NAME/config.json    what was run
-    RUNS/NAME/log.jsonl      loss, learning rate, class weights, scores against steps
-    RUNS/NAME/metrics.json   the scores, the commit and the versions; it exists when the run is finished
-    RUNS/NAME/model.pt       the final weights
+RUNS/NAME/config.json    what was run
+RUNS/NAME/log.jsonl      loss, learning rate, class weights, scores against steps
+RUNS/NAME/metrics.json   the scores, the commit and the versions; it exists when the run is finished
+RUNS/NAME/model.pt       the final weights
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
     if is_finished(config, runs):
         return read_metrics(folder)
     write_json(folder / "config.json", config.as_dict())
-    data = load_data(config.data, data_folder)
+    data = load_data(config.data, data_folder, runs)
     torch.manual_seed(config.seed)
-    model = build_model(len(data.classes), **config.model).to(memory_format=torch.channels_last)
+    model = build_model(len(data.classes), **config.model)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss = build_loss(config.loss, data)
     started = time.perf_counter()
     main_test = next(iter(data.tests))
@@ -118,7 +119,11 @@ def write_json(path: Path, content: Any) -> None:
 
 def _evaluate(model: nn.Module, data: BenchmarkData, test: str) -> Scores:
     return evaluate(
-        model, data.tests[test], num_classes=len(data.classes), ignore_index=data.ignore_index, batch_size=_BATCH
+        model,
+        data.tests[test],
+        num_classes=len(data.classes),
+        ignore_index=data.ignore_index,
+        batch_size=_BATCH,
     )
 
 
@@ -129,7 +134,16 @@ def _report(folder: Path, step: int) -> None:
 def _commit() -> str:
     """The commit that the code is at, with "+changes" where files differ from it; "unknown" outside a checkout."""
     root = Path(__file__).parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--dirty=+changes",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

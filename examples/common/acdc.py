@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,9 @@ class AcdcSlices(Dataset[tuple[Tensor, Tensor]]):
 def centre(plane: Tensor, size: tuple[int, int], fill: float = 0) -> Tensor:
     """Crop or pad a plane (H, W) about its centre to `size`; new pixels get `fill`."""
     padding: list[int] = []
-    for have, want in zip(reversed(plane.shape), reversed(size), strict=True):  # F.pad goes from the last axis
+    for have, want in zip(
+        reversed(plane.shape), reversed(size), strict=True
+    ):  # F.pad goes from the last axis
         before = (want - have) // 2
         padding += [before, want - have - before]
     return F.pad(plane, padding, value=fill)  # negative padding crops
@@ -126,15 +129,18 @@ def centre(plane: Tensor, size: tuple[int, int], fill: float = 0) -> Tensor:
 def split_patients(
     patients: Sequence[str], fraction: float, *, seed: int = 0
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Part patients at random into two groups, the first with `fraction` of them: all of a patient's volumes stay
-    together. Both groups are sorted and have at least one patient.
+    """Part patients at random into two groups, the first with `fraction` of them.
+
+    All of a patient's volumes stay together. Both groups are sorted and have at least one patient.
 
     Raises:
         ValueError: fewer than two patients, or a fraction outside (0, 1).
     """
     known = sorted(set(patients))
     if len(known) < 2 or not 0 < fraction < 1:
-        raise ValueError(f"expected two patients or more and 0 < fraction < 1, got {len(known)} and {fraction}")
+        raise ValueError(
+            f"expected two patients or more and 0 < fraction < 1, got {len(known)} and {fraction}"
+        )
     random.Random(seed).shuffle(known)
     first = min(max(round(fraction * len(known)), 1), len(known) - 1)
     return tuple(sorted(known[:first])), tuple(sorted(known[first:]))
@@ -143,16 +149,20 @@ def split_patients(
 def read_volume(path: Path, num_classes: int, ignore_index: int) -> Volume:
     """Read and check one volume; see `AcdcVolumes` for what it raises."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("image", "label")}
     except KeyError as error:
-        raise ValueError(f"{path} has no array {error}: expected image and label, both (D, H, W) uint8") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise ValueError(
+            f"{path} has no array {error}: expected image and label, both (D, H, W) uint8"
+        ) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as .npz, it may be cut short: {error}") from error
     image, label = arrays["image"], arrays["label"]
     for name, array in arrays.items():
         if array.ndim != 3 or array.dtype != np.uint8:
-            raise ValueError(f"{path}: {name} must be (D, H, W) uint8, got shape {array.shape} of {array.dtype}")
+            raise ValueError(
+                f"{path}: {name} must be (D, H, W) uint8, got shape {array.shape} of {array.dtype}"
+            )
     if image.shape != label.shape:
         raise ValueError(f"{path}: image {image.shape} and label {label.shape} must have the same shape")
     check_labels(label, num_classes, ignore_index, path)
@@ -177,7 +187,9 @@ def _read_description(folder: Path) -> tuple[tuple[str, ...], int]:
         raise FileNotFoundError(f"dataset folder not found: {folder} ({_LAYOUT})")
     path = folder / "dataset.json"
     if not path.is_file():
-        raise FileNotFoundError(f'{path} not found: it names the classes, as {{"classes": ["background", ...]}}')
+        raise FileNotFoundError(
+            f'{path} not found: it names the classes, as {{"classes": ["background", ...]}}'
+        )
     try:
         description = json.loads(path.read_text())
         return tuple(description["classes"]), int(description.get("ignore_index", _NOTHING_IGNORED))

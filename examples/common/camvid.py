@@ -1,9 +1,9 @@
 """Folders in CamVid's layout: real street images with a class index a pixel.
 
-    FOLDER/dataset.json                       {"classes": [...], "ignore_index": 255}
-    FOLDER/{train,val}/images/NAME.jpg        RGB
-    FOLDER/{train,val}/labels/NAME.png        uint8 class index of the same stem and size
-    FOLDER/splits/LIST.txt                    optional: stems of the train folder, one a line
+FOLDER/dataset.json                       {"classes": [...], "ignore_index": 255}
+FOLDER/{train,val}/images/NAME.jpg        RGB
+FOLDER/{train,val}/labels/NAME.png        uint8 class index of the same stem and size
+FOLDER/splits/LIST.txt                    optional: stems of the train folder, one a line
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-_LAYOUT = "expected FOLDER/{train,val}/images/*.jpg and labels/*.png of the same stems, and FOLDER/dataset.json"
+_LAYOUT = (
+    "expected FOLDER/{train,val}/images/*.jpg and labels/*.png of the same stems, and FOLDER/dataset.json"
+)
 
 
 class CamVid(Dataset[tuple[Tensor, Tensor]]):
-    """One split of a folder in CamVid's layout, decoded once and kept in memory as uint8 (2.6 GB per 10 megapixel·1000).
+    """One split of a folder in CamVid's layout, decoded once and kept in memory as bytes.
 
     An item is `(image, label)`: float32 (3, H, W) in [0, 1] and int64 (H, W), `ignore_index` where unlabelled.
 
@@ -46,7 +48,7 @@ class CamVid(Dataset[tuple[Tensor, Tensor]]):
         pairs = [_read_pair(source, stem, self.num_classes, self.ignore_index) for stem in self.stems]
         sizes = {image.shape[:2] for image, _ in pairs}
         if len(sizes) > 1:
-            raise ValueError(f"{source}: the images of a split must share one size, got {sorted(sizes)} (height, width)")
+            raise ValueError(f"{source}: a split's images must share one size (H, W), got {sorted(sizes)}")
         self._images = torch.from_numpy(np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2))
         self._labels = torch.from_numpy(np.stack([label for _, label in pairs]))
 
@@ -63,7 +65,9 @@ def read_description(folder: Path) -> tuple[tuple[str, ...], int]:
         raise FileNotFoundError(f"dataset folder not found: {folder} ({_LAYOUT})")
     path = folder / "dataset.json"
     if not path.is_file():
-        raise FileNotFoundError(f'{path} not found: it names the classes, as {{"classes": [...], "ignore_index": 255}}')
+        raise FileNotFoundError(
+            f'{path} not found: it names the classes, as {{"classes": [...], "ignore_index": 255}}'
+        )
     try:
         description = json.loads(path.read_text())
         classes, ignore_index = tuple(description["classes"]), int(description["ignore_index"])
@@ -87,8 +91,8 @@ def _stems(folder: Path, split: str) -> tuple[list[str], Path]:
         return stems, source
     path = folder / "splits" / f"{split}.txt"
     if not path.is_file():
-        known = sorted(p.stem for p in (folder / "splits").glob("*.txt"))
-        raise FileNotFoundError(f"split list not found: {path}; splits are train, val{''.join(', ' + k for k in known)}")
+        known = ["train", "val", *sorted(p.stem for p in (folder / "splits").glob("*.txt"))]
+        raise FileNotFoundError(f"split list not found: {path}; splits are {', '.join(known)}")
     stems = sorted(path.read_text().split())
     if not stems:
         raise ValueError(f"{path} is empty: expected the stem of one training image a line")
@@ -101,7 +105,9 @@ def _read_pair(
     image_path, label_path = source / "images" / f"{stem}.jpg", source / "labels" / f"{stem}.png"
     for path in (image_path, label_path):
         if not path.is_file():
-            raise FileNotFoundError(f"{path} not found: every image needs a label of the same stem ({_LAYOUT})")
+            raise FileNotFoundError(
+                f"{path} not found: every image needs a label of the same stem ({_LAYOUT})"
+            )
     try:
         with Image.open(image_path) as file:
             image = np.asarray(file.convert("RGB"))
@@ -110,7 +116,9 @@ def _read_pair(
     except OSError as error:
         raise ValueError(f"{image_path} or its label cannot be decoded: {error}") from error
     if mode not in ("L", "P") or label.ndim != 2:
-        raise ValueError(f"{label_path} must be an 8-bit image of one channel (class indices), got mode {mode!r}")
+        raise ValueError(
+            f"{label_path} must be an 8-bit image of one channel (class indices), got mode {mode!r}"
+        )
     if label.shape != image.shape[:2]:
         raise ValueError(
             f"{label_path} is {label.shape[1]}x{label.shape[0]} and its image {image.shape[1]}x{image.shape[0]}: "

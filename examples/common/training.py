@@ -83,7 +83,10 @@ def train(
     run = _Run(model, loss, config, folder)
     run.resume()
     model.train()
-    with _stop_request() as stop, tqdm(total=config.iterations, initial=run.step, disable=not progress) as bar:
+    with (
+        _stop_request() as stop,
+        tqdm(total=config.iterations, initial=run.step, disable=not progress) as bar,
+    ):
         while run.step < config.iterations:
             images, labels = sample_batch(data, config, run.step)
             entry = run.advance(images, labels)
@@ -96,11 +99,12 @@ def train(
                 run.log.append(entry | class_weight_entry(loss) | scores)
             bar.update()
             bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
-            if last or stop.is_set() or run.step % config.checkpoint_every == 0:
-                run.save()
             if on_step:
                 on_step(run.step)
-            if stop.is_set() and not last:
+            stopping = stop.is_set()
+            if last or stopping or run.step % config.checkpoint_every == 0:
+                run.save()
+            if stopping and not last:
                 raise KeyboardInterrupt(f"stopped after step {run.step}; run again to go on from there")
     return run.log
 
@@ -152,7 +156,9 @@ class _Run:
         self.optimizer.zero_grad()
         value = self.loss(self.model(images), labels)
         if not torch.isfinite(value):
-            raise FloatingPointError(f"the loss is {value.item()} at step {self.step + 1}: lower max_lr or check the data")
+            raise FloatingPointError(
+                f"the loss is {value.item()} at step {self.step + 1}: lower max_lr or check the data"
+            )
         value.backward()
         self.optimizer.step()
         self.scheduler.step()
@@ -183,7 +189,9 @@ class _Run:
             return
         state = torch.load(path, weights_only=True)
         if state["config"] != asdict(self.config):
-            raise ValueError(f"{path} belongs to another recipe, {state['config']}: choose another folder or delete it")
+            raise ValueError(
+                f"{path} has another recipe, {state['config']}: choose another folder or delete it"
+            )
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
