@@ -89,9 +89,12 @@ def cross_entropy(z: Sequence[float], y: int) -> float:
 
 
 def through_softmax(p: Sequence[float], a: Sequence[float]) -> list[float]:
-    """dL/dz_k = p_k (a_k - sum_j p_j a_j), where a = dL/dp."""
-    inner = math.fsum(pj * aj for pj, aj in zip(p, a, strict=True))
-    return [pk * (ak - inner) for pk, ak in zip(p, a, strict=True)]
+    """dL/dz_k = p_k (a_k - sum_j p_j a_j), where a = dL/dp.
+
+    As sum_j p_j = 1, that is p_k sum_j p_j (a_k - a_j), which does not cancel where some a is huge and its p tiny.
+    """
+    pairs = list(zip(p, a, strict=True))
+    return [pk * math.fsum(pj * (ak - aj) for pj, aj in pairs) for pk, ak in pairs]
 
 
 def _one_hot(k: int, y: int) -> float:

@@ -15,62 +15,54 @@ from cases import CASES, DEFAULTS, Case, close, grad, over, sample
 
 from classbalance_losses import GBWLoss
 
-
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    """What every rank computed; starting processes takes seconds, so they run all cases in one go."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(worker.main, args=(request.param, str(folder)), nprocs=request.param)
-    return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(request.param)]
+BY_ID = {case.id: case for case in CASES}
 
 
-@pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("scenario", worker.SCENARIOS)
-def test_ranks_are_one_process(ranks: list[dict[Any, Any]], scenario: str) -> None:
+Ranks = list[dict[tuple[str, str, str], Any]]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_are_one_process(world: int, tmp_path: Path) -> None:
+    """Starting processes takes seconds, so they run everything in one go, and everything is checked here."""
+    torch.multiprocessing.spawn(worker.main, args=(world, str(tmp_path)), nprocs=world)
+    ranks: Ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world)]
+    for scenario in worker.SCENARIOS:
+        check_losses(ranks, scenario)
+        check_training(ranks, scenario)
+    if world == 3:
+        check_a_group_of_some_ranks(ranks)
+
+
+def check_losses(ranks: Ranks, scenario: str) -> None:
     """Against the loops on the joined batch. DDP divides gradients by the number of ranks; so does this."""
-    world = len(ranks)
-    whole, shares = worker.joined(scenario, world)
-    for case in CASES:
-        expected = case.expected(whole)
-        for rank, images in enumerate(shares):
-            pixel, pixel_grad = ranks[rank][scenario, case.id, "none"]
-            close(pixel, expected.pixel[images])
-            close(pixel_grad, expected.pixel_grad[images])
-            for reduction, value, slope in (
-                ("sum", expected.sum, expected.pixel_grad),
-                ("mean", expected.mean, expected.mean_grad),
-            ):
-                loss, gradient = ranks[rank][scenario, case.id, reduction]
-                np.testing.assert_allclose(
-                    loss, value, rtol=1e-9, err_msg=f"{case.id} {reduction} rank {rank}"
-                )
-                np.testing.assert_allclose(
-                    gradient / world,
-                    slope[images],
-                    rtol=1e-8,
-                    atol=1e-11,
-                    err_msg=f"{case.id} {reduction} rank {rank}",
-                )
+    whole, shares = worker.joined(scenario, len(ranks))
+    for rank, images in enumerate(shares):
+        for (of, name, reduction), result in ranks[rank].items():
+            if of != scenario or reduction not in worker.REDUCTIONS:
+                continue
+            loss, gradient = result
+            expected = BY_ID[name].expected(whole)
+            value = {"none": expected.pixel[images], "sum": expected.sum, "mean": expected.mean}[reduction]
+            slope = (expected.mean_grad if reduction == "mean" else expected.pixel_grad)[images]
+            share = 1 if reduction == "none" else len(ranks)
+            where = f"{name}, {reduction}, {scenario}, rank {rank}"
+            np.testing.assert_allclose(loss, value, rtol=1e-9, atol=1e-11, err_msg=where)
+            np.testing.assert_allclose(gradient / share, slope, rtol=1e-8, atol=1e-11, err_msg=where)
 
 
-@pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("scenario", worker.SCENARIOS)
-def test_distributed_data_parallel_is_one_process(ranks: list[dict[Any, Any]], scenario: str) -> None:
+def check_training(ranks: Ranks, scenario: str) -> None:
     """Through a real network, DDP's own averaging, and a rank that may have nothing to say."""
     whole, shares = worker.joined(scenario, len(ranks))
     for case in DEFAULTS:
         expected = worker.train_step(case, whole, worker.layer())
-        for result in ranks:
-            for ours, theirs in zip(result[scenario, case.id, "ddp"], expected, strict=True):
-                close(ours, theirs.numpy(), rtol=1e-8)
         for rank, images in enumerate(shares):
+            for ours, theirs in zip(ranks[rank][scenario, case.id, "ddp"], expected, strict=True):
+                close(ours, theirs.numpy(), rtol=1e-8)
             close(ranks[rank][scenario, case.id, "alone"], case(worker.share(whole, images)).item())
 
 
-@pytest.mark.xdist_group("ranks")
-def test_a_group_of_some_ranks(ranks: list[dict[Any, Any]]) -> None:
-    if len(ranks) < 3:
-        pytest.skip("two of three ranks form the group")
+def check_a_group_of_some_ranks(ranks: Ranks) -> None:
+    """Two of three ranks form the group."""
     whole, shares = worker.joined("uneven", 3)
     both = worker.share(whole, slice(0, shares[1].stop))
     for case in DEFAULTS:

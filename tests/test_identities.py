@@ -27,16 +27,14 @@ INF = float("inf")
 
 
 def present(s: Sample) -> Tensor:
-    """n_c of the classes that occur."""
+    """n_c of all classes."""
     return torch.tensor(s.batch().class_counts(), dtype=torch.float64)
 
 
 def class_means(s: Sample) -> Tensor:
     """m_c of the classes that occur."""
     loss = F.cross_entropy(s.input, s.target, ignore_index=s.ignore_index, reduction="none")
-    return torch.stack(
-        [loss[s.target == c].mean() for c in range(s.num_classes) if bool((s.target == c).any())]
-    )
+    return torch.stack([loss[s.target == c].mean() for c in present(s).nonzero().flatten()])
 
 
 def plain(s: Sample) -> Sample:

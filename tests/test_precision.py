@@ -55,9 +55,9 @@ def test_float64_stays_float64(case: Case) -> None:
 def extremes(dtype: torch.dtype, classes: int = 4) -> Sample:
     """Every pattern of +-1e4 and 0 over the classes, with every label."""
     rows = torch.cartesian_prod(*[torch.tensor([-1e4, 0.0, 1e4])] * classes)
-    logits = rows.repeat_interleave(classes, 0)
-    target = torch.arange(classes).repeat(len(rows))
-    return Sample(logits.to(dtype), target, features=torch.ones(len(target), 3).to(dtype)).leaf()
+    logits = rows.repeat_interleave(classes, 0).T.unsqueeze(0)  # one image, its pixels in a row
+    target = torch.arange(classes).repeat(len(rows)).unsqueeze(0)
+    return Sample(logits.to(dtype), target, features=torch.ones(1, 3, target.shape[1]).to(dtype)).leaf()
 
 
 @over(CASES)
