@@ -108,7 +108,6 @@ def collect(grid: Grid, runs: Path, out: Path) -> Path | None:
                 "seed": config.seed,
                 "run": config.key,
                 "scores": _rounded(metrics["scores"]),
-                "train_seconds": metrics["train_seconds"],
                 "commit": metrics["commit"],
                 "versions": metrics["versions"],
                 "log": _rounded(_thinned(folder / LOG)),

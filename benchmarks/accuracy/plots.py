@@ -29,20 +29,17 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def iou_against_frequency(results: GridResults) -> Figure:
-    """Every class's IoU over its share of the training pixels, a line a loss."""
-    figure, axes = plt.subplots(figsize=(8, 5))
-    order = results.by_frequency
-    shares = [100 * results.shares[c] for c in order]
+    """Every class's IoU, the classes ordered by their share of the training pixels; a line a loss."""
+    figure, axes = plt.subplots(figsize=(9, 5))
+    order = list(reversed(results.by_frequency))
     for label, color in _colors(results.labels).items():
         iou = results.class_iou(label, results.tests[0])
-        axes.plot(
-            shares, [iou[c] for c in order], "o-", color=color, label=label, markersize=4, linewidth=1.3
-        )
-    axes.set_xscale("log")
-    axes.set_xticks(shares, [_tick(results, c) for c in order], rotation=60, ha="right", fontsize=8)
-    axes.minorticks_off()
+        axes.plot([iou[c] for c in order], "o-", color=color, label=label, markersize=4, linewidth=1.2)
+    axes.set_xticks(
+        range(len(order)), [_tick(results, c) for c in order], rotation=40, ha="right", fontsize=8
+    )
     axes.set(ylabel=f"IoU on {results.tests[0]}, %", title=f"{results.title}: IoU of each class")
-    axes.set_xlabel("class and its share of the training pixels, log scale")
+    axes.set_xlabel("class and its share of the training pixels, rarest first")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
@@ -62,7 +59,15 @@ def gain_over_baseline(results: GridResults) -> Figure:
     for (row, column), value in np.ndenumerate(gain):
         if not math.isnan(value):
             color = "white" if abs(value) > 0.6 * bound else "black"
-            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=color)
+            axes.text(
+                column,
+                row,
+                f"{round(value, 1) + 0.0:+.1f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=color,
+            )
     axes.set_xticks(
         range(len(order)), [_tick(results, c) for c in order], rotation=45, ha="right", fontsize=8
     )
@@ -113,7 +118,9 @@ def learning_curves(grids: list[GridResults]) -> Figure | None:
                 _curve(axes, grid, label, color, score, main=grid is longest)
         axes.set(xlabel="step", title=f"{title}, on {longest.tests[0]}")
         axes.grid(alpha=0.3)
-    row[0].legend(fontsize=8)
+    figure.legend(
+        *row[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0)
+    )
     return figure
 
 
@@ -138,7 +145,7 @@ def ablation(results: GridResults) -> Figure | None:
         axes.set(xlabel=varied, title=title)
         axes.grid(alpha=0.3)
     row[0].legend(fontsize=8)
-    figure.suptitle(results.title)
+    figure.suptitle(results.title, y=1.02)
     return figure
 
 
@@ -173,11 +180,15 @@ def _curve(
         return
     steps = sorted(points)
     middle = np.array([np.mean(points[step]) for step in steps])
-    name = f"{label}, {_iterations(grid)} steps, {len(grid.seeds_of(label))} seed(s)"
+    name = f"{label}, {_iterations(grid)} steps, {_seeds(len(grid.seeds_of(label)))}"
     axes.plot(steps, middle, "o-" if main else "o--", color=color, markersize=3, label=name)
     if len(grid.seeds_of(label)) > 1:
         spread = np.array([np.std(points[step]) for step in steps])
         axes.fill_between(steps, middle - spread, middle + spread, color=color, alpha=0.15, linewidth=0)
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def _iterations(grid: GridResults) -> int:

@@ -16,6 +16,7 @@ from benchmarks.accuracy.run import PROGRESS, is_finished, write_json
 
 _ROOT = Path(__file__).parents[2]
 _POLL_SECONDS = 0.5
+_LOG_SECONDS = 30  # between two lines of progress in a log file
 _OUTPUT = "output.txt"
 # One thread a process is the fastest way to use a few cores: no step waits for another's barrier. The allocator's
 # settings keep freed memory in the process, which saves a page fault for every page of every activation.
@@ -55,7 +56,9 @@ def run_all(
     finished_steps = 0
     active: dict[subprocess.Popen[bytes], RunConfig] = {}
     failures: list[str] = []
-    with tqdm(total=total, unit="step", disable=not progress) as bar:
+    begun = sum(_steps(config, runs) for config in waiting)
+    interval = _POLL_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
+    with tqdm(total=total, initial=begun, unit="step", mininterval=interval, disable=not progress) as bar:
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
@@ -67,9 +70,9 @@ def run_all(
                     finished_steps += config.training["iterations"]
                     if process.returncode:
                         failures.append(_failure(config, runs))
-                bar.set_description(f"{len(active)} running, {len(waiting)} waiting")
-                bar.n = finished_steps + sum(_steps(config, runs) for config in active.values())
-                bar.refresh()
+                bar.set_description(f"{len(active)} running, {len(waiting)} waiting", refresh=False)
+                steps = finished_steps + sum(_steps(config, runs) for config in [*active.values(), *waiting])
+                bar.update(steps - bar.n)
         finally:
             for process in active:
                 process.terminate()  # a run saves itself on SIGTERM

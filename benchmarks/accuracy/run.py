@@ -13,7 +13,6 @@ import math
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,6 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
     model = build_model(len(data.classes), **config.model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss = build_loss(config.loss, data)
-    started = time.perf_counter()
     main_test = next(iter(data.tests))
     train(
         model,
@@ -66,7 +64,6 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
         "classes": list(data.classes),
         "train_pixel_share": pixel_shares(data.pixel_counts),
         "scores": {name: scores_entry(_evaluate(model, data, name)) for name in data.tests},
-        "train_seconds": round(time.perf_counter() - started, 1),
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
