@@ -286,7 +286,8 @@ def test_the_class_table_starts_with_the_rarest_and_marks_absent_classes(results
     ]
 
 
-def test_the_page_shows_every_plot(results):
+def test_the_page_shows_every_plot_and_the_notes(results):
+    (results / "NOTES.md").write_text("Mind the step.\n")
     page = write_report(results).read_text()
     names = sorted(path.name for path in (results / "plots").iterdir())
     assert names == [
@@ -300,6 +301,7 @@ def test_the_page_shows_every_plot(results):
         "long_iou_against_frequency.png",
     ]
     assert all(f"plots/{name}" in page for name in names)
+    assert "Mind the step." in page
     assert page.index("## Compare") < page.index("## Long") < page.index("## Ablation_Omega")
 
 

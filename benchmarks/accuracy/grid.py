@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from examples.common.models import resolve_encoder
 from examples.common.training import TrainingConfig
 
 if sys.version_info >= (3, 11):
@@ -91,7 +92,8 @@ def load_grid(path: str | Path) -> Grid:
             name=path.stem,
             title=content["title"],
             data=content["data"],
-            model=content["model"],
+            # What "auto" stands for differs between machines, and with it the outcome.
+            model=content["model"] | {"encoder": resolve_encoder(content["model"]["encoder"])},
             training=content["training"],
             losses=losses,
             labels=labels,

@@ -9,10 +9,11 @@ from benchmarks.accuracy.collect import GridResults, read_results
 from benchmarks.accuracy.table import class_table, summary_table
 
 PAGE = "README.md"
+NOTES = "NOTES.md"  # written by hand; the page quotes it
 
 
 def write_report(folder: Path) -> Path:
-    """Write `FOLDER/README.md` and `FOLDER/plots/*.png` from the result files in the folder.
+    """Write `FOLDER/README.md` and `FOLDER/plots/*.png` from the result files and `NOTES.md` in the folder.
 
     Raises:
         FileNotFoundError: no result file there.
@@ -22,6 +23,9 @@ def write_report(folder: Path) -> Path:
         raise FileNotFoundError(f"no result file (GRID.json) in {folder}: run a grid first")
     grids = sorted((read_results(path) for path in paths), key=_order)
     parts = [f"# Accuracy of the losses: {grids[0].recipe['data']['name']}", _introduction(grids[0])]
+    notes = folder / NOTES
+    if notes.is_file():
+        parts.append(notes.read_text().strip())
     for grid in grids:
         parts += _section(grid, folder)
     curves = plots.learning_curves([grid for grid in grids if plots.varied_keyword(grid) is None])

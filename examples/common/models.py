@@ -24,6 +24,19 @@ def pretrained_available() -> bool:
     return all(find_spec(package) is not None for package in _PACKAGES)
 
 
+def resolve_encoder(encoder: str, in_channels: int = 3) -> str:
+    """The encoder that a name stands for on this machine: `"auto"` becomes one of the others.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
+    if encoder != "auto":
+        return encoder
+    return "efficientnet-lite0" if in_channels == 3 and pretrained_available() else "unet"
+
+
 def build_model(num_classes: int, encoder: str = "auto", in_channels: int = 3) -> nn.Module:
     """A segmentation network: images (N, in_channels, H, W) in [0, 1] -> logits (N, num_classes, H, W).
 
@@ -37,12 +50,9 @@ def build_model(num_classes: int, encoder: str = "auto", in_channels: int = 3) -
         ValueError: an unknown encoder, fewer than two classes, or EfficientNet-Lite0 with other than 3 channels.
         ModuleNotFoundError: EfficientNet-Lite0 is asked for and not installed.
     """
-    if encoder not in ENCODERS:
-        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-    if encoder == "auto":
-        encoder = "efficientnet-lite0" if in_channels == 3 and pretrained_available() else "unet"
+    encoder = resolve_encoder(encoder, in_channels)
     if encoder == "unet":
         return UNet(num_classes, in_channels)
     if in_channels != 3:
