@@ -217,6 +217,9 @@ def test_results_of_real_runs_make_tables_and_a_page(tiny, finished, tmp_path, c
     page = write_report(out).read_text()
     assert "tiny_predictions.png" in page
     assert collect(replace(tiny, seeds=(7,)), finished, out) is None
+    before = path.read_text()
+    assert collect(tiny, tmp_path / "no-runs-here", out) == path
+    assert path.read_text() == before  # runs of another machine stay
     assert predictions_figure(replace(tiny, seeds=(7,)), finished, camvid_folder) is None
 
 

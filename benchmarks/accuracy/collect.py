@@ -93,11 +93,19 @@ def mean_and_std(values: list[float]) -> tuple[float, float]:
 
 
 def collect(grid: Grid, runs: Path, out: Path) -> Path | None:
-    """Write `OUT/GRID.json` from the finished runs of a grid; None where there is none yet."""
+    """Write `OUT/GRID.json` from the finished runs of a grid; None where there is none yet.
+
+    A run that the file has already stays in it where the run's folder is gone, so that results gather over machines.
+    """
+    path = out / f"{grid.name}.json"
+    former = json.loads(path.read_text()) if path.is_file() else {"runs": []}
+    known = {run["run"]: run for run in former["runs"]}
     entries: list[dict[str, Any]] = []
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = former
     for label, config in grid.runs():
         if not is_finished(config, runs):
+            if config.key in known:
+                entries.append(known[config.key])
             continue
         folder = runs / config.folder_name
         metrics = read_metrics(folder)
@@ -115,7 +123,6 @@ def collect(grid: Grid, runs: Path, out: Path) -> Path | None:
         )
     if not entries:
         return None
-    path = out / f"{grid.name}.json"
     training = asdict(TrainingConfig(**grid.training))
     del training["seed"]
     recipe = {"data": grid.data, "model": grid.model, "training": training}
