@@ -229,3 +229,19 @@ def test_nothing_is_wrong_with_a_good_call() -> None:
     target = TARGET.clone()
     target[0, 0, :3] = torch.tensor([0, 18, -100])
     assert torch.isfinite(cb.DyCELoss()(LOGITS, target))
+
+
+@pytest.mark.parametrize("value", ["2", True, None, torch.tensor(2.0)])
+def test_hyper_parameters_that_are_no_numbers(value: object) -> None:
+    with pytest.raises(TypeError, match=r"gamma to be a number, got"):
+        cb.FocalLoss(gamma=value)  # type: ignore[arg-type]
+
+
+def test_class_vector_of_integers() -> None:
+    """Counts or ranks come as integers; the loss is that of the same floats."""
+    ints, floats = (cb.WeightedCrossEntropyLoss(list(map(kind, range(19)))) for kind in (int, float))
+    assert torch.equal(ints(LOGITS, TARGET), floats(LOGITS, TARGET))
+    assert torch.equal(
+        cb.FocalLoss(alpha=list(range(19)))(LOGITS, TARGET),
+        cb.FocalLoss(alpha=torch.arange(19.0))(LOGITS, TARGET),
+    )

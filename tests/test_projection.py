@@ -193,3 +193,11 @@ def test_errors_of_shape_and_type() -> None:
         solve(torch.ones(2, 2), 1.0)
     with pytest.raises(TypeError, match="float"):
         solve(torch.ones(3, dtype=torch.int64), 1.0)
+
+
+def test_errors_of_the_general_programme() -> None:
+    g = torch.ones(3)
+    with pytest.raises(ValueError, match="neither"):
+        solve_class_weights(g)
+    with pytest.raises(ValueError, match=r"\(3, 3\).*\(2, 2\)"):
+        solve_class_weights(g, solver="cvxpy", quadratic=torch.eye(2))
