@@ -1,4 +1,4 @@
-"""The exact k-th largest loss without a sort, against a sort."""
+"""The exact k-th largest loss, by histograms as for large maps and by sorting as for small ones, against a sort."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from strategies import mining_losses
 from torch import Tensor
 
 from classbalance_losses.functional import dyce_loss
+from classbalance_losses.ops import mining
 from classbalance_losses.ops.mining import hardest
 
 DTYPES = [torch.float32, torch.float64]
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+@pytest.fixture(params=["histograms", "sorting"], autouse=True)
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mining, "_SHORT", 0 if request.param == "histograms" else 1 << 16)
 
 
 def by_sorting(loss: Tensor, keep: Tensor, fraction: float, min_kept: int) -> Tensor:
@@ -132,3 +138,10 @@ def test_ties_make_the_loss_independent_of_the_order() -> None:
     ]
     torch.testing.assert_close(values[0], values[1])
     assert (dyce_loss(logits, target, hard_fraction=0.4, reduction="none") > 0).all()
+
+
+@pytest.mark.parametrize("_way", ["sorting"], indirect=True)
+def test_many_images_of_one_pixel_need_little_memory() -> None:
+    """A histogram for each of 20 000 rows would take 10 GB."""
+    loss = torch.rand(20_000)
+    assert hardest(loss, loss > 0.5, fraction=0.5, scope="image").equal(loss > 0.5)

@@ -1,4 +1,4 @@
-"""Stage 3: which pixels take part. The k-th largest loss is found exactly, without sorting.
+"""Stage 3: which pixels take part. The k-th largest of many losses is found exactly, without sorting.
 
 The bits of a non-negative float, read as an integer, are in the order of the floats. So a histogram of the
 highest 16 bits finds the bin that holds the k-th largest value, a second one over the next 16 bits, within
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._distributed import all_reduce_sum, resolve
 from classbalance_losses._validate import is_transformed
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DIGIT = 16
 _BINS = 1 << _DIGIT
+_SHORT = _BINS
 
 
 def ordered_bits(value: Tensor) -> Tensor:
@@ -58,8 +59,23 @@ def kth_largest_bits(
     """Return the k-th largest of the kept entries of each row: ``bits`` (R, P), ``keep`` (R, P), ``k`` (R,).
 
     ``digits`` is the number of 16-bit digits: 2 for float32, 4 for float64. With a process group the rows of
-    all ranks are searched as one, for the same ``k``.
+    all ranks are searched as one, for the same ``k``. Where k is 0 the answer means nothing.
     """
+    # A row with fewer entries than a histogram has bins is cheaper to sort, and many such rows (images of one
+    # pixel, say) would need far more memory for their histograms than they have entries.
+    if 0 < bits.shape[1] < _SHORT and resolve(process_group) is None:
+        return _kth_by_sorting(bits, keep, k)
+    return _kth_by_histograms(bits, keep, k, digits, process_group)
+
+
+def _kth_by_sorting(bits: Tensor, keep: Tensor, k: Tensor) -> Tensor:
+    ordered = torch.where(keep, bits, -1).sort(1, descending=True).values
+    return ordered.gather(1, (k - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+
+
+def _kth_by_histograms(
+    bits: Tensor, keep: Tensor, k: Tensor, digits: int, process_group: ProcessGroup
+) -> Tensor:
     prefix = torch.zeros_like(k)
     rest = k
     for shift in range(_DIGIT * (digits - 1), -1, -_DIGIT):
