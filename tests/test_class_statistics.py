@@ -26,7 +26,9 @@ LABELS = hnp.arrays(np.int64, SHAPES, elements=st.sampled_from([0, 1, 2, 255]))
 
 def labels(images: int = 6, seed: int = 0) -> Tensor:
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.choice([0, 1, 2, 255], p=[0.8, 0.1, 0.05, 0.05], size=(images, 4, 5)).astype(np.uint8))
+    return torch.from_numpy(
+        rng.choice([0, 1, 2, 255], p=[0.8, 0.1, 0.05, 0.05], size=(images, 4, 5)).astype(np.uint8)
+    )
 
 
 def counted(target: Tensor, classes: int = 3) -> ClassStatistics:
@@ -83,7 +85,9 @@ def test_weights_are_the_functions_of_the_counts() -> None:
     }
     for scheme, weight in expected.items():
         assert torch.equal(statistics.weights(scheme), weight)
-    assert torch.equal(statistics.weights("effective_number", beta=0.5), C.effective_number_weights(pixels, beta=0.5))
+    assert torch.equal(
+        statistics.weights("effective_number", beta=0.5), C.effective_number_weights(pixels, beta=0.5)
+    )
     with pytest.raises(ValueError, match="'median_frequency'"):
         statistics.weights("loss_based")
 
@@ -126,7 +130,9 @@ def test_accumulate_says_what_it_looked_for(batch: Any) -> None:
         ClassStatistics(3).accumulate([batch], progress=False)
 
 
-def test_accumulate_needs_no_tqdm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accumulate_needs_no_tqdm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert_same(ClassStatistics(3, ignore_index=255).accumulate(labels().split(1)), counted(labels()))
     assert capsys.readouterr().err == ""
@@ -165,7 +171,11 @@ def test_accumulate_goes_on_after_an_interruption(
 
 def test_an_interrupted_update_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C may fall between two buffers of one batch; the checkpoint holds whole batches alone."""
-    statistics, file, whole = ClassStatistics(3, ignore_index=255), tmp_path / "counts.pt", ClassStatistics.update
+    statistics, file, whole = (
+        ClassStatistics(3, ignore_index=255),
+        tmp_path / "counts.pt",
+        ClassStatistics.update,
+    )
 
     def half(self: ClassStatistics, target: Tensor) -> None:
         if self.num_images == 2:
@@ -177,7 +187,9 @@ def test_an_interrupted_update_is_counted_once(tmp_path: Path, monkeypatch: pyte
         patch.setattr(ClassStatistics, "update", half)
         with pytest.raises(KeyboardInterrupt):
             statistics.accumulate(labels().split(1), progress=False, checkpoint=file)
-    resumed = ClassStatistics(3, ignore_index=255).accumulate(labels().split(1), progress=False, checkpoint=file)
+    resumed = ClassStatistics(3, ignore_index=255).accumulate(
+        labels().split(1), progress=False, checkpoint=file
+    )
     assert_same(resumed, counted(labels()))
 
 
@@ -199,7 +211,9 @@ def test_a_sequence_is_not_read_again(tmp_path: Path) -> None:
 def test_checkpoints_are_not_mixed_up(tmp_path: Path) -> None:
     file, parts = tmp_path / "counts.pt", labels().split(2)
     ClassStatistics(3, ignore_index=255).accumulate(parts, progress=False, checkpoint=file)
-    with pytest.raises(ValueError, match="was counting 3 batches, 3 classes, ignore_index=255; this is 2 batches"):
+    with pytest.raises(
+        ValueError, match="was counting 3 batches, 3 classes, ignore_index=255; this is 2 batches"
+    ):
         ClassStatistics(3, ignore_index=255).accumulate(parts[:2], progress=False, checkpoint=file)
     with pytest.raises(ValueError, match="this is 3 batches, 4 classes"):
         ClassStatistics(4, ignore_index=255).accumulate(parts, progress=False, checkpoint=file)

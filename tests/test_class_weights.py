@@ -52,7 +52,10 @@ def test_median_frequency(pairs: list[tuple[int, int]], power: float) -> None:
     counts, others = [n for n, _ in pairs], [more for _, more in pairs]
     frequencies = [n / (n + more) if n else 0.0 for n, more in zip(counts, others, strict=True)]
     for given_frequencies, weights in (
-        (frequencies, C.median_frequency_weights(_double(counts), _double(counts) + _double(others), power=power)),
+        (
+            frequencies,
+            C.median_frequency_weights(_double(counts), _double(counts) + _double(others), power=power),
+        ),
         ([float(n) for n in counts], C.median_frequency_weights(_double(counts), power=power)),
     ):
         present = [f for f in given_frequencies if f]
@@ -67,7 +70,9 @@ def test_image_frequency(counts: list[int], more: int) -> None:
     _close(C.image_frequency_weights(_double(counts), torch.tensor(images)), expected)
 
 
-@given(st.lists(st.lists(st.integers(0, 99), min_size=3, max_size=3), min_size=1, max_size=4), st.floats(0, 1))
+@given(
+    st.lists(st.lists(st.integers(0, 99), min_size=3, max_size=3), min_size=1, max_size=4), st.floats(0, 1)
+)
 def test_imagewise_frequency(counts: list[list[int]], alpha: float) -> None:
     weights = C.imagewise_frequency_weights(torch.tensor(counts).double(), alpha=alpha)
     for row, weight in zip(counts, weights, strict=True):
@@ -150,7 +155,8 @@ def test_loss_based_is_the_projection_of_class_losses() -> None:
 
 
 @given(
-    st.lists(st.sampled_from([0.0, 0.1, 0.5, 3.0, math.inf, math.nan]), min_size=1, max_size=6), st.integers(0, 7)
+    st.lists(st.sampled_from([0.0, 0.1, 0.5, 3.0, math.inf, math.nan]), min_size=1, max_size=6),
+    st.integers(0, 7),
 )
 def test_curriculum(losses: list[float], active: int) -> None:
     seen = [c for c, loss in enumerate(losses) if not math.isnan(loss)]

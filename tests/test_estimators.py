@@ -35,7 +35,10 @@ COUNTING = {
 }
 ESTIMATORS = {
     **{f"{name}-batch": (kind, options) for name, (kind, options) in COUNTING.items()},
-    **{f"{name}-running": (kind, {**options, "accumulate": "running"}) for name, (kind, options) in COUNTING.items()},
+    **{
+        f"{name}-running": (kind, {**options, "accumulate": "running"})
+        for name, (kind, options) in COUNTING.items()
+    },
     "loss": (LossBased, {"regularization": 0.5}),
     "loss-momentum": (LossBased, {"momentum": 0.5}),
     "curriculum": (Curriculum, {"every": 2, "momentum": 0.5}),
@@ -49,7 +52,9 @@ def build(name: str) -> ClassWeightEstimator:
     return kind(**options)
 
 
-def batch(seed: int, shape: tuple[int, ...] = (3, 4, 4), dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def batch(
+    seed: int, shape: tuple[int, ...] = (3, 4, 4), dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """A loss and labels a pixel; class 4 is rare, class 3 absent, some pixels are ignored."""
     random = torch.Generator().manual_seed(seed)
     shares = torch.tensor([0.5, 0.25, 0.12, 0.0, 0.03, 0.1])
@@ -296,7 +301,9 @@ def test_representation_shows_the_options() -> None:
 
 
 def _rank(rank: int, port: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
     weights = {}
     for name in ESTIMATORS:
         estimator = build(name)
@@ -336,6 +343,8 @@ def test_an_estimator_of_ones_own() -> None:
     logits, target = torch.randn(3, CLASSES, 4, 4), batch(0)[1]
     value = WeightedCrossEntropyLoss(Fixed(), ignore_index=IGNORE)(logits, target)
     weight = torch.arange(1.0, CLASSES + 1)
-    torch.testing.assert_close(value, torch.nn.functional.cross_entropy(logits, target, weight, ignore_index=IGNORE))
+    torch.testing.assert_close(
+        value, torch.nn.functional.cross_entropy(logits, target, weight, ignore_index=IGNORE)
+    )
     with pytest.raises(NotImplementedError):
         estimate(ClassWeightEstimator(), *batch(0))

@@ -33,12 +33,16 @@ def write_png(path: Path, rows: np.ndarray, depth: int, colour: int) -> None:
     """Write a PNG of any bit depth; ``rows`` are the packed bytes of each line."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     width = rows.shape[1] * 8 // (depth * {0: 1, 2: 3}[colour])
     header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
     packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    )
 
 
 def save_all(folder: Path, **options: Any) -> None:
@@ -54,7 +58,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_all(tmp_path / "set" / "labels" / "deep")
-    (tmp_path / "set" / "dataset.json").write_text('{"classes": ["road", "pole", "tram"], "ignore_index": 255}')
+    (tmp_path / "set" / "dataset.json").write_text(
+        '{"classes": ["road", "pole", "tram"], "ignore_index": 255}'
+    )
     return tmp_path / "set" / "labels"
 
 
@@ -98,19 +104,29 @@ def counts_of(folder: Path, capsys: pytest.CaptureFixture[str], *options: object
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
 def test_grey_pngs_of_every_depth(depth: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    packed = {1: [0b01100000], 2: [0b00010100], 4: [0x01, 0x10], 8: [0, 1, 1, 0], 16: [0, 0, 0, 1, 0, 1, 0, 0]}
+    packed = {
+        1: [0b01100000],
+        2: [0b00010100],
+        4: [0x01, 0x10],
+        8: [0, 1, 1, 0],
+        16: [0, 0, 0, 1, 0, 1, 0, 0],
+    }
     write_png(tmp_path / "a.png", np.array([packed[depth]], dtype=np.uint8), depth, colour=0)
     assert counts_of(tmp_path, capsys) == [6 if depth == 1 else 2, 2]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, bool])
 def test_volumes_in_npz(dtype: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.savez(tmp_path / "a.npz", image=np.zeros((2, 3, 4)), seg=(np.arange(24) % 2).reshape(2, 3, 4).astype(dtype))
+    np.savez(
+        tmp_path / "a.npz", image=np.zeros((2, 3, 4)), seg=(np.arange(24) % 2).reshape(2, 3, 4).astype(dtype)
+    )
     assert counts_of(tmp_path, capsys, "--key", "seg") == [12, 12]
     assert "'image', 'seg'" in run(capsys, tmp_path)[2]
 
 
-def test_effective_number_of_many_pixels_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_effective_number_of_many_pixels_explains_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.savez(tmp_path / "a.npz", label=np.arange(400_000).reshape(1000, 400) % 2)
     out = run(capsys, tmp_path)[1]
     assert "effective_number is flat" in out
@@ -160,7 +176,11 @@ def _cut_npz(path: Path) -> None:
         ("a.png", lambda path: write_png(path, np.zeros((1, 12), np.uint8), 16, 2), "16-bit colour"),
         ("a.png", lambda path: path.write_text("text"), "not a PNG"),
         ("a.png", _damaged, "cannot be read"),
-        ("a.png", lambda path: save_png(path, np.full((2, 2), 7, np.uint8)), "Target 7 is out of bounds for 3 classes"),
+        (
+            "a.png",
+            lambda path: save_png(path, np.full((2, 2), 7, np.uint8)),
+            "Target 7 is out of bounds for 3 classes",
+        ),
         ("a.npz", _cut_npz, "cannot be read"),
         ("a.npz", lambda path: np.savez(path, label=np.zeros(3)), "got float64"),
         ("a.npz", lambda path: np.savez(path, image=np.zeros(3)), "--key"),
