@@ -23,6 +23,7 @@ from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.run import METRICS, build_loss, execute, is_finished
 from benchmarks.accuracy.table import class_table, summary_table
 from classbalance_losses import DyCELoss
+from examples.common.streets import Streets
 from tests.examples.conftest import camvid_folder  # noqa: F401 (a fixture)
 
 TINY = """
@@ -327,7 +328,20 @@ def test_losses_come_from_the_public_api_alone(tmp_path):
     assert isinstance(loss, DyCELoss)
     with pytest.raises(ValueError, match="no loss 'Dice'"):
         build_loss({"name": "Dice", "kwargs": {}}, data)
-    with pytest.raises(ValueError, match='"camvid" or "streets"'):
+    with pytest.raises(ValueError, match='"camvid", "streets" or'):
         load_data({"kind": "cityscapes"}, None, tmp_path)
     with pytest.raises(ValueError, match="needs --data"):
         load_data({"kind": "camvid"}, None, tmp_path)
+
+
+def test_streets_to_camvid_is_tested_on_the_folder(tmp_path, camvid_folder):  # noqa: F811
+    grid = command_line.for_folder(load_grid("transfer"), camvid_folder)
+    assert grid.data["name"] == "streets-to-tiny-camvid"
+    tiny = grid.data | {"size": [16, 16], "train": 1, "test": 1}
+    with pytest.raises(ValueError, match="expected the classes of streets"):
+        load_data(tiny, camvid_folder, tmp_path)
+    description = json.loads((camvid_folder / "dataset.json").read_text())
+    (camvid_folder / "dataset.json").write_text(json.dumps(description | {"classes": Streets.classes}))
+    data = load_data(tiny, camvid_folder, tmp_path)
+    assert list(data.tests) == ["val_alt", "val", "streets"]
+    assert data.classes == Streets.classes

@@ -41,11 +41,14 @@ def for_folder(grid: Grid, folder: Path | None) -> Grid:
     Raises:
         ValueError: such a grid and no folder.
     """
-    if grid.data["kind"] != "camvid":
+    if grid.data["kind"] == "streets":
         return grid
     if folder is None:
         raise ValueError(f"grid {grid.name} needs --data FOLDER, a folder in CamVid's layout")
-    data = grid.data | {"name": folder.resolve().name}
+    name = folder.resolve().name
+    if grid.data["kind"] == "streets-to-camvid":
+        return dataclasses.replace(grid, data=grid.data | {"name": f"streets-to-{name}"})
+    data = grid.data | {"name": name}
     if folder.is_dir() and not (folder / "splits" / f"{data['train']}.txt").is_file():
         data |= {"train": "train", "tests": ["val"]}
     return dataclasses.replace(grid, data=data)

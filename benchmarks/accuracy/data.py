@@ -47,9 +47,10 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
     """The data that a grid's `[data]` table describes.
 
     Args:
-        config: `kind = "camvid"` with the splits `train` and `tests`, or `kind = "streets"` with `size` (H, W) and
-            the numbers of images `train` and `test`.
-        folder: where the CamVid-layout folder is; streets need none.
+        config: `kind = "camvid"` with the splits `train` and `tests`; `kind = "streets"` with `size` (H, W) and the
+            numbers of images `train` and `test`; or `kind = "streets-to-camvid"`, streets for training, with the
+            splits `tests` of the folder beside the held-out streets.
+        folder: where the CamVid-layout folder is; streets alone need none.
         cache: a folder for rendered streets.
 
     Raises:
@@ -57,18 +58,22 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
     """
     train: LabelledImages
     tests: dict[str, LabelledImages]
-    if config["kind"] == "camvid":
-        if folder is None:
-            raise ValueError("this grid needs --data FOLDER, a folder in CamVid's layout")
-        camvid = CamVid(folder, config["train"])
+    kind = config["kind"]
+    if kind not in ("camvid", "streets", "streets-to-camvid"):
+        raise ValueError(f'data.kind must be "camvid", "streets" or "streets-to-camvid", got {kind!r}')
+    tests = {} if kind == "streets" else _tests(_given(folder), config["tests"])
+    if kind == "camvid":
+        camvid = CamVid(_given(folder), config["train"])
         train, classes, ignore_index = camvid, camvid.classes, camvid.ignore_index
-        tests = {name: CamVid(folder, name) for name in config["tests"]}
-    elif config["kind"] == "streets":
-        train = _streets(config["train"], config["size"], 0, cache)
-        tests = {"test": _streets(config["test"], config["size"], 1, cache)}
-        classes, ignore_index = Streets.classes, Streets.ignore_index
     else:
-        raise ValueError(f'data.kind must be "camvid" or "streets", got {config["kind"]!r}')
+        train = _streets(config["train"], config["size"], 0, cache)
+        tests["streets" if tests else "test"] = _streets(config["test"], config["size"], 1, cache)
+        classes, ignore_index = Streets.classes, Streets.ignore_index
+        for name, test in tests.items():
+            if isinstance(test, CamVid) and test.classes != classes:
+                raise ValueError(
+                    f"{folder}, {name}: expected the classes of streets, {classes}, got {test.classes}"
+                )
     statistics = ClassStatistics(len(classes), ignore_index=ignore_index)
     for i in range(len(train)):
         statistics.update(train[i][1])
@@ -79,6 +84,16 @@ def pixel_shares(counts: Tensor) -> list[float]:
     """Each class's share of the labelled pixels."""
     shares: list[float] = (counts.double() / counts.sum().clamp(min=1)).tolist()
     return shares
+
+
+def _tests(folder: Path, names: list[str]) -> dict[str, LabelledImages]:
+    return {name: CamVid(folder, name) for name in names}
+
+
+def _given(folder: Path | None) -> Path:
+    if folder is None:
+        raise ValueError("this grid needs --data FOLDER, a folder in CamVid's layout")
+    return folder
 
 
 def _streets(length: int, size: list[int], seed: int, cache: Path) -> LabelledImages:

@@ -75,7 +75,7 @@ def _recipe(grid: GridResults) -> str:
     data, model, training = (grid.recipe[part] for part in ("data", "model", "training"))
     return (
         f"`{grid.name}`: {data['name']}, trained on {data['train']}"
-        f"{' images' if data['kind'] == 'streets' else ''}; {model['encoder']}; "
+        f"{' rendered streets' if data['kind'] != 'camvid' else ''}; {model['encoder']}; "
         f"{training['iterations']} steps of batch {training['batch_size']}, AdamW (weight decay "
         f"{training['weight_decay']:g}), cosine one-cycle to {training['max_lr']:g}"
         f"{', flips' if training['flip'] else ''}."
