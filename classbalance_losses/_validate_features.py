@@ -1,4 +1,4 @@
-"""Checks for the losses that compare features with keys; same manners as ``_validate``."""
+"""Checks for the losses that take features; same manners as ``_validate``."""
 
 from __future__ import annotations
 
@@ -190,3 +190,26 @@ def check_negatives(
         )
     check_mask("negative_mask", negative_mask, tuple(negatives.shape[:2]))
     return negatives
+
+
+def check_last_layer_features(features: Tensor | None, input: Tensor, gradient: str) -> None:
+    """Check that features are given exactly where they are used, at the logits' size."""
+    if gradient != "last_layer_weight":
+        if features is not None:
+            raise ValueError(
+                f"features= is used by gradient='last_layer_weight' only, got gradient={gradient!r}."
+            )
+        return
+    if features is None:
+        raise ValueError(
+            "gradient='last_layer_weight' needs features=, what enters the last layer, (N, D, *)."
+        )
+    check_floats("features", features)
+    if features.ndim != input.ndim or (features.shape[0], *features.shape[2:]) != (
+        input.shape[0],
+        *input.shape[2:],
+    ):
+        raise ValueError(
+            f"Expected features of shape (N, D, *) with the batch and spatial size of input {tuple(input.shape)}, "
+            f"got {tuple(features.shape)}. Where logits are resized after the last layer, resize the features too."
+        )

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._validate import (
-    FLOATS,
     check_call,
     check_choice,
     check_class_vector,
@@ -29,6 +28,7 @@ from classbalance_losses._validate import (
     check_range,
     is_transformed,
 )
+from classbalance_losses._validate_features import check_last_layer_features
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.gradients import READINGS, Pixels, gather_pixels, squared_norms
 from classbalance_losses.ops.pixel import long_target, pick_class, pixel_log_softmax, valid_pixels
@@ -108,7 +108,7 @@ def gbw_loss(
         reduction=reduction,
         process_group=process_group,
     )
-    check_features(features, input, gradient)
+    check_last_layer_features(features, input, gradient)
     log_prob, pixels = _prepare(input, target, pixel_weight, features, ignore_index, process_group)
     return _weigh(log_prob, pixels, programme.solve(pixels), apply, reduction)
 
@@ -199,32 +199,8 @@ def _checked_pixels(
 ) -> Pixels:
     check_input_target(input, target, ignore_index)
     check_pixel_weight(pixel_weight, target)
-    check_features(features, input, gradient)
+    check_last_layer_features(features, input, gradient)
     return _prepare(input.detach(), target, pixel_weight, features, ignore_index, process_group)[1]
-
-
-def check_features(features: Tensor | None, input: Tensor, gradient: str) -> None:
-    """Check that features are given exactly where they are used, at the logits' size."""
-    if gradient != "last_layer_weight":
-        if features is not None:
-            raise ValueError(
-                f"features= is used by gradient='last_layer_weight' only, got gradient={gradient!r}."
-            )
-        return
-    if features is None:
-        raise ValueError(
-            "gradient='last_layer_weight' needs features=, what enters the last layer, (N, D, *)."
-        )
-    if features.dtype not in FLOATS:
-        raise TypeError(f"Expected floating-point features, got dtype {features.dtype}.")
-    if features.ndim != input.ndim or (features.shape[0], *features.shape[2:]) != (
-        input.shape[0],
-        *input.shape[2:],
-    ):
-        raise ValueError(
-            f"Expected features of shape (N, D, *) with the batch and spatial size of input {tuple(input.shape)}, "
-            f"got {tuple(features.shape)}. Where logits are resized after the last layer, resize the features too."
-        )
 
 
 def _prepare(
@@ -352,7 +328,7 @@ class GBWLoss(PixelLoss):
     ) -> Tensor:
         """Return the loss of logits (N, C, *) against class indices (N, *)."""
         check_call(input, target, pixel_weight, **self.common)
-        check_features(features, input, self.gradient)
+        check_last_layer_features(features, input, self.gradient)
         log_prob, pixels = _prepare(
             input, target, pixel_weight, features, self.ignore_index, self.process_group
         )
