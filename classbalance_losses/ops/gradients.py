@@ -115,7 +115,7 @@ def _last_layer_weight(pixels: Pixels) -> Tensor:
     target = pixels.target.flatten()
     products = []
     with torch.autocast(error.device.type, enabled=False):
-        for c in range(pixels.num_classes):
+        for c in range(pixels.log_prob.shape[1]):  # torch 2.6 cannot trace a property here
             own = torch.where((target == c).unsqueeze(1), error, 0)
             products.append(own.T @ features)
     sums = all_reduce_sum(torch.stack(products).double(), pixels.process_group).flatten(1)
