@@ -1,6 +1,7 @@
 """Losses for dense prediction where classes are badly imbalanced."""
 
 from classbalance_losses import functional
+from classbalance_losses._dispatch import use_backend
 from classbalance_losses._version import __version__
 from classbalance_losses.losses.dual_cross_entropy import DualCrossEntropyLoss
 from classbalance_losses.losses.dual_focal import DualFocalLoss
@@ -38,4 +39,5 @@ __all__ = [
     "WeightedCrossEntropyLoss",
     "__version__",
     "functional",
+    "use_backend",
 ]

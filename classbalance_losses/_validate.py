@@ -35,8 +35,8 @@ def can_read_values(tensor: Tensor) -> bool:
     )
 
 
-def check_input_target(input: Tensor, target: Tensor, ignore_index: int) -> None:
-    """Check logits (N, C, *) against class indices (N, *).
+def check_input_target(input: Tensor, target: Tensor, ignore_index: int, upsample: str | None = None) -> None:
+    """Check logits (N, C, *) against class indices (N, *), of another size with ``upsample``.
 
     Raises:
         ValueError: if the shapes do not fit, or there are fewer than two classes.
@@ -59,7 +59,10 @@ def check_input_target(input: Tensor, target: Tensor, ignore_index: int) -> None
             "over one class is 1 whatever the logit: for a binary problem predict 2 classes."
         )
     _check_target_dtype(input, target)
-    _check_target_shape(input, target)
+    if upsample is None:
+        _check_target_shape(input, target)
+    else:
+        _check_target_of_other_size(input, target)
     check_target_range(target, input.shape[1], ignore_index)
 
 
@@ -85,13 +88,42 @@ def _check_target_shape(input: Tensor, target: Tensor) -> None:
     elif target.shape == input.shape[:-1]:
         remedy = "The class axis of input is axis 1: did you mean input.movedim(-1, 1)?"
     elif target.ndim == len(expected) and target.shape[0] == expected[0]:
-        remedy = "Resize the logits to the target's size with torch.nn.functional.interpolate first."
+        remedy = 'Pass upsample="linear" to interpolate the logits to the target\'s size.'
     else:
         remedy = "The class axis of input is axis 1."
     raise ValueError(
         f"Expected target of shape {expected} for input of shape {tuple(input.shape)}, "
         f"got {tuple(target.shape)}. {remedy}"
     )
+
+
+def _check_target_of_other_size(input: Tensor, target: Tensor) -> None:
+    axes = input.ndim - 2
+    if not 1 <= axes <= 3:
+        raise ValueError(
+            f"Expected input of 1 to 3 spatial axes with upsample, got shape {tuple(input.shape)}. Leave upsample=None."
+        )
+    if target.ndim != axes + 1 or target.shape[0] != input.shape[0]:
+        remedy = "Did you mean target.squeeze(1)?" if target.ndim == axes + 2 else ""
+        raise ValueError(
+            f"Expected target of {axes + 1} axes and {input.shape[0]} images for input of shape {tuple(input.shape)}, "
+            f"got {tuple(target.shape)}. {remedy}".rstrip()
+        )
+    if not all(input.shape[2:]) or not all(target.shape[1:]):
+        raise ValueError(
+            f"Expected spatial axes of at least 1 to interpolate, got input of shape {tuple(input.shape)} and target "
+            f"of shape {tuple(target.shape)}."
+        )
+
+
+def check_upsample(upsample: str | None, align_corners: bool) -> None:
+    """Check the two options of the interpolation."""
+    if upsample is not None:
+        check_choice("upsample", upsample, ("linear",))
+    if not isinstance(align_corners, bool):
+        raise TypeError(f"Expected align_corners to be a bool, got {type(align_corners).__name__}.")
+    if align_corners and upsample is None:
+        raise ValueError('Expected upsample="linear" with align_corners=True, got upsample=None.')
 
 
 def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -199,13 +231,16 @@ def check_call(
     target: Tensor,
     pixel_weight: Tensor | None,
     *,
+    upsample: str | None,
+    align_corners: bool,
     ignore_index: int,
     reduction: str,
     process_group: ProcessGroup,
 ) -> None:
     """Check what every per-pixel loss is called with."""
     check_common(ignore_index, reduction, process_group)
-    check_input_target(input, target, ignore_index)
+    check_upsample(upsample, align_corners)
+    check_input_target(input, target, ignore_index, upsample)
     check_pixel_weight(pixel_weight, target)
 
 

@@ -1,4 +1,4 @@
-"""What the modules share: the three common options."""
+"""What the modules share: the common options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from torch import nn
 
-from classbalance_losses._validate import check_common
+from classbalance_losses._validate import check_common, check_upsample
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Common(TypedDict):
     """The options that every loss has."""
 
+    upsample: str | None
+    align_corners: bool
     ignore_index: int
     reduction: str
     process_group: ProcessGroup
@@ -25,9 +27,20 @@ class PixelLoss(nn.Module):
 
     _shown: tuple[str, ...] = ()
 
-    def __init__(self, *, ignore_index: int, reduction: str, process_group: ProcessGroup) -> None:
+    def __init__(
+        self,
+        *,
+        upsample: str | None,
+        align_corners: bool,
+        ignore_index: int,
+        reduction: str,
+        process_group: ProcessGroup,
+    ) -> None:
         check_common(ignore_index, reduction, process_group)
+        check_upsample(upsample, align_corners)
         super().__init__()
+        self.upsample = upsample
+        self.align_corners = align_corners
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.process_group = process_group
@@ -36,6 +49,8 @@ class PixelLoss(nn.Module):
     def common(self) -> Common:
         """The common options as keywords for the functional twin."""
         return {
+            "upsample": self.upsample,
+            "align_corners": self.align_corners,
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
             "process_group": self.process_group,
@@ -43,5 +58,6 @@ class PixelLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the hyper-parameters and the common options."""
-        names = (*self._shown, "ignore_index", "reduction")
+        upsampling = ("upsample", "align_corners") if self.upsample else ()
+        names = (*self._shown, *upsampling, "ignore_index", "reduction")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -6,6 +6,7 @@ r"""Dual cross-entropy (Li, Yu, Chang, Ma, Cao, IEEE Transactions on Vehicular T
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from classbalance_losses._validate import check_call, check_range
 from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import (
     long_target,
     pick_class,
-    pixel_log_softmax,
+    pixel_function,
     sum_of_others,
     valid_pixels,
 )
@@ -34,6 +36,8 @@ def dual_cross_entropy_loss(
     pixel_weight: Tensor | None = None,
     alpha: float = 1.0,
     beta: float = 4.5,
+    upsample: str | None = None,
+    align_corners: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
     process_group: ProcessGroup = None,
@@ -44,6 +48,8 @@ def dual_cross_entropy_loss(
         input,
         target,
         pixel_weight,
+        upsample=upsample,
+        align_corners=align_corners,
         ignore_index=ignore_index,
         reduction=reduction,
         process_group=process_group,
@@ -51,13 +57,17 @@ def dual_cross_entropy_loss(
 
     target = long_target(target)
     keep = valid_pixels(target, ignore_index)
-    log_prob = pixel_log_softmax(input, keep)
-    log_shifted = math.log(alpha) + torch.log1p(log_prob.exp() / alpha)
-    loss = beta * sum_of_others(log_shifted, target, keep) - pick_class(log_prob, target, keep)
+    logits = logits_for(input, target, upsample, align_corners)
+    loss = pixel_function(logits, target, keep, partial(_pixel_loss, alpha=alpha, beta=beta))
 
     weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
     valid = global_sum(keep, process_group)
     return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
+
+
+def _pixel_loss(log_prob: Tensor, target: Tensor, keep: Tensor, *, alpha: float, beta: float) -> Tensor:
+    log_shifted = math.log(alpha) + torch.log1p(log_prob.exp() / alpha)
+    return beta * sum_of_others(log_shifted, target, keep) - pick_class(log_prob, target, keep)
 
 
 class DualCrossEntropyLoss(PixelLoss):
@@ -75,12 +85,15 @@ class DualCrossEntropyLoss(PixelLoss):
     Args:
         alpha: α > 0.
         beta: β ≥ 0.
+        upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
+        align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
         reduction: "mean" over the valid pixels; "sum"; "none" the terms, in the target's shape.
         process_group: ``None`` to count this process's valid pixels, "world" or a group for all its ranks'.
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
         - pixel_weight: q, (N, \*), non-negative; constant.
 
@@ -97,12 +110,20 @@ class DualCrossEntropyLoss(PixelLoss):
         *,
         alpha: float = 1.0,
         beta: float = 4.5,
+        upsample: str | None = None,
+        align_corners: bool = False,
         ignore_index: int = -100,
         reduction: str = "mean",
         process_group: ProcessGroup = None,
     ) -> None:
         _check(alpha, beta)
-        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        super().__init__(
+            upsample=upsample,
+            align_corners=align_corners,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            process_group=process_group,
+        )
         self.alpha = alpha
         self.beta = beta
 

@@ -7,6 +7,7 @@ r"""Dual focal loss (Hossain, Betts, Paplinski, Neurocomputing 462, 2021).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from classbalance_losses._validate import check_call, check_range
 from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import (
     long_target,
     pick_class,
-    pixel_log_softmax,
+    pixel_function,
     sum_of_others,
     valid_pixels,
 )
@@ -38,6 +40,8 @@ def dual_focal_loss(
     beta: float = 1.0,
     gamma: float = 1.0,
     rho: float = 1.0,
+    upsample: str | None = None,
+    align_corners: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
     process_group: ProcessGroup = None,
@@ -48,6 +52,8 @@ def dual_focal_loss(
         input,
         target,
         pixel_weight,
+        upsample=upsample,
+        align_corners=align_corners,
         ignore_index=ignore_index,
         reduction=reduction,
         process_group=process_group,
@@ -55,7 +61,18 @@ def dual_focal_loss(
 
     target = long_target(target)
     keep = valid_pixels(target, ignore_index)
-    log_prob = pixel_log_softmax(input, keep)
+    logits = logits_for(input, target, upsample, align_corners)
+    pixel_loss = partial(_pixel_loss, alpha=alpha, beta=beta, gamma=gamma, rho=rho)
+    loss = pixel_function(logits, target, keep, pixel_loss)
+
+    weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
+    valid = global_sum(keep, process_group)
+    return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
+
+
+def _pixel_loss(
+    log_prob: Tensor, target: Tensor, keep: Tensor, *, alpha: float, beta: float, gamma: float, rho: float
+) -> Tensor:
     # log(1 - p) by complement and powers as exp(γ log ·): finite, with finite gradients, at saturation.
     log_rest = log_complement(log_prob)
     log_room = log_rest if rho == 1 else torch.log(rho - log_prob.exp())
@@ -63,11 +80,7 @@ def dual_focal_loss(
     loss = loss - beta * sum_of_others(log_room, target, keep)
     missed = torch.where(keep, torch.exp(gamma * pick_class(log_rest, target, keep)), 0)
     spilt = sum_of_others(torch.exp(gamma * log_prob), target, keep)
-    loss = loss + alpha * (missed + spilt)
-
-    weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
-    valid = global_sum(keep, process_group)
-    return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
+    return loss + alpha * (missed + spilt)
 
 
 class DualFocalLoss(PixelLoss):
@@ -91,12 +104,15 @@ class DualFocalLoss(PixelLoss):
         beta: β ≥ 0.
         gamma: γ ≥ 0.
         rho: ρ ≥ 1; above 1 the loss is offset by :math:`-\beta (C-1) \log \rho` and may be negative.
+        upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
+        align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
         reduction: "mean" over the valid pixels; "sum"; "none" the terms, in the target's shape.
         process_group: ``None`` to count this process's valid pixels, "world" or a group for all its ranks'.
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
         - pixel_weight: q, (N, \*), non-negative; constant.
 
@@ -115,12 +131,20 @@ class DualFocalLoss(PixelLoss):
         beta: float = 1.0,
         gamma: float = 1.0,
         rho: float = 1.0,
+        upsample: str | None = None,
+        align_corners: bool = False,
         ignore_index: int = -100,
         reduction: str = "mean",
         process_group: ProcessGroup = None,
     ) -> None:
         _check(alpha, beta, gamma, rho)
-        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        super().__init__(
+            upsample=upsample,
+            align_corners=align_corners,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            process_group=process_group,
+        )
         self.alpha = alpha
         self.beta = beta
         self.gamma = gamma

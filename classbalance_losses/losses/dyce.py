@@ -26,6 +26,7 @@ from classbalance_losses._validate import (
 )
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.counts import class_counts
+from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.mining import hardest
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
 from classbalance_losses.ops.reduction import reduce_loss
@@ -45,6 +46,8 @@ def dyce_loss(
     scope: str = "batch",
     min_kept: int = 1,
     normalize: str = "paper",
+    upsample: str | None = None,
+    align_corners: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
     process_group: ProcessGroup = None,
@@ -55,6 +58,8 @@ def dyce_loss(
         input,
         target,
         pixel_weight,
+        upsample=upsample,
+        align_corners=align_corners,
         ignore_index=ignore_index,
         reduction=reduction,
         process_group=process_group,
@@ -62,7 +67,7 @@ def dyce_loss(
 
     target = long_target(target)
     keep = valid_pixels(target, ignore_index)
-    loss = pixel_cross_entropy(input, target, keep)
+    loss = pixel_cross_entropy(logits_for(input, target, upsample, align_corners), target, keep)
     hard = hardest(
         loss, keep, fraction=hard_fraction, min_kept=min_kept, scope=scope, process_group=process_group
     )
@@ -70,7 +75,7 @@ def dyce_loss(
     coefficient = inverse_power(count, 1 - omega)  # f_c^-(1-ω)
     normalizer = count.sum().double() ** omega if normalize == "paper" else (coefficient * count).sum()
 
-    weight = per_pixel(coefficient, target, hard)
+    weight = per_pixel(coefficient, target, hard, loss.dtype)
     weighted = scaled(loss, weight, kept_weight(pixel_weight, keep, loss.dtype))
     return reduce_loss(weighted, reduction=reduction, normalizer=normalizer, process_group=process_group)
 
@@ -106,6 +111,8 @@ class DyCELoss(PixelLoss):
         min_kept: smallest k, ≥ 0; an H smaller than that holds all valid pixels.
         normalize: "paper" divides by :math:`f_H^\omega` (equation 9), "unit" by the sum of the coefficients
             :math:`f_{y_i}^{\omega-1}` over H, so that equal losses keep their value.
+        upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
+        align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
         reduction: "mean" as above; "sum" without the division; "none" the terms
             :math:`f_{y_i}^{\omega-1} q_i \ell_i`, 0 off H, in the target's shape.
@@ -114,6 +121,7 @@ class DyCELoss(PixelLoss):
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
         - pixel_weight: q, (N, \*), non-negative; constant.
 
@@ -138,12 +146,20 @@ class DyCELoss(PixelLoss):
         scope: str = "batch",
         min_kept: int = 1,
         normalize: str = "paper",
+        upsample: str | None = None,
+        align_corners: bool = False,
         ignore_index: int = -100,
         reduction: str = "mean",
         process_group: ProcessGroup = None,
     ) -> None:
         _check(omega, hard_fraction, scope, min_kept, normalize)
-        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        super().__init__(
+            upsample=upsample,
+            align_corners=align_corners,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            process_group=process_group,
+        )
         self.omega = omega
         self.hard_fraction = hard_fraction
         self.scope = scope

@@ -18,6 +18,7 @@ from classbalance_losses._validate import (
     check_range,
 )
 from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.shape import focal_modulated
@@ -34,6 +35,8 @@ def focal_loss(
     pixel_weight: Tensor | None = None,
     gamma: float = 2.0,
     alpha: float | Sequence[float] | Tensor | None = None,
+    upsample: str | None = None,
+    align_corners: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
     process_group: ProcessGroup = None,
@@ -44,6 +47,8 @@ def focal_loss(
         input,
         target,
         pixel_weight,
+        upsample=upsample,
+        align_corners=align_corners,
         ignore_index=ignore_index,
         reduction=reduction,
         process_group=process_group,
@@ -51,15 +56,20 @@ def focal_loss(
 
     target = long_target(target)
     keep = valid_pixels(target, ignore_index)
-    loss = focal_modulated(pixel_cross_entropy(input, target, keep), gamma)
-    balance = _balance(alpha, input, target, keep)
+    logits = logits_for(input, target, upsample, align_corners)
+    loss = focal_modulated(pixel_cross_entropy(logits, target, keep), gamma)
+    balance = _balance(alpha, input, target, keep, loss.dtype)
     weighted = scaled(loss, balance, kept_weight(pixel_weight, keep, loss.dtype))
     valid = global_sum(keep, process_group)
     return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
 
 
 def _balance(
-    alpha: float | Sequence[float] | Tensor | None, input: Tensor, target: Tensor, keep: Tensor
+    alpha: float | Sequence[float] | Tensor | None,
+    input: Tensor,
+    target: Tensor,
+    keep: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor | None:
     """Return α_y for each pixel, or one number for all, or None for 1."""
     alpha = _checked_alpha(alpha)
@@ -68,7 +78,7 @@ def _balance(
     if isinstance(alpha, float):
         return torch.full((), alpha, device=input.device)
     check_class_vector("alpha", alpha, input.shape[1])
-    return per_pixel(alpha.to(input.device), target, keep)
+    return per_pixel(alpha.to(input.device), target, keep, dtype)
 
 
 def _checked_alpha(alpha: float | Sequence[float] | Tensor | None) -> float | Tensor | None:
@@ -96,12 +106,15 @@ class FocalLoss(PixelLoss):
     Args:
         gamma: γ ≥ 0.
         alpha: ``None``, a number ≥ 0, or one number for each class, (C,).
+        upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
+        align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
         reduction: "mean" over the valid pixels; "sum"; "none" the terms, in the target's shape.
         process_group: ``None`` to count this process's valid pixels, "world" or a group for all its ranks'.
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
         - pixel_weight: q, (N, \*), non-negative; constant.
 
@@ -119,12 +132,20 @@ class FocalLoss(PixelLoss):
         *,
         gamma: float = 2.0,
         alpha: float | Sequence[float] | Tensor | None = None,
+        upsample: str | None = None,
+        align_corners: bool = False,
         ignore_index: int = -100,
         reduction: str = "mean",
         process_group: ProcessGroup = None,
     ) -> None:
         check_range("gamma", gamma, 0)
-        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        super().__init__(
+            upsample=upsample,
+            align_corners=align_corners,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            process_group=process_group,
+        )
         self.gamma = gamma
         checked = _checked_alpha(alpha)
         if isinstance(checked, Tensor):

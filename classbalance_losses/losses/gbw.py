@@ -31,10 +31,11 @@ from classbalance_losses._validate import (
 from classbalance_losses._validate_features import check_last_layer_features
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.gradients import READINGS, Pixels, gather_pixels, squared_norms
-from classbalance_losses.ops.pixel import long_target, pick_class, pixel_log_softmax, valid_pixels
+from classbalance_losses.ops.logits import Logits, logits_for
+from classbalance_losses.ops.pixel import long_target, valid_pixels
 from classbalance_losses.ops.projection import project_to_simplex, solve_with_cvxpy
 from classbalance_losses.ops.reduction import reduce_loss
-from classbalance_losses.ops.weights import inverse_power, kept_weight, per_pixel, scaled
+from classbalance_losses.ops.weights import inverse_power, per_pixel, scaled
 from classbalance_losses.state.lazy import register_lazy_buffer
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def gbw_loss(
     classes: str = "all",
     apply: str = "pixel",
     solver: str = "projection",
+    upsample: str | None = None,
+    align_corners: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
     process_group: ProcessGroup = None,
@@ -104,13 +107,16 @@ def gbw_loss(
         input,
         target,
         pixel_weight,
+        upsample=upsample,
+        align_corners=align_corners,
         ignore_index=ignore_index,
         reduction=reduction,
         process_group=process_group,
     )
     check_last_layer_features(features, input, gradient)
-    log_prob, pixels = _prepare(input, target, pixel_weight, features, ignore_index, process_group)
-    return _weigh(log_prob, pixels, programme.solve(pixels), apply, reduction)
+    logits = logits_for(input, target, upsample, align_corners)
+    loss, pixels = _prepare(logits, target, gradient, pixel_weight, features, ignore_index, process_group)
+    return _weigh(loss, pixels, programme.solve(pixels), apply, reduction)
 
 
 def gbw_class_weights(
@@ -133,7 +139,7 @@ def gbw_class_weights(
     programme = Programme(regularization, gradient, classes, solver)
     programme.check()
     pixels = _checked_pixels(input, target, pixel_weight, features, gradient, ignore_index, process_group)
-    return programme.solve(pixels).to(pixels.log_prob.dtype)
+    return programme.solve(pixels).to(pixels.loss.dtype)
 
 
 def class_gradient_norms(
@@ -185,7 +191,7 @@ def class_gradient_norms(
     """
     check_choice("gradient", gradient, READINGS)
     pixels = _checked_pixels(input, target, pixel_weight, features, gradient, ignore_index, process_group)
-    return squared_norms(pixels, gradient).to(pixels.log_prob.dtype)
+    return squared_norms(pixels, gradient).to(pixels.loss.dtype)
 
 
 def _checked_pixels(
@@ -200,34 +206,39 @@ def _checked_pixels(
     check_input_target(input, target, ignore_index)
     check_pixel_weight(pixel_weight, target)
     check_last_layer_features(features, input, gradient)
-    return _prepare(input.detach(), target, pixel_weight, features, ignore_index, process_group)[1]
+    return _prepare(
+        Logits(input.detach()), target, gradient, pixel_weight, features, ignore_index, process_group
+    )[1]
 
 
 def _prepare(
-    input: Tensor,
+    logits: Logits,
     target: Tensor,
+    gradient: str,
     pixel_weight: Tensor | None,
     features: Tensor | None,
     ignore_index: int,
     process_group: ProcessGroup,
 ) -> tuple[Tensor, Pixels]:
-    """Return the log-probabilities with their graph, and the batch as constants."""
+    """Return the cross-entropy (N, *) with its graph, and the batch as constants."""
     target = long_target(target)
-    keep = valid_pixels(target, ignore_index)
-    log_prob = pixel_log_softmax(input, keep)
-    pixels = gather_pixels(
-        log_prob, target, keep, pixel_weight=pixel_weight, features=features, process_group=process_group
+    return gather_pixels(
+        logits,
+        target,
+        valid_pixels(target, ignore_index),
+        gradient,
+        pixel_weight=pixel_weight,
+        features=features,
+        process_group=process_group,
     )
-    return log_prob, pixels
 
 
-def _weigh(log_prob: Tensor, pixels: Pixels, class_weight: Tensor, apply: str, reduction: str) -> Tensor:
+def _weigh(loss: Tensor, pixels: Pixels, class_weight: Tensor, apply: str, reduction: str) -> Tensor:
     """Return the loss under given class weights v (C,)."""
-    loss = -pick_class(log_prob, pixels.target, pixels.keep)
     if apply == "class":
         class_weight = class_weight * inverse_power(pixels.n, 1)  # v_c / n_c
-    weight = per_pixel(class_weight, pixels.target, pixels.keep)
-    weighted = scaled(loss, weight, kept_weight(pixels.weight, pixels.keep, loss.dtype))
+    weight = per_pixel(class_weight, pixels.target, pixels.keep, loss.dtype)
+    weighted = scaled(loss, weight, pixels.weight)
     # Equation 2 is a sum of class means: its division is in the weights already.
     valid = pixels.n.sum()
     normalizer = valid if apply == "pixel" else torch.ones_like(valid)
@@ -265,6 +276,8 @@ class GBWLoss(PixelLoss):
         solver: "projection": exact, on the device, no synchronisation. "cvxpy": the QP as printed, on the host.
         momentum: m in [0, 1] for :math:`v \leftarrow m\, v_{\text{last}} + (1 - m)\, v`; the first batch has
             its own weights. ``None``: every batch has its own.
+        upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
+        align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
         reduction: "mean" divides by the valid pixels ("pixel"; under "class" the sum is the loss); "sum";
             "none" the terms :math:`q_i v_{y_i} \ell_i` (under "class" over :math:`n_{y_i}`).
@@ -276,10 +289,11 @@ class GBWLoss(PixelLoss):
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
         - pixel_weight: q, (N, \*), non-negative; constant. It scales the pixel's gradient in g too
           (equation 12), so a class of low confidence does not win its weight back.
-        - features: (N, D, \*), what enters the last layer; for "last_layer_weight" alone.
+        - features: (N, D, \*), what enters the last layer, of the logits' size; for "last_layer_weight" alone.
 
     Raises:
         ValueError: for shapes or options out of range.
@@ -300,6 +314,8 @@ class GBWLoss(PixelLoss):
         apply: str = "pixel",
         solver: str = "projection",
         momentum: float | None = None,
+        upsample: str | None = None,
+        align_corners: bool = False,
         ignore_index: int = -100,
         reduction: str = "mean",
         process_group: ProcessGroup = None,
@@ -309,7 +325,13 @@ class GBWLoss(PixelLoss):
         check_choice("apply", apply, ("pixel", "class"))
         if momentum is not None:
             check_range("momentum", momentum, 0, 1)
-        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        super().__init__(
+            upsample=upsample,
+            align_corners=align_corners,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            process_group=process_group,
+        )
         self.regularization = regularization
         self.gradient = gradient
         self.classes = classes
@@ -329,12 +351,13 @@ class GBWLoss(PixelLoss):
         """Return the loss of logits (N, C, *) against class indices (N, *)."""
         check_call(input, target, pixel_weight, **self.common)
         check_last_layer_features(features, input, self.gradient)
-        log_prob, pixels = _prepare(
-            input, target, pixel_weight, features, self.ignore_index, self.process_group
+        logits = logits_for(input, target, self.upsample, self.align_corners)
+        loss, pixels = _prepare(
+            logits, target, self.gradient, pixel_weight, features, self.ignore_index, self.process_group
         )
         programme = Programme(self.regularization, self.gradient, self.classes, self.solver)
         class_weight = self._smoothed(programme.solve(pixels))
-        return _weigh(log_prob, pixels, class_weight, self.apply_to, self.reduction)
+        return _weigh(loss, pixels, class_weight, self.apply_to, self.reduction)
 
     def _smoothed(self, class_weight: Tensor) -> Tensor:
         """Blend a batch's weights into the stored ones, and store the result in training."""

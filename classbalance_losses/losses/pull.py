@@ -149,7 +149,7 @@ def pull_loss(
             away = check_negatives(queries, prototypes, negatives, negative_mask)
             loss = contrast(query, positive, away, negative_mask, labels, keep, keys.shape[0], temperature)
         weight = pair_weight(labels, keep, class_weight, pair_reduction, process_group)
-        total = (loss * per_pixel(weight, labels, keep).to(dtype)).sum()
+        total = (loss * per_pixel(weight, labels, keep, dtype)).sum()
     return joined_value(total, process_group)
 
 

@@ -6,6 +6,7 @@ r"""Weighted cross-entropy: class weights that are given, or estimated from the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,8 @@ from classbalance_losses._validate import (
     check_range,
 )
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.pixel import long_target, pick_class, pixel_log_softmax, valid_pixels
+from classbalance_losses.ops.logits import logits_for
+from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, pixel_function, valid_pixels
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
 
@@ -38,6 +40,8 @@ def weighted_cross_entropy_loss(
     pixel_weight: Tensor | None = None,
     normalize: str = "weights",
     label_smoothing: float = 0.0,
+    upsample: str | None = None,
+    align_corners: bool = False,
     ignore_index: int = -100,
     reduction: str = "mean",
     process_group: ProcessGroup = None,
@@ -48,6 +52,8 @@ def weighted_cross_entropy_loss(
         input,
         target,
         pixel_weight,
+        upsample=upsample,
+        align_corners=align_corners,
         ignore_index=ignore_index,
         reduction=reduction,
         process_group=process_group,
@@ -55,20 +61,26 @@ def weighted_cross_entropy_loss(
 
     target = long_target(target)
     keep = valid_pixels(target, ignore_index)
-    log_prob = pixel_log_softmax(input, keep)
-    loss = -pick_class(log_prob, target, keep)
+    logits = logits_for(input, target, upsample, align_corners)
+    loss = pixel_cross_entropy(logits, target, keep)
     class_weight = _class_weight(weight, loss, target, keep, input.shape[1], process_group)
     class_weight = class_weight.to(loss.device, loss.dtype)
 
-    own = per_pixel(class_weight, target, keep)
-    loss = (1 - label_smoothing) * own * loss
+    own = per_pixel(class_weight, target, keep, loss.dtype)
+    weighted = loss * own
     if label_smoothing > 0:
-        spread = -(class_weight.view(-1, *[1] * (input.ndim - 2)) * log_prob).mean(1)
-        loss = loss + label_smoothing * torch.where(keep, spread, 0)
+        spread = pixel_function(logits, target, keep, partial(_spread, class_weight=class_weight))
+        weighted = (1 - label_smoothing) * weighted + label_smoothing * spread
 
-    weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
+    weighted = scaled(weighted, kept_weight(pixel_weight, keep, loss.dtype))
     normalizer = global_sum(own if normalize == "weights" else keep, process_group)
     return reduce_loss(weighted, reduction=reduction, normalizer=normalizer, process_group=process_group)
+
+
+def _spread(log_prob: Tensor, target: Tensor, keep: Tensor, *, class_weight: Tensor) -> Tensor:
+    """1/C Σ_c w_c (-log p_c), what label smoothing adds."""
+    mean = (class_weight.view(-1, *[1] * (log_prob.ndim - 2)) * log_prob).mean(1)
+    return torch.where(keep, -mean, 0)
 
 
 def _class_weight(
@@ -109,12 +121,15 @@ class WeightedCrossEntropyLoss(PixelLoss):
             :class:`~classbalance_losses.PixelFrequency`, which sees every batch; or ``None`` for ones.
         normalize: "weights" or "pixels".
         label_smoothing: ε in [0, 1].
+        upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
+        align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
         reduction: "mean" as above; "sum" without the division; "none" the terms, in the target's shape.
         process_group: ``None`` for this process's statistics, "world" or a group for those of all its ranks.
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
         - pixel_weight: q, (N, \*), non-negative; constant, and not part of Z.
 
@@ -133,12 +148,20 @@ class WeightedCrossEntropyLoss(PixelLoss):
         *,
         normalize: str = "weights",
         label_smoothing: float = 0.0,
+        upsample: str | None = None,
+        align_corners: bool = False,
         ignore_index: int = -100,
         reduction: str = "mean",
         process_group: ProcessGroup = None,
     ) -> None:
         _check(normalize, label_smoothing)
-        super().__init__(ignore_index=ignore_index, reduction=reduction, process_group=process_group)
+        super().__init__(
+            upsample=upsample,
+            align_corners=align_corners,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            process_group=process_group,
+        )
         if weight is None or isinstance(weight, nn.Module) or callable(weight):
             self.weight = weight
         else:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from classbalance_losses._dispatch import backend_for
+
 
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each class, (C,) of int64."""
+    if backend_for(target) == "blocked":  # bincount is quicker than a scatter, but synchronises elsewhere
+        index = torch.where(keep, target, num_classes).flatten()
+        return torch.bincount(index, minlength=num_classes + 1)[:num_classes]
     index = torch.where(keep, target, 0).flatten()
     zeros = torch.zeros(num_classes, dtype=torch.int64, device=target.device)
     return zeros.scatter_add(0, index, keep.flatten().long())

@@ -13,19 +13,28 @@ from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses.ops.counts import class_counts, class_means, class_sums, class_vector_sums
-from classbalance_losses.ops.pixel import pick_class
+from classbalance_losses.ops.logits import Logits
+from classbalance_losses.ops.pixel import (
+    errors,
+    pixel_cross_entropy,
+    pixel_cross_entropy_and_error,
+    pixel_log_softmax,
+)
 from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
 
+_OF_SQUARED_ERRORS = ("pixel_mean", "class_logits")
 READINGS = ("pixel_mean", "class_logits", "official", "bias", "loss", "last_layer_weight")
 
 
 class Pixels(NamedTuple):
     """What every reading starts from."""
 
-    log_prob: Tensor  # (N, C, *), detached
+    logits: Logits  # detached
+    loss: Tensor  # ℓ (N, *), detached
+    squared_error: Tensor | None  # ‖δ‖² (N, *), for the readings that need no more than it
     target: Tensor  # (N, *), int64
     keep: Tensor  # (N, *), bool
     weight: Tensor | None  # q, (N, *), or None for 1
@@ -36,7 +45,7 @@ class Pixels(NamedTuple):
     @property
     def num_classes(self) -> int:
         """C."""
-        return self.log_prob.shape[1]
+        return self.logits.num_classes
 
     def class_sum(self, value: Tensor) -> Tensor:
         """Sum ``value`` (N, *) over the pixels of each class, on all ranks: (C,)."""
@@ -44,26 +53,32 @@ class Pixels(NamedTuple):
 
     def errors(self) -> Tensor:
         """δ (N, C, *), 0 where not kept."""
-        index = torch.where(self.keep, self.target, 0).unsqueeze(1)
-        probability = self.log_prob.exp()
-        error = probability.scatter_add(1, index, torch.full_like(probability[:, :1], -1))
-        return torch.where(self.keep.unsqueeze(1), error, 0)
+        return errors(pixel_log_softmax(self.logits.full_size(), self.keep), self.target, self.keep)
 
 
 def gather_pixels(
-    log_prob: Tensor,
+    logits: Logits,
     target: Tensor,
     keep: Tensor,
+    reading: str,
     *,
     pixel_weight: Tensor | None,
     features: Tensor | None,
     process_group: ProcessGroup,
-) -> Pixels:
-    """Collect what the readings need, as constants."""
-    count = all_reduce_sum(class_counts(target, keep, log_prob.shape[1]), process_group)
-    weight = kept_weight(pixel_weight, keep, log_prob.dtype)
-    features = None if features is None else features.detach().to(log_prob.dtype)
-    return Pixels(log_prob.detach(), target, keep, weight, features, count, process_group)
+) -> tuple[Tensor, Pixels]:
+    """Return the cross-entropy (N, *) with its graph, and what the reading needs, as constants."""
+    squared_error = None
+    if reading in _OF_SQUARED_ERRORS:
+        loss, squared_error = pixel_cross_entropy_and_error(logits, target, keep)
+    else:
+        loss = pixel_cross_entropy(logits, target, keep)
+    count = all_reduce_sum(class_counts(target, keep, logits.num_classes), process_group)
+    weight = kept_weight(pixel_weight, keep, loss.dtype)
+    if features is not None:  # resized like the logits: interpolation and the last layer commute
+        features = Logits(features.detach().to(loss.dtype), logits.resize).full_size()
+    return loss, Pixels(
+        logits.detach(), loss.detach(), squared_error, target, keep, weight, features, count, process_group
+    )
 
 
 def squared_norms(pixels: Pixels, reading: str) -> Tensor:
@@ -73,7 +88,9 @@ def squared_norms(pixels: Pixels, reading: str) -> Tensor:
 
 def _pixel_mean(pixels: Pixels) -> Tensor:
     # g_c = 1/n_c Σ ‖q_i δ_i‖²
-    norms = scaled(pixels.errors().square().sum(1), pixels.weight, pixels.weight)
+    if pixels.squared_error is None:
+        raise ValueError("this reading is of squared errors, which were not gathered")
+    norms = scaled(pixels.squared_error, pixels.weight, pixels.weight)
     return class_means(pixels.class_sum(norms), pixels.n)
 
 
@@ -84,7 +101,7 @@ def _class_logits(pixels: Pixels) -> Tensor:
 
 def _official(pixels: Pixels) -> Tensor:
     # The released code's norm of logit channel c, all pixels' included: Σ_i δ_ic² / (n_{y_i} + 1)².
-    share = per_pixel((pixels.n + 1).double() ** -2, pixels.target, pixels.keep)
+    share = per_pixel((pixels.n + 1).double() ** -2, pixels.target, pixels.keep, torch.float64)
     channels = (pixels.errors().double().square() * share.unsqueeze(1)).transpose(0, 1).flatten(1)
     return all_reduce_sum(channels.sum(1), pixels.process_group)
 
@@ -99,8 +116,7 @@ def _bias(pixels: Pixels) -> Tensor:
 
 def _loss(pixels: Pixels) -> Tensor:
     # g_c = 1/n_c Σ q_i ℓ_i: class weighting by loss, in the place of a squared norm.
-    loss = -pick_class(pixels.log_prob, pixels.target, pixels.keep)
-    return class_means(pixels.class_sum(scaled(loss, pixels.weight)), pixels.n)
+    return class_means(pixels.class_sum(scaled(pixels.loss, pixels.weight)), pixels.n)
 
 
 def _last_layer_weight(pixels: Pixels) -> Tensor:
@@ -115,7 +131,7 @@ def _last_layer_weight(pixels: Pixels) -> Tensor:
     target = pixels.target.flatten()
     products = []
     with torch.autocast(error.device.type, enabled=False):
-        for c in range(pixels.log_prob.shape[1]):  # torch 2.6 cannot trace a property here
+        for c in range(pixels.logits.input.shape[1]):  # torch 2.6 cannot trace a property here
             own = torch.where((target == c).unsqueeze(1), error, 0)
             products.append(own.T @ features)
     sums = all_reduce_sum(torch.stack(products).double(), pixels.process_group).flatten(1)

@@ -8,13 +8,16 @@ nothing, and ranks exchange histograms instead of losses.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import all_reduce_sum, resolve
 from classbalance_losses._validate import is_transformed
+from classbalance_losses.kernels import blocked_select
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
@@ -113,10 +116,26 @@ def hardest(
     """
     rows = (loss.shape[0], -1) if scope == "image" and loss.numel() else (1, loss.numel())
     group = None if scope == "image" else process_group
-    bits, kept = ordered_bits(loss).reshape(rows), keep.reshape(rows)
+    kept = keep.reshape(rows)
     valid = all_reduce_sum(kept.sum(1), group)
     k = hard_count(valid, fraction, min_kept)
-    digits = 4 if loss.dtype == torch.float64 else 2
-    threshold = kth_largest_bits(bits, kept, k, digits=digits, process_group=group)
+    if kept.shape[1] >= _SHORT and backend_for(loss) == "blocked":
+        bits = _bits(loss.detach().abs()).reshape(rows)
+        threshold = _kth_by_digits(bits, kept, k, group)
+    else:
+        bits = ordered_bits(loss).reshape(rows)
+        digits = 4 if loss.dtype == torch.float64 else 2
+        threshold = kth_largest_bits(bits, kept, k, digits=digits, process_group=group)
     hard = kept & (bits >= threshold.unsqueeze(1)) & (k > 0).unsqueeze(1)
     return hard.reshape(loss.shape)
+
+
+def _kth_by_digits(bits: Tensor, keep: Tensor, k: Tensor, process_group: ProcessGroup) -> Tensor:
+    """Search each row on its own, in place; dropped entries of a loss are 0."""
+    joined = partial(all_reduce_sum, process_group=process_group)
+    dropped = keep.shape[1] - keep.sum(1)
+    found = [
+        blocked_select.kth_largest_bits(row, int(n), row_k, joined)
+        for row, n, row_k in zip(bits, dropped, k.unsqueeze(1), strict=True)
+    ]
+    return torch.tensor(found, dtype=bits.dtype)

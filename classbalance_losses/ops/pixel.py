@@ -1,10 +1,21 @@
-"""Stage 1: from logits to a number for each pixel."""
+"""Stage 1: from logits to a number for each pixel, by the backend that suits."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from classbalance_losses._dispatch import backend_for
+from classbalance_losses.kernels import blocked_pixel
+from classbalance_losses.kernels.blocks import BlockedLogits, FullSizeLogits, UpsampledLogits
+from classbalance_losses.ops.logits import Logits
+
+# log-probabilities (N, C, *), target (N, *), keep (N, *) -> a number for each pixel (N, *)
+LogProbFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def long_target(target: Tensor) -> Tensor:
@@ -36,13 +47,59 @@ def pick_class(values: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     return torch.where(keep, values.gather(1, index).squeeze(1), 0)
 
 
-def pixel_cross_entropy(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
-    r"""Return :math:`\ell_i = -\log p_{i, y_i}` (N, *), 0 where not kept."""
-    return -pick_class(pixel_log_softmax(input, keep), target, keep)
-
-
 def sum_of_others(values: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     """Return the sum of (N, C, *) over the classes other than the target, (N, *), and 0 where not kept."""
     classes = torch.arange(values.shape[1], device=values.device).view(-1, *[1] * (values.ndim - 2))
     other = (classes != target.unsqueeze(1)) & keep.unsqueeze(1)
     return torch.where(other, values, 0).sum(1)
+
+
+def errors(log_prob: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    r"""Return :math:`\delta_i = p_i - e_{y_i}` (N, C, *), 0 where not kept."""
+    index = torch.where(keep, target, 0).unsqueeze(1)
+    probability = log_prob.exp()
+    error = probability.scatter_add(1, index, torch.full_like(probability[:, :1], -1))
+    return torch.where(keep.unsqueeze(1), error, 0)
+
+
+def pixel_cross_entropy(logits: Logits, target: Tensor, keep: Tensor) -> Tensor:
+    r"""Return :math:`\ell_i = -\log p_{i, y_i}` (N, *), 0 where not kept."""
+    if _backend(logits, target) == "blocked":
+        return blocked_pixel.cross_entropy(logits.input, target, keep, _layout(logits), plain_cross_entropy)
+    return plain_cross_entropy(logits.full_size(), target, keep)
+
+
+def pixel_cross_entropy_and_error(logits: Logits, target: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *); 0 where not kept."""
+    if _backend(logits, target) == "blocked":
+        return blocked_pixel.cross_entropy_and_error(
+            logits.input, target, keep, _layout(logits), plain_cross_entropy
+        )
+    log_prob = pixel_log_softmax(logits.full_size(), keep)
+    error = errors(log_prob.detach(), target, keep).square().sum(1)
+    return -pick_class(log_prob, target, keep), error
+
+
+def pixel_function(logits: Logits, target: Tensor, keep: Tensor, function: LogProbFunction) -> Tensor:
+    """Return ``function(log_prob, target, keep)`` (N, *) for a function that sees one pixel at a time."""
+    plain = partial(_plain, function=function)
+    if _backend(logits, target) == "blocked":
+        return blocked_pixel.pixel_function(logits.input, target, keep, _layout(logits), plain)
+    return plain(logits.full_size(), target, keep)
+
+
+def plain_cross_entropy(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    """Return the cross-entropy (N, *) in plain PyTorch, whatever the backend."""
+    return -pick_class(pixel_log_softmax(input, keep), target, keep)
+
+
+def _plain(input: Tensor, target: Tensor, keep: Tensor, function: LogProbFunction) -> Tensor:
+    return function(pixel_log_softmax(input, keep), target, keep)
+
+
+def _backend(logits: Logits, target: Tensor) -> str:
+    return backend_for(logits.input, target.numel() * logits.num_classes)
+
+
+def _layout(logits: Logits) -> Callable[[Tensor], BlockedLogits]:
+    return FullSizeLogits if logits.resize is None else partial(UpsampledLogits, resize=logits.resize)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from classbalance_losses._dispatch import backend_for
+from classbalance_losses.kernels.blocked_shape import pointwise
 
 
 def focal_modulated(loss: Tensor, gamma: float) -> Tensor:
     r"""Return :math:`(1 - e^{-\ell})^\gamma \ell`, the focal loss as a function of the cross-entropy ℓ ≥ 0."""
     if gamma == 0:
         return loss
+    if backend_for(loss) == "blocked":
+        return pointwise(loss, partial(_modulated, gamma=gamma))
+    return _modulated(loss, gamma)
+
+
+def _modulated(loss: Tensor, gamma: float) -> Tensor:
     # At ℓ = 0 the derivative of the power alone is infinite for γ < 1; the product's is 0, and is what
     # selecting (inside and outside) gives. Asked this way round, a NaN stays a NaN.
     perfect = loss <= 0

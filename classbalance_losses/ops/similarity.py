@@ -16,7 +16,7 @@ from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses.ops.counts import class_counts
-from classbalance_losses.ops.pixel import pixel_cross_entropy
+from classbalance_losses.ops.pixel import plain_cross_entropy
 from classbalance_losses.ops.prototypes import unit_vectors
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def contrast(
     """
     toward = (queries * positives).sum(1, keepdim=True)
     away = negative_similarities(queries, labels, keep, negatives, negative_mask, num_classes)
-    return pixel_cross_entropy(torch.cat([toward, away], 1) / temperature, torch.zeros_like(labels), keep)
+    return plain_cross_entropy(torch.cat([toward, away], 1) / temperature, torch.zeros_like(labels), keep)
 
 
 def pair_weight(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -11,11 +12,11 @@ def inverse_power(count: Tensor, exponent: float) -> Tensor:
     return torch.where(count > 0, count.double() ** -exponent, 0)
 
 
-def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor) -> Tensor:
-    """Return each kept pixel's class weight, (N, *) in the dtype of ``class_weight``, and 0 elsewhere."""
-    index = torch.where(keep, target, 0)
-    picked = class_weight.detach().gather(0, index.flatten()).view(index.shape)
-    return torch.where(keep, picked, 0)
+def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return each kept pixel's class weight, (N, *) in ``dtype``, and 0 elsewhere."""
+    table = F.pad(class_weight.detach().to(dtype), (0, 1))  # the last entry is for pixels that are not kept
+    index = torch.where(keep, target, class_weight.shape[0])
+    return table.index_select(0, index.flatten()).view(index.shape)
 
 
 def kept_weight(pixel_weight: Tensor | None, keep: Tensor, dtype: torch.dtype) -> Tensor | None:

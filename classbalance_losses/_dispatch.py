@@ -1,0 +1,96 @@
+"""Which backend runs: the only place that asks.
+
+"reference" is plain PyTorch, "blocked" goes over the pixels in cache-sized blocks on the CPU, "triton" has kernels
+for CUDA. The reference is what the others are tested against.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from torch import Tensor
+
+from classbalance_losses._validate import can_read_values, check_choice
+
+BACKENDS = ("auto", "reference", "blocked", "triton")
+
+# Below this many logits the blocks' bookkeeping costs more than they save (benchmarks/speed measures it).
+_SMALLEST_BLOCKED = 1 << 15
+
+_chosen = "auto"
+
+
+class use_backend:  # noqa: N801 - a setter that is a context manager too, as torch.no_grad is
+    """Choose what computes the losses, for this process: as a setter, or as a context manager.
+
+    ============= ==============================================================================================
+    "auto"        The fastest that can take the input: on the CPU "blocked" from a few ten thousand logits on, on
+                  CUDA "triton" where it is installed; the reference inside ``torch.compile`` (the compiler
+                  fuses it) and ``torch.func`` transforms.
+    "reference"   Plain PyTorch, everywhere.
+    "blocked"     Blocks of pixels that fit a CPU's cache: full-size probabilities never exist.
+    "triton"      Kernels for CUDA, from the extra ``[triton]``.
+    ============= ==============================================================================================
+
+    All give the same loss and gradient up to rounding, and double backward works with each.
+
+    Raises:
+        ValueError: for an unknown name; and when a loss is called on input that the chosen backend cannot take,
+            with the reasons.
+
+    Examples:
+        >>> with use_backend("reference"):
+        ...     loss = criterion(logits, target)
+        >>> use_backend("auto")  # from here on
+    """
+
+    def __init__(self, name: str) -> None:
+        global _chosen  # noqa: PLW0603 - one setting a process, like torch.backends
+        check_choice("backend", name, BACKENDS)
+        self.name = name
+        self._previous = _chosen
+        _chosen = name
+
+    def __enter__(self) -> None:
+        """Keep the choice until the block ends."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Go back to the former choice."""
+        global _chosen  # noqa: PLW0603
+        _chosen = self._previous
+
+    def __repr__(self) -> str:
+        return f"use_backend({self.name!r})"
+
+
+def backend_for(tensor: Tensor, numel: int | None = None) -> str:
+    """Return "reference", "blocked" or "triton" for an operation on ``tensor``.
+
+    ``numel`` is the size of the work where it is not the tensor's own.
+
+    Raises:
+        ValueError: if the backend that the user chose cannot take the tensor.
+    """
+    if _chosen == "reference":
+        return "reference"
+    if _chosen == "blocked":
+        return _required("blocked", _not_blocked(tensor))
+    size = tensor.numel() if numel is None else numel
+    return "blocked" if size >= _SMALLEST_BLOCKED and not _not_blocked(tensor) else "reference"
+
+
+def _required(name: str, reasons: list[str]) -> str:
+    if reasons:
+        raise ValueError(f'The backend "{name}" cannot run: {"; ".join(reasons)}. Use use_backend("auto").')
+    return name
+
+
+def _not_blocked(tensor: Tensor) -> list[str]:
+    if tensor.device.type != "cpu":
+        return [f"it needs a tensor on the CPU, got one on {tensor.device}"]
+    return [] if can_read_values(tensor) else ["it runs eagerly, outside torch.compile and torch.func"]

@@ -1,0 +1,36 @@
+"""The logits of a call: at the target's size, or to be interpolated to it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from classbalance_losses.kernels.blocks import Resize
+
+
+class Logits(NamedTuple):
+    """Logits (N, C, *) and, where they are of another size than the target, how to resize them."""
+
+    input: Tensor
+    resize: Resize | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.input.shape[1]
+
+    def full_size(self) -> Tensor:
+        """Return the logits at the target's size."""
+        return self.input if self.resize is None else self.resize(self.input)
+
+    def detach(self) -> Logits:
+        """Return the same without a graph."""
+        return Logits(self.input.detach(), self.resize)
+
+
+def logits_for(input: Tensor, target: Tensor, upsample: str | None, align_corners: bool) -> Logits:
+    """Return the logits of a call whose arguments are checked."""
+    if upsample is None:
+        return Logits(input)
+    return Logits(input, Resize(tuple(target.shape[1:]), align_corners))
