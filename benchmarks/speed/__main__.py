@@ -20,7 +20,8 @@ from benchmarks.speed.results import FILE, Entry, Results, read_results
 from benchmarks.speed.settings import Settings
 
 HERE = Path(__file__).parent
-DEFAULT_OUT = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results"
+TRIALS = ROOT / "runs" / "speed-quick"  # not under version control
 _QUIET = {"KINETO_LOG_LEVEL": "99"}  # the profiler that counts memory announces every start and stop
 
 
@@ -102,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     main = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     main.add_argument("action", choices=("run", "report"))
-    main.add_argument("--out", type=Path, default=DEFAULT_OUT, help="the folder of the machines' folders")
+    main.add_argument("--out", type=Path, help="the folder of the machines' folders")
     main.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     main.add_argument(
         "--quick", action="store_true", help="tiny sizes: shows that all works, times mean nothing"
@@ -115,4 +116,5 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
+    arguments.out = arguments.out or (TRIALS if arguments.quick else RESULTS)
     sys.exit({"run": run, "report": report}[arguments.action](arguments))

@@ -114,12 +114,14 @@ class Norms(Problem):
 
 
 def pixels(shape: Shape, dtype: str, device: str, size: Shape | None = None) -> Pixels:
-    """Return random logits, and labels of which the last classes are rare."""
+    """Return logits, and labels of which the last classes are rare and, at equal size, harder."""
     draw = _generator(device)
-    logits = _normal(shape, dtype, draw, scale=2).requires_grad_()
+    logits = _normal(shape, dtype, draw, scale=2)
     target = _labels((shape[0], *(size or shape[2:])), shape[1], draw)
+    if size is None:
+        _raise_the_right(logits, target)
     valid = int((target != IGNORE_INDEX).sum())
-    return Pixels(logits, target, valid, size)
+    return Pixels(logits.requires_grad_(), target, valid, size)
 
 
 def head(shape: Shape, classes: int, dtype: str, device: str) -> Head:
@@ -179,6 +181,14 @@ def _generator(device: str) -> torch.Generator:
 def _normal(shape: Shape, dtype: str, draw: torch.Generator, scale: float = 1) -> Tensor:
     values = torch.randn(shape, generator=draw, device=draw.device).mul_(scale)
     return values.bfloat16().to(getattr(torch, dtype))
+
+
+def _raise_the_right(logits: Tensor, target: Tensor) -> None:
+    """Add to the labelled class's logit, in place: up to 4 for a frequent class, next to nothing for a rare one."""
+    index = torch.where(target == IGNORE_INDEX, 0, target).unsqueeze(1)
+    more = (4 * (1 - index / logits.shape[1])).bfloat16().to(logits.dtype)
+    right = (logits.gather(1, index) + more).bfloat16().to(logits.dtype)
+    logits.scatter_(1, index, right)
 
 
 def _labels(shape: Shape, classes: int, draw: torch.Generator) -> Tensor:

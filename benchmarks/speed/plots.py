@@ -44,6 +44,7 @@ def ratios(entries: list[Entry], title: str) -> Figure | None:
     axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_yticks(places, [f"{entry.task}: {entry.contender}" for entry in entries], fontsize=7)
     axes.set(xscale="log", title=title)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("forward + backward, time over the baseline's (median and quartiles)")
     axes.grid(axis="x", which="both", alpha=0.3)
     _legend(figure, entries)
