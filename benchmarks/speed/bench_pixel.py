@@ -28,16 +28,13 @@ def _who(task: Task, shape: Shape, dtype: str, settings: Settings) -> list[Conte
     fast path alone in bfloat16.
     """
     everyone = [task.baseline, *(c for c in task.contenders if c is not task.baseline)]
-    if shape != settings.main_shape:
+    main, half_on_cpu = shape == settings.main_shape, dtype != "float32" and settings.device == "cpu"
+    if not main or half_on_cpu:
         everyone = [c for c in everyone if "torch.compile" not in c.name]
-    elif dtype != "float32" and settings.device == "cpu":
-        everyone = [c for c in everyone if "torch.compile" not in c.name or c.origin == "torch"]
-    if dtype != "float32" and settings.device == "cpu" and shape != settings.main_shape:
+    if not main and half_on_cpu:
         everyone = [c for c in everyone if c.backend in ("blocked", "triton")]
     # The baseline against itself shows the noise; once a shape and dtype is enough.
-    return (
-        everyone if task is PIXEL_TASKS[0] else everyone[1:] if everyone[:1] == [task.baseline] else everyone
-    )
+    return everyone if task is PIXEL_TASKS[0] else [c for c in everyone if c is not task.baseline]
 
 
 def _case(shape: Shape, task: Task, dtype: str, contender: Contender, settings: Settings) -> Case:

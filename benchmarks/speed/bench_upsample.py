@@ -12,12 +12,7 @@ from benchmarks.speed.contenders import BACKENDS, INTERPOLATED, Contender, ours,
 from benchmarks.speed.settings import Settings, label
 from benchmarks.speed.tasks import Task, pixel_task
 
-LOSSES = {
-    "cross-entropy": "WeightedCrossEntropyLoss",
-    "focal": "FocalLoss",
-    "DyCE": "DyCELoss",
-    "GBW": "GBWLoss",
-}
+LOSSES = {"cross-entropy": "WeightedCrossEntropyLoss", "DyCE": "DyCELoss"}
 
 
 def cases(settings: Settings) -> Iterator[Case]:

@@ -13,7 +13,7 @@ class Settings:
 
     device: str = "cpu"
     quick: bool = False
-    seconds: float = 1.0  # for the timed rounds of one contender, baseline included
+    seconds: float = 0.5  # for the timed rounds of one contender, baseline included
     min_rounds: int = 3
     max_rounds: int = 25
 
