@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import classbalance_losses
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import compare, inputs, machine, readme
 from benchmarks.speed.case import Build, Case, measure
-from benchmarks.speed.contenders import CROSS_ENTROPY, Contender, Skipped
+from benchmarks.speed.contenders import CROSS_ENTROPY, Contender, Skipped, ours
 from benchmarks.speed.correctness import errors_of, relative_error, truth_of
 from benchmarks.speed.measure import Runner, highest, memory_of, quartiles
 from benchmarks.speed.results import Entry, Results, read_results
@@ -123,6 +124,24 @@ def test_who_is_wrong_has_no_time(build: Any, status: str, reason: str) -> None:
     assert entry.reason.startswith(reason)
     assert not entry.total
     assert f"{status}: {reason}" in progress_line(entry, None)
+
+
+def test_a_backend_is_chosen_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+
+    def use_backend(name: str) -> Any:
+        chosen.append(name)
+        return nullcontext()
+
+    monkeypatch.setattr(classbalance_losses, "use_backend", use_backend, raising=False)
+    blocked, triton = (ours("FocalLoss", backend) for backend in ("blocked", "triton"))
+    assert measure(pixel_case(blocked, "focal"), QUICK, pedantic).status == "timed"
+    assert set(chosen) == {"blocked"}
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert measure(pixel_case(triton, "focal"), QUICK, pedantic).reason == "Triton needs a CUDA device"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert measure(pixel_case(triton, "focal"), QUICK, pedantic).status == "timed"
+    assert set(chosen) == {"blocked", "triton"}
 
 
 def test_a_wrong_gradient_is_seen() -> None:

@@ -139,7 +139,7 @@ def _same_values(build: Build) -> tuple[Any, ...]:
     return tuple(argument for argument in build.arguments if argument not in ("float32", "bfloat16"))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # a shape in both dtypes
 def _built(build: Build) -> Problem:
     return build.builder(*build.arguments)
 
