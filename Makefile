@@ -6,7 +6,7 @@ DATA ?= ../shared/data/camvid-small
 # Threads that the accuracy runs may use side by side.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo compare test test-gpu test-floor lint docs bench clean
+.PHONY: demo compare test test-gpu test-floor lint docs bench bench-gpu clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,9 +44,13 @@ lint: $(VENV)/.installed  ## style, types and the direction of imports
 docs: $(VENV)/.installed  ## the documentation, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(VENV)/.installed  ## time of every loss beside F.cross_entropy
-	$(BIN)/python -m pytest benchmarks/speed -o 'python_files=bench_*.py' -o 'python_functions=bench_*' \
-		--benchmark-only --benchmark-columns=median,iqr --benchmark-sort=name
+bench: $(VENV)/.installed  ## time and memory of every loss beside F.cross_entropy and other people's losses
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.speed run
+
+bench-gpu:  ## the kernel tests and the benchmark on a CUDA device, with the Python that has one; it reads no data
+	$(PYTHON) -m pytest -q $(wildcard tests/test_cuda.py tests/test_triton*.py tests/test_kernel*.py)
+	$(PYTHON) -m benchmarks.speed run --device cuda --seconds 0.3
 
 clean:
 	rm -rf $(VENV) .venv-floor build dist docs/_build

@@ -1,0 +1,143 @@
+"""Who competes: the library by backend, plain torch, and the compiled variants of both."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import classbalance_losses
+from benchmarks.speed import formulas
+from benchmarks.speed.inputs import IGNORE_INDEX, Pixels
+
+Step = Callable[[], Tensor]
+BACKENDS = ("reference", "blocked", "triton")
+
+
+class Skipped(Exception):  # noqa: N818
+    """A contender cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A name, and how to make the forward step out of a problem.
+
+    ``origin`` is "ours", "torch", "peer" (their released code) or "formula" (their published formula, written
+    anew for this benchmark). ``loss`` is the public loss of this library that it covers.
+    """
+
+    name: str
+    build: Callable[[Any], Step]
+    origin: str = "ours"
+    loss: str = ""
+    backend: str = ""
+
+    def context(self) -> AbstractContextManager[Any]:
+        """What a step runs in."""
+        use_backend = getattr(classbalance_losses, "use_backend", None)
+        return use_backend(self.backend) if self.backend and use_backend else nullcontext()
+
+
+def ours(loss: str, backend: str, *, title: str = "", **options: Any) -> Contender:
+    """One of the library's per-pixel losses on one backend."""
+
+    def build(problem: Pixels) -> Step:
+        criterion = _criterion(loss, backend, problem, options | _upsampling(loss, problem))
+        return lambda: criterion(problem.input, problem.target)
+
+    return Contender(f"{title or loss}, {backend}", build, loss=loss, backend=backend)
+
+
+def ours_interpolated(loss: str, backend: str) -> Contender:
+    """The same after ``F.interpolate``, which makes the logits at full size."""
+
+    def build(problem: Pixels) -> Step:
+        criterion = _criterion(loss, backend, problem, {})
+        return lambda: criterion(formulas.full_size(problem), problem.target)
+
+    return Contender(f"F.interpolate + {loss}, {backend}", build, loss=loss, backend=backend)
+
+
+def on_every_backend(loss: str, *, title: str = "", **options: Any) -> tuple[Contender, ...]:
+    """The same loss on each backend."""
+    return tuple(ours(loss, backend, title=title, **options) for backend in BACKENDS)
+
+
+def _criterion(loss: str, backend: str, problem: Pixels, options: dict[str, Any]) -> nn.Module:
+    require_backend(backend, problem.input.device)
+    criterion: nn.Module = getattr(classbalance_losses, loss)(ignore_index=IGNORE_INDEX, **options)
+    return criterion.to(problem.input.device)
+
+
+def compiled(contender: Contender) -> Contender:
+    """The same through ``torch.compile(fullgraph=True)``."""
+
+    def build(problem: Any) -> Step:
+        require_compiler(next(iter(problem.tensors.values())).device)
+        torch.compiler.reset()
+        return torch.compile(contender.build(problem), fullgraph=True, dynamic=False)
+
+    return replace(contender, name=f"{contender.name}, torch.compile", build=build)
+
+
+def _cross_entropy(problem: Pixels) -> Step:
+    """In float32, as autocast runs it: in bfloat16 its mean over a large map is wrong by per cents."""
+    logits, target = problem.input, problem.target
+    return lambda: F.cross_entropy(logits.float(), target, ignore_index=IGNORE_INDEX)
+
+
+def _raw_cross_entropy(problem: Pixels) -> Step:
+    logits, target = problem.input, problem.target
+    if logits.dtype == torch.float32:
+        raise Skipped("the same as the baseline in float32")
+    return lambda: F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX)
+
+
+def _interpolated_cross_entropy(problem: Pixels) -> Step:
+    return lambda: F.cross_entropy(
+        formulas.full_size(problem).float(), problem.target, ignore_index=IGNORE_INDEX
+    )
+
+
+CROSS_ENTROPY = Contender("F.cross_entropy", _cross_entropy, origin="torch")
+INTERPOLATED = Contender("F.interpolate + F.cross_entropy", _interpolated_cross_entropy, "torch")
+RAW_CROSS_ENTROPY = Contender("F.cross_entropy on half logits", _raw_cross_entropy, origin="torch")
+
+
+def require_backend(backend: str, device: torch.device) -> None:
+    """Raise Skipped where a backend does not exist, or cannot run on the device."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if backend in ("", "reference"):
+        return
+    if not hasattr(classbalance_losses, "use_backend"):
+        raise Skipped(f"this version has no backend {backend!r}")
+    if backend == "triton" and device.type != "cuda" and not interpreted:
+        raise Skipped("Triton needs a CUDA device")
+    if backend == "blocked" and device.type != "cpu":
+        raise Skipped("the blocked path is the CPU's")
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise Skipped where ``torch.compile`` has nothing to compile with."""
+    compilers = (os.environ.get("CXX", "g++"), "clang++")
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise Skipped("torch.compile needs a C++ compiler on the CPU")
+
+
+def _upsampling(loss: str, problem: Pixels) -> dict[str, Any]:
+    """The options that make a loss take coarse logits."""
+    if problem.size is None:
+        return {}
+    options = {"upsample": "linear", "align_corners": False}
+    known = inspect.signature(getattr(classbalance_losses, loss)).parameters
+    if not set(options) <= set(known):
+        raise Skipped("this version does not upsample inside the loss")
+    return options

@@ -1,0 +1,63 @@
+"""The speed block of the project's README, from the committed result files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.speed import compare
+from benchmarks.speed import table as tables
+from benchmarks.speed.report import describe, main_axis, main_entries
+from benchmarks.speed.results import FILE, Results, read_results
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+FOLDER = Path("benchmarks/results")
+BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+NO_FILE = "No result file is committed yet: `make bench` writes one."
+NO_GPU = "GPU figures are not measured yet: `make bench-gpu` measures them, on a machine that has one."
+
+
+def speed_block(root: Path = ROOT) -> str:
+    """A table for each machine that was measured, and what was not."""
+    folders = sorted(path.parent for path in (root / FOLDER).glob(f"*/{FILE}"))
+    measured = [(folder, results) for folder in folders if (results := read_results(folder))]
+    parts = [_machine(results, folder.relative_to(root)) for folder, results in measured]
+    devices = {results.machine["device"] for _, results in measured}
+    parts += [] if measured else [NO_FILE]
+    parts += [] if "cuda" in devices else [NO_GPU]
+    return "\n\n".join(parts)
+
+
+def fill(text: str, block: str) -> str:
+    """Put a block between README's markers.
+
+    Raises:
+        ValueError: the markers are missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md lacks the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def _machine(results: Results, folder: Path) -> str:
+    entries = main_entries(results)
+    everything = [entry for entry in results.entries() if not entry.family.startswith("scaling")]
+    lost, jobs = len(list(compare.lost(everything))), len(compare.by_job(everything))
+    size = main_axis(results)
+    plot = f"{folder.as_posix()}/plots/ratios_{size.replace('×', 'x')}_float32.png"
+    return "\n\n".join(
+        [
+            f"{describe(results)}. Logits {size} in float32, forward and backward, over `F.cross_entropy` in "
+            "the same run; kept: what autograd holds between the two passes, over the logits' size.",
+            tables.summary_table(entries),
+            f"![time over cross-entropy's]({plot})",
+            f"Over all sizes and dtypes the library loses {lost} of {jobs} jobs to somebody else; "
+            f"which ones, and every number: [the full page]({folder.as_posix()}/README.md).",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    README.write_text(fill(README.read_text(), speed_block()))

@@ -1,0 +1,88 @@
+"""The jobs on logits: the truth of each, and who competes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.speed import formulas, peers
+from benchmarks.speed.contenders import (
+    CROSS_ENTROPY,
+    RAW_CROSS_ENTROPY,
+    Contender,
+    compiled,
+    on_every_backend,
+    ours,
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job. ``chosen`` jobs select pixels, and rounding may choose a few others near the threshold."""
+
+    name: str
+    truth: Callable[[Any], Tensor]
+    contenders: tuple[Contender, ...]
+    baseline: Contender = CROSS_ENTROPY
+    chosen: bool = False
+
+    @property
+    def own(self) -> tuple[Contender, ...]:
+        """The library's contenders that are not compiled."""
+        return tuple(c for c in self.contenders if c.origin == "ours" and "compile" not in c.name)
+
+
+def _with_compiled(loss: str) -> tuple[Contender, ...]:
+    return (*on_every_backend(loss), compiled(ours(loss, "reference")))
+
+
+PIXEL_TASKS = (
+    Task(
+        "cross-entropy",
+        formulas.cross_entropy,
+        (
+            CROSS_ENTROPY,
+            RAW_CROSS_ENTROPY,
+            compiled(CROSS_ENTROPY),
+            peers.LIGER_CROSS_ENTROPY,
+            *_with_compiled("WeightedCrossEntropyLoss"),
+        ),
+    ),
+    Task(
+        "focal",
+        formulas.focal,
+        (
+            peers.KORNIA_FOCAL,
+            peers.MONAI_FOCAL,
+            peers.IMBALANCED_FOCAL,
+            *_with_compiled("FocalLoss"),
+        ),
+    ),
+    Task("dual focal", formulas.dual_focal, on_every_backend("DualFocalLoss")),
+    Task("dual cross-entropy", formulas.dual_cross_entropy, on_every_backend("DualCrossEntropyLoss")),
+    Task(
+        "hard mining",
+        formulas.hardest,
+        (
+            peers.DEEPLAB_CE,
+            peers.MMSEG_OHEM,
+            *on_every_backend("DyCELoss", title="DyCELoss ω=1", omega=1.0),
+        ),
+        chosen=True,
+    ),
+    Task("DyCE", formulas.dyce, (peers.PUBLISHED_DYCE, *_with_compiled("DyCELoss")), chosen=True),
+    Task("GBW", formulas.gbw, _with_compiled("GBWLoss")),
+    Task(
+        "GBW as released",
+        formulas.gbw_as_released,
+        (peers.PUBLISHED_GBW, *on_every_backend("GBWLoss", title="GBWLoss official", gradient="official")),
+    ),
+)
+
+
+def pixel_task(name: str) -> Task:
+    """The task of that name."""
+    return next(task for task in PIXEL_TASKS if task.name == name)
