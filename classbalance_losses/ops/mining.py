@@ -121,19 +121,20 @@ def hardest(
     k = hard_count(valid, fraction, min_kept)
     if kept.shape[1] >= _SHORT and backend_for(loss) == "blocked":
         bits = _bits(loss.detach().abs()).reshape(rows)
-        threshold = _kth_by_digits(bits, kept, k, group)
+        threshold = _kth_by_digits(bits, kept.shape[1] - kept.sum(1), k, group)
     else:
         bits = ordered_bits(loss).reshape(rows)
         digits = 4 if loss.dtype == torch.float64 else 2
         threshold = kth_largest_bits(bits, kept, k, digits=digits, process_group=group)
-    hard = kept & (bits >= threshold.unsqueeze(1)) & (k > 0).unsqueeze(1)
+    # Where k is 0 nothing is hard; no finite loss has the largest integer for its bits.
+    threshold = torch.where(k > 0, threshold, torch.iinfo(bits.dtype).max)
+    hard = (bits >= threshold.unsqueeze(1)) & kept
     return hard.reshape(loss.shape)
 
 
-def _kth_by_digits(bits: Tensor, keep: Tensor, k: Tensor, process_group: ProcessGroup) -> Tensor:
-    """Search each row on its own, in place; dropped entries of a loss are 0."""
+def _kth_by_digits(bits: Tensor, dropped: Tensor, k: Tensor, process_group: ProcessGroup) -> Tensor:
+    """Search each row on its own; of its entries, some are dropped, and a dropped pixel's loss is 0."""
     joined = partial(all_reduce_sum, process_group=process_group)
-    dropped = keep.shape[1] - keep.sum(1)
     found = [
         blocked_select.kth_largest_bits(row, int(n), row_k, joined)
         for row, n, row_k in zip(bits, dropped, k.unsqueeze(1), strict=True)
