@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 FLOOR_PYTHON ?= python3.10
 DATA ?= ../shared/data/camvid-small
-# Threads that the accuracy runs may use side by side.
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Runs of the accuracy benchmark side by side, a thread each. nproc takes OMP_NUM_THREADS for the number of cores.
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
 .PHONY: demo compare test test-gpu test-floor lint docs bench clean
 
