@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FLOOR := .venv-floor
+FLOOR_PYTHON ?= python3.10
 DATA ?= ../shared/data/camvid-small
-# Threads that the accuracy runs may use side by side.
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Runs of the accuracy benchmark side by side, a thread each. nproc takes OMP_NUM_THREADS for the number of cores.
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
 .PHONY: demo compare test test-gpu test-floor lint docs bench bench-gpu clean
 
@@ -27,13 +29,15 @@ test: $(VENV)/.installed  ## the whole test suite, with branch coverage
 test-gpu:  ## the checks that need a CUDA device, with the Python that has one
 	$(PYTHON) -m pytest tests/test_cuda.py
 
-test-floor:  ## the suite on the oldest supported Python and torch (a large download)
-	$(FLOOR_PYTHON) -m venv .venv-floor
-	.venv-floor/bin/python -m pip install --quiet 'torch==2.6.0' 'numpy==1.26.4' pytest pytest-xdist hypothesis
-	.venv-floor/bin/python -m pip install --quiet --no-deps --editable .
-	.venv-floor/bin/python -m pytest -n 2 --ignore tests/examples --ignore tests/test_accuracy_benchmark.py
+test-floor: $(FLOOR)/.installed  ## the suite on the oldest supported Python and packages
+	$(FLOOR)/bin/python -m pytest -n 2
 
-FLOOR_PYTHON ?= python3.10
+$(FLOOR)/.installed: pyproject.toml constraints-floor.txt  # a download of gigabytes: that torch comes with CUDA's libraries
+	$(FLOOR_PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
+	$(FLOOR)/bin/python -m pip install --quiet --constraint constraints-floor.txt --editable '.[qp,examples]' \
+		pytest pytest-xdist hypothesis
+	touch $@
 
 lint: $(VENV)/.installed  ## style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -53,4 +57,4 @@ bench-gpu:  ## the kernel tests and the benchmark on a CUDA device, with the Pyt
 	$(PYTHON) -m benchmarks.speed run --device cuda --seconds 0.3
 
 clean:
-	rm -rf $(VENV) .venv-floor build dist docs/_build
+	rm -rf $(VENV) $(FLOOR) build dist docs/_build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -79,6 +80,17 @@ def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]
             yield ("pair", case.id, "mean"), case(share(whole, shares[rank]), process_group=pair).detach()
 
 
+def leave_group() -> None:
+    """Destroy the process group without a deadlock.
+
+    Before torch 2.8 destroying it holds the interpreter's lock while it waits for gloo's threads, and a thread that
+    is about to let go of the last collective's tensor needs that lock (pytorch/pytorch#154976). So let it go first.
+    """
+    if torch.__version__ < (2, 8):
+        time.sleep(0.2)
+    dist.destroy_process_group()
+
+
 def main(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -89,4 +101,4 @@ def main(rank: int, world: int, folder: str) -> None:
         timeout=timedelta(seconds=60),
     )
     torch.save(dict(results(rank, world)), Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    leave_group()

@@ -10,7 +10,11 @@ import torch
 from cases import CORE, DEFAULTS, Case, close, grad, over, sample
 from torch import Tensor
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore:Skipping serialization:UserWarning",  # torch 2.6 says so of its own settings where it writes a trace
+)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_worker import leave_group
 from torch import Tensor, nn
 
 from classbalance_losses import (
@@ -311,7 +312,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
             loss, target = shard(step, rank)
             weights[name] = estimator(loss, target, target != IGNORE, CLASSES, "world")
     torch.save(weights, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 def shard(step: int, rank: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,15 @@ def test_import_needs_none_of_the_extras() -> None:
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == ""
+
+
+def test_the_oldest_versions_stated_are_those_that_are_tested() -> None:
+    root = Path(__file__).parent.parent
+    stated = dict(re.findall(r'"(\w+)>=([\d.]+)', (root / "pyproject.toml").read_text()))
+    tested = dict(re.findall(r"^(\w+)==([\d.]+)", (root / "constraints-floor.txt").read_text(), re.MULTILINE))
+    assert {"torch", "numpy", "cvxpy", "scipy", "matplotlib", "pillow", "tqdm", "torchmetrics"} <= set(tested)
+    for name in set(stated) & set(tested):
+        assert f"{tested[name]}.".startswith(f"{stated[name]}."), name
 
 
 def test_typed() -> None:

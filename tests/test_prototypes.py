@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from distributed_worker import leave_group
 from torch import Tensor
 
 from classbalance_losses.functional import class_confidence_weights, class_prototypes
@@ -212,7 +213,7 @@ def _rank(rank: int, folder: str) -> None:
     prototypes = class_prototypes(features, labels, C, process_group="world")
     weights = class_confidence_weights(confidence, labels, C, process_group="world")
     torch.save((prototypes, weights), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from distributed_worker import leave_group
 from pull_cases import IGNORED, OBJECTIVES, C, D, Step, batch, module, no_value_checks, run, step  # noqa: F401
 from test_no_sync import NoSync
 from torch import Tensor
@@ -251,7 +252,7 @@ def _rank(rank: int, folder: str) -> None:
     loss = module(process_group="world", queries_per_class=84, negatives=168, objective="mse")
     out["module"] = run(loss, ranks_of(batch(), rank)), loss.class_confidence
     torch.save(out, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
