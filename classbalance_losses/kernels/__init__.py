@@ -1,0 +1,1 @@
+"""Fast paths behind the stages in ``ops``: blocked functions for the CPU, Triton kernels for CUDA."""
