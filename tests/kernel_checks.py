@@ -11,6 +11,11 @@ from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 on_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")
+marks = [
+    pytest.mark.usefixtures("poisoned"),
+    # The interpreter of Triton 3.2, on numpy 1: a loop's bounds are arrays of one element.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+]
 Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

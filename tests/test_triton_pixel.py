@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_checks import DEVICE, labels, no_worse, on_cuda, outcome, plain, poisoned
+from kernel_checks import DEVICE, labels, marks, no_worse, on_cuda, outcome, plain, poisoned
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -18,7 +18,7 @@ from classbalance_losses.kernels.triton_common import merge, pixel_layout
 from classbalance_losses.kernels.triton_pixel import cross_entropy, cross_entropy_and_error, unsupported
 
 __all__ = ["poisoned"]
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = marks
 HALVES = [torch.float16, torch.bfloat16]
 
 

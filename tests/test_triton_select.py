@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from kernel_checks import DEVICE, labels, on_cuda, poisoned
+from kernel_checks import DEVICE, labels, marks, on_cuda, poisoned
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -16,7 +16,7 @@ from classbalance_losses.kernels.triton_select import class_counts, class_sums, 
 from classbalance_losses.ops.mining import ordered_bits
 
 __all__ = ["poisoned"]
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = marks
 
 
 def expected_histogram(bits: Tensor, keep: Tensor, prefix: Tensor, shift: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import DEVICE, Loss, labels, no_worse, on_cuda, outcome, plain, poisoned
+from kernel_checks import DEVICE, Loss, labels, marks, no_worse, on_cuda, outcome, plain, poisoned
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -21,7 +21,7 @@ from classbalance_losses.kernels.triton_upsample import (
 )
 
 __all__ = ["poisoned"]
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = marks
 ALIGN = pytest.mark.parametrize("align_corners", [True, False], ids=["aligned", "not aligned"])
 
 
