@@ -29,13 +29,17 @@ POINTERS = {
 def compile_kernel(
     kernel: Any, arch: int, pointers: Mapping[str, str], integer: str, **constants: Any
 ) -> None:
+    if integer == "1":  # Triton makes a constant of every argument that is 1
+        numbers = [n for n in kernel.arg_names if n not in constants and not n.endswith("_ptr")]
+        constants = {**constants, **dict.fromkeys(numbers, 1)}
+
     def kind(name: str) -> str:
         if name in constants:
             return "constexpr"
         return pointers.get(name, POINTERS.get(name, "*fp32")) if name.endswith("_ptr") else integer
 
     signature = {name: kind(name) for name in kernel.arg_names}
-    source = ASTSource(kernel, signature=signature, constexprs=constants)
+    source = ASTSource(kernel, signature, constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=OPTIONS)
     if not compiled.asm["cubin"]:
         raise RuntimeError(f"{kernel} compiled to nothing")
@@ -45,6 +49,7 @@ def main(arch: int) -> None:
     for logits, integer, target, classes, dims, one_tile in (
         ("*bf16", "i32", "*u8", 19, 1, True),
         ("*fp32", "i64", "*i64", 300, 3, False),
+        ("*fp16", "1", "*i16", 1, 1, True),
     ):
         block_c, block_p, _ = triton_pixel._tile(classes)
         shape: dict[str, Any] = {"dims": dims, "one_tile": one_tile, "block_c": block_c, "block_p": block_p}

@@ -129,6 +129,7 @@ def test_compiles_whole() -> None:
 
 
 @on_cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_neither_synchronises_nor_minds_capture() -> None:
     target, keep = labels((2, 4000), 5)
     value = torch.rand(2, 4000, device=DEVICE)

@@ -169,6 +169,14 @@ def test_no_images() -> None:
     check(logits(0, 3, 2, 2), *labels((0, 4, 4), 3), False)
 
 
+def test_no_pixels() -> None:
+    leaf = logits(1, 3, 2).requires_grad_()
+    loss = upsampled_cross_entropy(leaf, *labels((1, 0), 3), False)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    assert loss.shape == (1, 0)
+    assert not gradient.any()
+
+
 @ALIGN
 def test_can_be_differentiated_twice(align_corners: bool) -> None:
     target, keep = labels((2, 5), 3)
@@ -224,6 +232,7 @@ def test_says_what_it_cannot_take() -> None:
 
 
 @on_cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_neither_synchronises_nor_minds_capture() -> None:
     target, keep = labels((2, 64, 64), 19)
     leaf, other = logits(2, 19, 16, 16).requires_grad_(), logits(2, 19, 16, 16)
