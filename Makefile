@@ -27,7 +27,7 @@ test: $(VENV)/.installed  ## the whole test suite, with branch coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 test-gpu:  ## the checks that need a CUDA device, with the Python that has one
-	$(PYTHON) -m pytest tests/test_cuda.py
+	$(PYTHON) -m pytest tests/test_cuda.py tests/test_triton_*.py
 
 test-floor: $(FLOOR)/.installed  ## the suite on the oldest supported Python and packages
 	$(FLOOR)/bin/python -m pytest -n 2

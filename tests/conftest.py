@@ -11,6 +11,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Without a device Triton's kernels are interpreted, on the CPU. Triton reads this when it is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("ci", derandomize=True, max_examples=20, database=None, **_COMMON)

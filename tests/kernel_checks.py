@@ -1,0 +1,81 @@
+"""What the tests of the kernels share: where they run, exact answers in float64, and how far off is too far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+on_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")
+marks = [
+    pytest.mark.usefixtures("poisoned"),
+    # The interpreter of Triton 3.2, on numpy 1: a loop's bounds are arrays of one element.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+]
+Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh buffers hold NaN, so that an element which a kernel does not write shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def labels(
+    shape: tuple[int, ...], num_classes: int, dtype: torch.dtype = torch.int64
+) -> tuple[Tensor, Tensor]:
+    """Targets, a quarter of them dropped and out of bounds, and the mask of the others."""
+    top = min(num_classes, torch.iinfo(dtype).max)
+    target = torch.randint(top, shape)
+    keep = torch.rand(shape) < 0.75
+    outside = 255 if dtype == torch.uint8 else -100
+    return torch.where(keep, target, outside).to(dtype).to(DEVICE), keep.to(DEVICE)
+
+
+def plain(input: Tensor, target: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and ‖p − e_y‖² by PyTorch, in float64 for float64 logits and else in float32."""
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    kept, index = keep.unsqueeze(1), torch.where(keep, target.long(), 0)
+    log_prob = F.log_softmax(torch.where(kept, input, 0), 1, dtype=dtype)
+    one_hot = F.one_hot(index, input.shape[1]).movedim(-1, 1)
+    error = (log_prob.exp() - one_hot).square().sum(1)
+    loss = -log_prob.gather(1, index.unsqueeze(1)).squeeze(1)
+    return torch.where(keep, loss, 0), torch.where(keep, error, 0).detach()
+
+
+def outcome(loss: Loss, input: Tensor, target: Tensor, keep: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """Value, squared error and gradient."""
+    leaf = input.detach().requires_grad_()
+    value, error = loss(leaf, target, keep)
+    (gradient,) = torch.autograd.grad(value, leaf, grad.to(value.dtype))
+    return {"loss": value.detach(), "error": error, "gradient": gradient}
+
+
+def no_worse(loss: Loss, reference: Loss, input: Tensor, target: Tensor, keep: Tensor) -> None:
+    """The kernel is as near to float64 as PyTorch in the logits' own dtype is.
+
+    Its sums have another order and, on a device, its exponentials two units in the last place: of a value of 1 a few
+    more ulp are not its fault. What it returns in half precision has been rounded once, as eager's has.
+    """
+    grad = torch.rand(target.shape)
+    here = [t.cpu() for t in (target, keep)]
+    exact = outcome(reference, input.cpu().double(), *here, grad)
+    eager = outcome(reference, input.cpu(), *here, grad)
+    kernel = outcome(loss, input, target, keep, grad.to(input.device))
+    assert kernel["gradient"].dtype == input.dtype
+    for name, truth in exact.items():
+        if not truth.numel():
+            assert kernel[name].shape == truth.shape
+            continue
+        ours = (kernel[name].cpu().double() - truth).abs().max().item()
+        theirs = (eager[name].double() - truth).abs().max().item()
+        slack = 4 * torch.finfo(torch.float32).eps * max(1.0, truth.abs().max().item())
+        if DEVICE == "cpu" and name == "gradient" and input.dtype == torch.bfloat16:
+            slack += torch.finfo(torch.bfloat16).eps / 2  # the interpreter cuts what a device rounds
+        assert ours <= 1.25 * theirs + slack, f"{name}: off by {ours:.3g}, eager by {theirs:.3g}"

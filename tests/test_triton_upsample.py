@@ -1,0 +1,254 @@
+"""The cross-entropy of enlarged logits against float64, on CUDA or, without it, under Triton's interpreter."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_checks import DEVICE, Loss, labels, marks, no_worse, on_cuda, outcome, plain, poisoned
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from classbalance_losses.kernels.triton_upsample import (
+    unsupported,
+    upsampled_cross_entropy,
+    upsampled_cross_entropy_and_error,
+)
+
+__all__ = ["poisoned"]
+pytestmark = marks
+ALIGN = pytest.mark.parametrize("align_corners", [True, False], ids=["aligned", "not aligned"])
+
+
+def logits(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (torch.randn(shape) * 3).to(dtype).to(DEVICE)
+
+
+def interpolated(
+    input: Tensor, target: Tensor, keep: Tensor, *, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    """The same by PyTorch."""
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[input.ndim - 2]
+    wide = input if input.dtype == torch.float64 else input.float()
+    full = F.interpolate(wide, target.shape[1:], mode=mode, align_corners=align_corners)
+    return plain(full, target, keep)
+
+
+def check(input: Tensor, target: Tensor, keep: Tensor, align_corners: bool) -> None:
+    kernel: Loss = partial(upsampled_cross_entropy_and_error, align_corners=align_corners)
+    no_worse(kernel, partial(interpolated, align_corners=align_corners), input, target, keep)
+
+
+SIZES = [
+    ((2, 3), (5, 7)),
+    ((2, 2), (6, 4)),
+    ((4, 3), (2, 5)),
+    ((5, 4), (1, 2)),
+    ((1, 3), (3, 1)),
+    ((1, 1), (2, 3)),
+    ((2, 3), (2, 3)),
+    ((2, 2, 2), (3, 2, 3)),
+    ((1, 2, 2), (2, 3, 2)),
+]
+
+
+@ALIGN
+@pytest.mark.parametrize(("low", "full"), SIZES, ids=str)
+def test_is_no_worse_than_eager(low: tuple[int, ...], full: tuple[int, ...], align_corners: bool) -> None:
+    check(logits(1, 3, *low), *labels((1, *full), 3), align_corners)
+
+
+@ALIGN
+def test_any_ratio(align_corners: bool) -> None:
+    """Both ways, so that every rounding of the inverse mapping comes up; some rows take two blocks."""
+    for low, full in [
+        (3, 17),
+        (7, 19),
+        (8, 8),
+        (13, 5),
+        (40, 3),
+        (2, 33),
+        (11, 10),
+        (150, 301),
+        (6, 12),
+        (12, 6),
+    ]:
+        check(logits(1, 2, low), *labels((1, full), 2), align_corners)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dtype"),
+    [(1, torch.float32), (2, torch.float16), (19, torch.bfloat16), (19, torch.float32), (150, torch.float32)],
+    ids=str,
+)
+def test_any_number_of_classes(num_classes: int, dtype: torch.dtype) -> None:
+    target, keep = labels((1, 7), num_classes, torch.int16)
+    check(logits(1, num_classes, 3, dtype=dtype), target, keep, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32], ids=str)
+def test_any_integer_target(dtype: torch.dtype) -> None:
+    check(logits(2, 5, 3), *labels((2, 5), 5, dtype), False)
+
+
+def test_any_strides() -> None:
+    target, keep = labels((2, 3, 4), 3)
+    last = logits(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    for input in (last, logits(2, 3, 4, 4)[:, :, 1:3, 1:3], logits(1, 3, 2, 2).mT.expand(2, -1, -1, -1)):
+        check(input, target, keep, False)
+    gradient = outcome(
+        partial(upsampled_cross_entropy_and_error, align_corners=False), last, target, keep, keep.float()
+    )["gradient"]
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    check(last, *(t.mT.contiguous().mT for t in (target, keep)), False)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's 0 · inf
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf], ids=str)
+def test_dropped_pixels_may_hold_anything(poison: float) -> None:
+    """Logits that no kept pixel uses have no influence, and gradient 0; a kept pixel's NaN stays visible."""
+    target, keep = labels((1, 4, 12), 3)
+    keep[...] = True
+    keep[..., :7] = False
+    clean = logits(1, 3, 2, 4)
+    input = clean.clone()
+    input[..., 0] = poison  # used by columns 0 to 4 of the enlarged logits
+    grad = torch.where(keep, 1.0, poison)
+    got = outcome(
+        partial(upsampled_cross_entropy_and_error, align_corners=False),
+        input,
+        target.clamp(min=0),
+        keep,
+        grad,
+    )
+    want = outcome(
+        partial(upsampled_cross_entropy_and_error, align_corners=False),
+        clean,
+        target.clamp(min=0),
+        keep,
+        grad,
+    )
+    for name, value in got.items():
+        assert torch.equal(value, want[name])
+    assert (got["loss"][~keep] == 0).all()
+    assert (got["gradient"][..., 0] == 0).all()
+    if math.isnan(poison):
+        everywhere = torch.ones_like(keep)
+        loss = upsampled_cross_entropy(input, target.clamp(min=0), everywhere, False)
+        assert loss[..., :4].isnan().all()
+        assert loss[..., 5:].isfinite().all()
+
+
+def test_extreme_logits() -> None:
+    target, keep = labels((1, 3, 5), 5)
+    input = logits(1, 5, 2, 3).sign() * 1e4
+    check(input, target, keep, False)
+    loss = upsampled_cross_entropy(input, target, keep, False)
+    assert (loss >= 0).all()
+    assert not loss.signbit().any()
+
+
+@ALIGN
+def test_without_enlarging_it_is_the_cross_entropy(align_corners: bool) -> None:
+    target, keep = labels((2, 3, 4), 5)
+    input = logits(2, 5, 3, 4)
+    for got, expected in zip(
+        upsampled_cross_entropy_and_error(input, target, keep, align_corners),
+        plain(input, target, keep),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_images() -> None:
+    check(logits(0, 3, 2, 2), *labels((0, 4, 4), 3), False)
+
+
+def test_no_pixels() -> None:
+    leaf = logits(1, 3, 2).requires_grad_()
+    loss = upsampled_cross_entropy(leaf, *labels((1, 0), 3), False)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    assert loss.shape == (1, 0)
+    assert not gradient.any()
+
+
+@ALIGN
+def test_can_be_differentiated_twice(align_corners: bool) -> None:
+    target, keep = labels((2, 5), 3)
+    values, direction = logits(2, 3, 3), logits(2, 3, 3)
+
+    def second(loss: Any, dtype: torch.dtype) -> Tensor:
+        torch.use_deterministic_algorithms(False)  # PyTorch's interpolation has no such backward on CUDA
+        leaf = values.to(dtype).requires_grad_()
+        squared = loss(leaf, target, keep, align_corners=align_corners)[0].square()
+        (first,) = torch.autograd.grad(squared.sum(), leaf, create_graph=True)
+        return torch.autograd.grad((first * direction.to(dtype)).sum(), leaf)[0]
+
+    got = second(upsampled_cross_entropy_and_error, torch.float32)
+    torch.testing.assert_close(got.double(), second(interpolated, torch.float64), rtol=1e-5, atol=1e-4)
+
+
+def _norm(*shape: int) -> tuple[Tensor, Tensor]:
+    ones = torch.ones(shape, device=DEVICE)
+    return ones, (ones / 1000).half()
+
+
+def test_operators_are_well_formed() -> None:
+    torch.use_deterministic_algorithms(False)  # opcheck compares runs, and NaN is not NaN
+    target, keep = labels((2, 5), 3)
+    args = (logits(2, 3, 3).requires_grad_(), target, keep, False, True)
+    torch.library.opcheck(torch.ops.classbalance_losses.upsampled_forward.default, args)
+    args = (keep.float(), logits(2, 3, 3), target, keep, *_norm(2, 5), False)
+    torch.library.opcheck(torch.ops.classbalance_losses.upsampled_backward.default, args)
+
+
+def test_compiles_whole() -> None:
+    torch.compiler.reset()
+
+    def loss(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        return upsampled_cross_entropy(input * 2, target, keep, False).sum()
+
+    target, keep = labels((2, 5), 3)
+    leaf = logits(2, 3, 3).requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf, target, keep), leaf)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert torch.equal(torch.autograd.grad(compiled(leaf, target, keep), leaf)[0], expected)
+
+
+def test_says_what_it_cannot_take() -> None:
+    target = torch.zeros(2, 8, 8, dtype=torch.uint8, device=DEVICE)
+    assert unsupported(logits(2, 3, 4, 4), target) == []
+    assert "float64" in unsupported(logits(2, 3, 4, 4).double(), target)[0]
+    assert "not 1 to 3" in unsupported(logits(2, 3), target[:, 0, 0])[0]
+    assert "axes, not" in unsupported(logits(2, 3, 4), target)[0]
+    assert "size 0" in unsupported(logits(2, 3, 4, 0), target)[0]
+    far = torch.zeros(1, 1, dtype=torch.uint8, device=DEVICE).expand(1, 1 << 20)
+    assert "32 bits" in unsupported(logits(1, 3, 1).expand(1, 3, 1 << 20), far)[0]
+
+
+@on_cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_neither_synchronises_nor_minds_capture() -> None:
+    target, keep = labels((2, 64, 64), 19)
+    leaf, other = logits(2, 19, 16, 16).requires_grad_(), logits(2, 19, 16, 16)
+
+    def step() -> Tensor:
+        return torch.autograd.grad(upsampled_cross_entropy(leaf, target, keep, False).sum(), leaf)[0]
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        leaf.copy_(other)
+    graph.replay()
+    assert torch.equal(captured, step())
