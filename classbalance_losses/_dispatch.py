@@ -6,16 +6,23 @@ for CUDA. The reference is what the others are tested against.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
-from classbalance_losses._validate import can_read_values, check_choice
+from classbalance_losses._validate import can_read_values, check_choice, is_transformed
+
+Reasons = Callable[[], list[str]]
 
 BACKENDS = ("auto", "reference", "blocked", "triton")
 
 # Below this many logits the blocks' bookkeeping costs more than they save (benchmarks/speed measures it).
 _SMALLEST_BLOCKED = 1 << 15
+
+_HAS_TRITON = find_spec("triton") is not None
 
 _chosen = "auto"
 
@@ -68,10 +75,11 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
         return f"use_backend({self.name!r})"
 
 
-def backend_for(tensor: Tensor, numel: int | None = None) -> str:
+def backend_for(tensor: Tensor, size: int | None = None, *, unsupported: Reasons | None = None) -> str:
     """Return "reference", "blocked" or "triton" for an operation on ``tensor``.
 
-    ``numel`` is the size of the work where it is not the tensor's own.
+    ``size`` is the number of entries that the operation goes over, where it is not the tensor's own. ``unsupported``
+    gives the reasons why the operation's Triton kernel cannot run; ``None``: any tensor on the device will do.
 
     Raises:
         ValueError: if the backend that the user chose cannot take the tensor.
@@ -80,7 +88,12 @@ def backend_for(tensor: Tensor, numel: int | None = None) -> str:
         return "reference"
     if _chosen == "blocked":
         return _required("blocked", _not_blocked(tensor))
-    size = tensor.numel() if numel is None else numel
+    if _chosen == "triton":
+        return _required("triton", _not_triton(tensor, unsupported))
+    if tensor.device.type == "cuda":
+        left_to_the_compiler = torch.compiler.is_compiling()
+        return "reference" if left_to_the_compiler or _not_triton(tensor, unsupported) else "triton"
+    size = tensor.numel() if size is None else size
     return "blocked" if size >= _SMALLEST_BLOCKED and not _not_blocked(tensor) else "reference"
 
 
@@ -94,3 +107,15 @@ def _not_blocked(tensor: Tensor) -> list[str]:
     if tensor.device.type != "cpu":
         return [f"it needs a tensor on the CPU, got one on {tensor.device}"]
     return [] if can_read_values(tensor) else ["it runs eagerly, outside torch.compile and torch.func"]
+
+
+def _not_triton(tensor: Tensor, unsupported: Reasons | None) -> list[str]:
+    if not _HAS_TRITON:
+        return ["triton is not installed (pip install 'classbalance_losses[triton]')"]
+    if unsupported is not None:
+        return unsupported()
+    from classbalance_losses.kernels.triton_common import INTERPRETED  # noqa: PLC0415 - an optional dependency
+
+    if is_transformed(tensor):
+        return ["the tensor is inside a transform of torch.func"]
+    return [] if tensor.is_cuda or INTERPRETED else [f"the tensor is on {tensor.device.type}, not on CUDA"]

@@ -21,10 +21,10 @@ BY_ID = {case.id: case for case in CASES}
 Ranks = list[dict[tuple[str, str, str], Any]]
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_are_one_process(world: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("world", "backend"), [(2, "auto"), (3, "auto"), (2, "blocked")])
+def test_ranks_are_one_process(world: int, backend: str, tmp_path: Path) -> None:
     """Starting processes takes seconds, so they run everything in one go, and everything is checked here."""
-    torch.multiprocessing.spawn(worker.main, args=(world, str(tmp_path)), nprocs=world)
+    torch.multiprocessing.spawn(worker.main, args=(world, str(tmp_path), backend), nprocs=world)
     ranks: Ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world)]
     for scenario in worker.SCENARIOS:
         check_losses(ranks, scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from strategies import mining_losses
 from torch import Tensor
 
+from classbalance_losses import use_backend
 from classbalance_losses.functional import dyce_loss
 from classbalance_losses.ops import mining
 from classbalance_losses.ops.mining import hardest
@@ -20,9 +22,11 @@ DTYPES = [torch.float32, torch.float64]
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-@pytest.fixture(params=["histograms", "sorting"], autouse=True)
-def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining, "_SHORT", 0 if request.param == "histograms" else 1 << 16)
+@pytest.fixture(params=["histograms", "sorting", "digits"], autouse=True)
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(mining, "_SHORT", 1 << 16 if request.param == "sorting" else 0)
+    with use_backend("blocked" if request.param == "digits" else "reference"):
+        yield
 
 
 def by_sorting(loss: Tensor, keep: Tensor, fraction: float, min_kept: int) -> Tensor:

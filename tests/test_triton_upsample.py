@@ -15,9 +15,9 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from classbalance_losses.kernels.triton_upsample import (
+    cross_entropy,
+    cross_entropy_and_error,
     unsupported,
-    upsampled_cross_entropy,
-    upsampled_cross_entropy_and_error,
 )
 
 __all__ = ["poisoned"]
@@ -40,7 +40,7 @@ def interpolated(
 
 
 def check(input: Tensor, target: Tensor, keep: Tensor, align_corners: bool) -> None:
-    kernel: Loss = partial(upsampled_cross_entropy_and_error, align_corners=align_corners)
+    kernel: Loss = partial(cross_entropy_and_error, align_corners=align_corners)
     no_worse(kernel, partial(interpolated, align_corners=align_corners), input, target, keep)
 
 
@@ -102,7 +102,7 @@ def test_any_strides() -> None:
     for input in (last, logits(2, 3, 4, 4)[:, :, 1:3, 1:3], logits(1, 3, 2, 2).mT.expand(2, -1, -1, -1)):
         check(input, target, keep, False)
     gradient = outcome(
-        partial(upsampled_cross_entropy_and_error, align_corners=False), last, target, keep, keep.float()
+        partial(cross_entropy_and_error, align_corners=False), last, target, keep, keep.float()
     )["gradient"]
     assert gradient.is_contiguous(memory_format=torch.channels_last)
     check(last, *(t.mT.contiguous().mT for t in (target, keep)), False)
@@ -120,14 +120,14 @@ def test_dropped_pixels_may_hold_anything(poison: float) -> None:
     input[..., 0] = poison  # used by columns 0 to 4 of the enlarged logits
     grad = torch.where(keep, 1.0, poison)
     got = outcome(
-        partial(upsampled_cross_entropy_and_error, align_corners=False),
+        partial(cross_entropy_and_error, align_corners=False),
         input,
         target.clamp(min=0),
         keep,
         grad,
     )
     want = outcome(
-        partial(upsampled_cross_entropy_and_error, align_corners=False),
+        partial(cross_entropy_and_error, align_corners=False),
         clean,
         target.clamp(min=0),
         keep,
@@ -139,7 +139,7 @@ def test_dropped_pixels_may_hold_anything(poison: float) -> None:
     assert (got["gradient"][..., 0] == 0).all()
     if math.isnan(poison):
         everywhere = torch.ones_like(keep)
-        loss = upsampled_cross_entropy(input, target.clamp(min=0), everywhere, False)
+        loss = cross_entropy(input, target.clamp(min=0), everywhere, False)
         assert loss[..., :4].isnan().all()
         assert loss[..., 5:].isfinite().all()
 
@@ -148,7 +148,7 @@ def test_extreme_logits() -> None:
     target, keep = labels((1, 3, 5), 5)
     input = logits(1, 5, 2, 3).sign() * 1e4
     check(input, target, keep, False)
-    loss = upsampled_cross_entropy(input, target, keep, False)
+    loss = cross_entropy(input, target, keep, False)
     assert (loss >= 0).all()
     assert not loss.signbit().any()
 
@@ -158,7 +158,7 @@ def test_without_enlarging_it_is_the_cross_entropy(align_corners: bool) -> None:
     target, keep = labels((2, 3, 4), 5)
     input = logits(2, 5, 3, 4)
     for got, expected in zip(
-        upsampled_cross_entropy_and_error(input, target, keep, align_corners),
+        cross_entropy_and_error(input, target, keep, align_corners),
         plain(input, target, keep),
         strict=True,
     ):
@@ -171,7 +171,7 @@ def test_no_images() -> None:
 
 def test_no_pixels() -> None:
     leaf = logits(1, 3, 2).requires_grad_()
-    loss = upsampled_cross_entropy(leaf, *labels((1, 0), 3), False)
+    loss = cross_entropy(leaf, *labels((1, 0), 3), False)
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
     assert loss.shape == (1, 0)
     assert not gradient.any()
@@ -189,7 +189,7 @@ def test_can_be_differentiated_twice(align_corners: bool) -> None:
         (first,) = torch.autograd.grad(squared.sum(), leaf, create_graph=True)
         return torch.autograd.grad((first * direction.to(dtype)).sum(), leaf)[0]
 
-    got = second(upsampled_cross_entropy_and_error, torch.float32)
+    got = second(cross_entropy_and_error, torch.float32)
     torch.testing.assert_close(got.double(), second(interpolated, torch.float64), rtol=1e-5, atol=1e-4)
 
 
@@ -211,7 +211,7 @@ def test_compiles_whole() -> None:
     torch.compiler.reset()
 
     def loss(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
-        return upsampled_cross_entropy(input * 2, target, keep, False).sum()
+        return cross_entropy(input * 2, target, keep, False).sum()
 
     target, keep = labels((2, 5), 3)
     leaf = logits(2, 3, 3).requires_grad_()
@@ -238,7 +238,7 @@ def test_neither_synchronises_nor_minds_capture() -> None:
     leaf, other = logits(2, 19, 16, 16).requires_grad_(), logits(2, 19, 16, 16)
 
     def step() -> Tensor:
-        return torch.autograd.grad(upsampled_cross_entropy(leaf, target, keep, False).sum(), leaf)[0]
+        return torch.autograd.grad(cross_entropy(leaf, target, keep, False).sum(), leaf)[0]
 
     torch.cuda.set_sync_debug_mode("error")
     try:

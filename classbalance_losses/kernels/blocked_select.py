@@ -20,8 +20,10 @@ def kth_largest_bits(value: Tensor, dropped: int, k: Tensor, joined: Callable[[T
     """Return the bits of the k-th largest of (P,) non-negative floats.
 
     ``dropped`` is how many of them do not take part; those must be 0. ``k`` (1,) counts the entries of all ranks, and
-    ``joined`` adds up (1, 2^16) counts over them. Where k is 0 the answer means nothing.
+    ``joined`` adds up (1, 2^16) counts over them. Where k is 0 the answer, 0, means nothing.
     """
+    if not int(k):  # the same on every rank
+        return 0
     digits = value.contiguous().view(torch.int16).view(value.numel(), value.element_size() // 2)
     bits = 0
     for place in range(digits.shape[1] - 1, -1, -1):  # the highest digit lies last

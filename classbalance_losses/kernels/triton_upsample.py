@@ -39,7 +39,7 @@ from torch import Tensor
 from classbalance_losses.kernels import triton_common
 from classbalance_losses.kernels.triton_common import OPTIONS, add_classes, bytes_of, finish, on_device_of
 
-__all__ = ["unsupported", "upsampled_cross_entropy", "upsampled_cross_entropy_and_error"]
+__all__ = ["cross_entropy", "cross_entropy_and_error", "unsupported"]
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _CLASSES = 8  # a tile's: many would idle at 19 classes, few would read the targets often
@@ -63,7 +63,7 @@ def unsupported(input: Tensor, target: Tensor) -> list[str]:
     return reasons
 
 
-def upsampled_cross_entropy(input: Tensor, target: Tensor, keep: Tensor, align_corners: bool) -> Tensor:
+def cross_entropy(input: Tensor, target: Tensor, keep: Tensor, align_corners: bool) -> Tensor:
     """Return the cross-entropy (N, *full) of ``input`` (N, C, *low) interpolated to the size of ``target`` (N, *full).
 
     The same as ``F.interpolate(input, target.shape[1:], mode, align_corners=align_corners)`` with mode "linear",
@@ -73,7 +73,7 @@ def upsampled_cross_entropy(input: Tensor, target: Tensor, keep: Tensor, align_c
     return loss
 
 
-def upsampled_cross_entropy_and_error(
+def cross_entropy_and_error(
     input: Tensor, target: Tensor, keep: Tensor, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy and, without a gradient, :math:`\lVert p - e_y \rVert^2`, both (N, *full)."""

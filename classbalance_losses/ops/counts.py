@@ -10,7 +10,13 @@ from classbalance_losses._dispatch import backend_for
 
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each class, (C,) of int64."""
-    if backend_for(target) == "blocked":  # bincount is quicker than a scatter, but synchronises elsewhere
+    backend = backend_for(target)
+    if backend == "triton":
+        from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
+
+        counts: Tensor = triton_select.class_counts(target, keep, num_classes)
+        return counts
+    if backend == "blocked":  # bincount is quicker than a scatter, but synchronises elsewhere
         index = torch.where(keep, target, num_classes).flatten()
         return torch.bincount(index, minlength=num_classes + 1)[:num_classes]
     index = torch.where(keep, target, 0).flatten()
@@ -23,6 +29,11 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
 
     Summed in float64: a million float32 additions in a row would lose the last three digits.
     """
+    if value.dtype == torch.float32 and backend_for(value) == "triton":
+        from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
+
+        sums: Tensor = triton_select.class_sums(value.detach(), target, keep, num_classes)
+        return sums
     index = torch.where(keep, target, 0).flatten()
     zeros = torch.zeros(num_classes, dtype=torch.float64, device=value.device)
     return zeros.scatter_add(0, index, torch.where(keep, value.detach(), 0).flatten().double())

@@ -82,16 +82,26 @@ def _kth_by_histograms(
     prefix = torch.zeros_like(k)
     rest = k
     for shift in range(_DIGIT * (digits - 1), -1, -_DIGIT):
-        digit = (bits >> shift) & (_BINS - 1)
-        # At the first digit everything is active; a shift by all 64 bits would be undefined.
-        active = keep & ((bits >> min(shift + _DIGIT, 63)) == prefix.unsqueeze(1))
-        zeros = torch.zeros(k.shape[0], _BINS, dtype=torch.int64, device=bits.device)
-        histogram = all_reduce_sum(zeros.scatter_add(1, digit, active.long()), process_group)
+        histogram = all_reduce_sum(_histogram(bits, keep, prefix, shift), process_group)
         at_least = histogram.flip(1).cumsum(1).flip(1)  # entries in this bin or above
         found = ((at_least >= rest.unsqueeze(1)).sum(1) - 1).unsqueeze(1)
         rest = rest - (at_least - histogram).gather(1, found).squeeze(1)
         prefix = (prefix << _DIGIT) | found.squeeze(1)
     return prefix
+
+
+def _histogram(bits: Tensor, keep: Tensor, prefix: Tensor, shift: int) -> Tensor:
+    """Count, for each row, the digits at ``shift`` of the kept entries whose higher bits are the prefix."""
+    if backend_for(bits) == "triton":
+        from classbalance_losses.kernels.triton_select import histogram16  # noqa: PLC0415 - an optional dependency
+
+        counts: Tensor = histogram16(bits, keep, prefix, shift)
+        return counts
+    digit = (bits >> shift) & (_BINS - 1)
+    # At the first digit everything is active; a shift by all 64 bits would be undefined.
+    active = keep & ((bits >> min(shift + _DIGIT, 63)) == prefix.unsqueeze(1))
+    zeros = torch.zeros(prefix.shape[0], _BINS, dtype=torch.int64, device=bits.device)
+    return zeros.scatter_add(1, digit, active.long())
 
 
 def hard_count(valid: Tensor, fraction: float, min_kept: int) -> Tensor:
@@ -120,7 +130,7 @@ def hardest(
     valid = all_reduce_sum(kept.sum(1), group)
     k = hard_count(valid, fraction, min_kept)
     if kept.shape[1] >= _SHORT and backend_for(loss) == "blocked":
-        bits = _bits(loss.detach().abs()).reshape(rows)
+        bits = _bits(torch.where(keep, loss.detach(), 0).abs()).reshape(rows)
         threshold = _kth_by_digits(bits, kept.shape[1] - kept.sum(1), k, group)
     else:
         bits = ordered_bits(loss).reshape(rows)
@@ -133,7 +143,7 @@ def hardest(
 
 
 def _kth_by_digits(bits: Tensor, dropped: Tensor, k: Tensor, process_group: ProcessGroup) -> Tensor:
-    """Search each row on its own; of its entries, some are dropped, and a dropped pixel's loss is 0."""
+    """Search each row on its own; ``dropped`` (R,) of its entries do not take part and are 0."""
     joined = partial(all_reduce_sum, process_group=process_group)
     found = [
         blocked_select.kth_largest_bits(row, int(n), row_k, joined)

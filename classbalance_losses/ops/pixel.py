@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +65,25 @@ def errors(log_prob: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 
 def pixel_cross_entropy(logits: Logits, target: Tensor, keep: Tensor) -> Tensor:
     r"""Return :math:`\ell_i = -\log p_{i, y_i}` (N, *), 0 where not kept."""
-    if _backend(logits, target) == "blocked":
+    backend = _backend(logits, target)
+    if backend == "triton":
+        loss: Tensor = _triton(logits).cross_entropy(logits.input, target, keep, *_corners(logits))
+        return loss
+    if backend == "blocked":
         return blocked_pixel.cross_entropy(logits.input, target, keep, _layout(logits), plain_cross_entropy)
     return plain_cross_entropy(logits.full_size(), target, keep)
 
 
 def pixel_cross_entropy_and_error(logits: Logits, target: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *); 0 where not kept."""
-    if _backend(logits, target) == "blocked":
+    backend = _backend(logits, target)
+    if backend == "triton":
+        kernels = _triton(logits)
+        both: tuple[Tensor, Tensor] = kernels.cross_entropy_and_error(
+            logits.input, target, keep, *_corners(logits)
+        )
+        return both
+    if backend == "blocked":
         return blocked_pixel.cross_entropy_and_error(
             logits.input, target, keep, _layout(logits), plain_cross_entropy
         )
@@ -83,7 +95,7 @@ def pixel_cross_entropy_and_error(logits: Logits, target: Tensor, keep: Tensor) 
 def pixel_function(logits: Logits, target: Tensor, keep: Tensor, function: LogProbFunction) -> Tensor:
     """Return ``function(log_prob, target, keep)`` (N, *) for a function that sees one pixel at a time."""
     plain = partial(_plain, function=function)
-    if _backend(logits, target) == "blocked":
+    if backend_for(logits.input, target.numel() * logits.num_classes, unsupported=_no_kernel) == "blocked":
         return blocked_pixel.pixel_function(logits.input, target, keep, _layout(logits), plain)
     return plain(logits.full_size(), target, keep)
 
@@ -98,7 +110,30 @@ def _plain(input: Tensor, target: Tensor, keep: Tensor, function: LogProbFunctio
 
 
 def _backend(logits: Logits, target: Tensor) -> str:
-    return backend_for(logits.input, target.numel() * logits.num_classes)
+    def unsupported() -> list[str]:
+        reasons: list[str] = _triton(logits).unsupported(logits.input, target)
+        return reasons
+
+    return backend_for(logits.input, target.numel() * logits.num_classes, unsupported=unsupported)
+
+
+def _no_kernel() -> list[str]:
+    return ["there is no kernel for losses of all probabilities, nor for label smoothing"]
+
+
+def _triton(logits: Logits) -> ModuleType:
+    # Here and not above, for triton is an optional dependency.
+    if logits.resize is None:
+        from classbalance_losses.kernels import triton_pixel  # noqa: PLC0415
+
+        return triton_pixel
+    from classbalance_losses.kernels import triton_upsample  # noqa: PLC0415
+
+    return triton_upsample
+
+
+def _corners(logits: Logits) -> tuple[bool, ...]:
+    return () if logits.resize is None else (logits.resize.align_corners,)
 
 
 def _layout(logits: Logits) -> Callable[[Tensor], BlockedLogits]:

@@ -1,0 +1,297 @@
+"""The blocked backend under the laws of the reference, in blocks of a pixel or two; and who is chosen when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, CONSTANT, CORE, DEFAULTS, Case, Sample, close, grad, over, sample
+from test_values import check
+from torch import Tensor
+
+import classbalance_losses
+from classbalance_losses import DyCELoss, _dispatch, use_backend
+from classbalance_losses.kernels import blocked_shape, blocks
+from classbalance_losses.ops import mining
+
+LARGE = (2, 48, 64)  # times 19 classes: enough logits for "auto" to choose blocks
+
+
+@pytest.fixture
+def _tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(blocks, "_ELEMENTS", 8)
+    monkeypatch.setattr(blocked_shape, "_ELEMENTS", 5)
+    monkeypatch.setattr(mining, "_SHORT", 0)
+    with use_backend("blocked"):
+        yield
+
+
+@over(CASES)
+@pytest.mark.parametrize("rank", range(4))
+@pytest.mark.usefixtures("_tiny_blocks")
+def test_values_and_gradients(case: Case, rank: int) -> None:
+    for weighted, ignored in product((False, True), (0.0, 0.3)):
+        check(case, sample(rank, weighted=weighted, ignored=ignored, seed=rank))
+
+
+@over(CASES)
+@pytest.mark.usefixtures("_tiny_blocks")
+def test_whole_images_share_a_block(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_ELEMENTS", 50)  # two of the five images
+    check(case, sample(2, shape=(5, 2, 3), weighted=True))
+
+
+@over(CASES)
+@pytest.mark.usefixtures("_tiny_blocks")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_ignored_pixels_are_inert(case: Case, value: float) -> None:
+    clean = sample(2, weighted=True)
+    assert clean.pixel_weight is not None
+    spoilt = replace(
+        clean,
+        input=torch.where(clean.valid.unsqueeze(1), clean.input, value),
+        pixel_weight=torch.where(clean.valid, clean.pixel_weight, torch.nan),
+    )
+    expected, actual = clean.leaf(), spoilt.leaf()
+    wanted, got = case(expected), case(actual)
+    close(got, wanted.detach().numpy())
+    gradient = grad(got, actual)
+    close(gradient, grad(wanted, expected).numpy())
+    assert torch.equal(
+        gradient[~clean.valid.unsqueeze(1).expand_as(gradient)].abs().sum(), torch.zeros(()).double()
+    )
+
+
+@over(CASES)
+@pytest.mark.usefixtures("_tiny_blocks")
+def test_nothing_valid_and_no_image(case: Case) -> None:
+    for here in (
+        sample(2, ignored=1.0),
+        sample(2, shape=(0, 3, 4)),
+        sample(0, shape=(0,)),
+        sample(2, shape=(2, 0, 4)),
+    ):
+        leaf = replace(here, target=torch.full_like(here.target, -100)).leaf()
+        loss = case(leaf)
+        assert loss == 0
+        assert not grad(loss, leaf).any()
+
+
+def layouts() -> dict[str, Tensor]:
+    """The same logits in memory of different layouts."""
+    plain = sample(2, shape=(2, 5, 6)).input
+    padded = torch.zeros(2, 4, 8, 9, dtype=plain.dtype)
+    padded[:, :, 1:6, 2:8] = plain
+    return {
+        "channels last": plain.contiguous(memory_format=torch.channels_last),
+        "transposed": plain.transpose(2, 3).contiguous().transpose(2, 3),
+        "cropped": padded[:, :, 1:6, 2:8],
+        "class first": plain.transpose(0, 1).contiguous().transpose(0, 1),
+    }
+
+
+@over(DEFAULTS)
+@pytest.mark.parametrize("layout", layouts())
+@pytest.mark.usefixtures("_tiny_blocks")
+def test_layouts(case: Case, layout: str) -> None:
+    plain = sample(2, shape=(2, 5, 6)).leaf()
+    other = replace(plain, input=layouts()[layout].detach()).leaf()
+    other = replace(other, input=layouts()[layout].requires_grad_())
+    assert torch.equal(plain.input, other.input)
+    close(case(other), case(plain).detach().numpy(), rtol=1e-12)
+    close(grad(case(other), other), grad(case(plain), plain).numpy(), rtol=1e-12)
+
+
+@over(DEFAULTS)
+@pytest.mark.usefixtures("_tiny_blocks")
+def test_an_expanded_image(case: Case) -> None:
+    base = sample(2, shape=(1, 3, 4)).input.requires_grad_()
+    target = sample(2, shape=(2, 3, 4)).target
+    twice = Sample(base.expand(2, -1, -1, -1), target)
+    gradient = torch.autograd.grad(case(twice), base)[0]
+    expected = case.expected(twice).mean_grad.sum(0, keepdims=True)
+    close(gradient, expected)
+
+
+@over(DEFAULTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_logits_err_no_more_than_the_reference(case: Case, dtype: torch.dtype) -> None:
+    here = sample(2, shape=(2, 9, 11), dtype=dtype, weighted=True)
+    here = replace(here, input=here.input.clone()).leaf()
+    exact = replace(here, input=here.input.detach().double()).leaf()
+    truth, slope = case(exact).detach(), grad(case(exact), exact)
+    errors = {}
+    for backend in ("reference", "blocked"):
+        with use_backend(backend):
+            loss = case(here)
+            gradient = grad(loss, here)
+        assert loss.dtype == torch.float32
+        assert gradient.dtype == dtype
+        errors[backend] = (float(abs(loss.detach() - truth)), float((gradient.double() - slope).abs().max()))
+    # A unit in the last place apart: the two add up in different orders.
+    ulps = (
+        float(truth.abs()) * torch.finfo(torch.float32).eps,
+        float(slope.abs().max()) * torch.finfo(dtype).eps,
+    )
+    for ours, theirs, ulp in zip(errors["blocked"], errors["reference"], ulps, strict=True):
+        assert ours <= theirs + 2 * ulp
+
+
+@over(DEFAULTS)
+@pytest.mark.usefixtures("_tiny_blocks")
+def test_huge_logits_stay_finite(case: Case) -> None:
+    here = sample(2, dtype=torch.float32, scale=1e4).leaf()
+    loss = case(here)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(grad(loss, here)).all()
+
+
+@over([case for case in CORE if case in CONSTANT])
+@pytest.mark.usefixtures("_tiny_blocks")
+def test_double_backward(case: Case) -> None:
+    here = sample(1, 3, shape=(1, 4), weighted=True).leaf()
+    assert torch.autograd.gradcheck(lambda x: case(here, input=x), here.input)
+    assert torch.autograd.gradgradcheck(lambda x: case(here, input=x), here.input)
+
+
+@over(CASES)
+@pytest.mark.usefixtures("_tiny_blocks")
+def test_no_gradient_where_none_is_asked_for(case: Case) -> None:
+    assert not case(sample(2)).requires_grad
+
+
+@over(DEFAULTS)
+def test_large_maps_are_blocked_by_themselves(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Tensor] = []
+
+    def spy(input: Tensor) -> blocks.FullSizeLogits:
+        called.append(input)
+        return blocks.FullSizeLogits(input)
+
+    monkeypatch.setattr("classbalance_losses.ops.pixel.FullSizeLogits", spy)
+    large = sample(2, 19, shape=LARGE, dtype=torch.float32).leaf()
+    case(sample(2, dtype=torch.float32).leaf())
+    assert not called
+    loss = case(large)
+    assert called
+    gradient = grad(loss, large)
+    with use_backend("reference"):
+        close(loss, case(large).item(), rtol=1e-5)
+        close(gradient, grad(case(large), large).double().numpy(), rtol=1e-4, atol=1e-9)
+
+
+@over(DEFAULTS)
+def test_kept_bytes(case: Case) -> None:
+    """Between forward and backward: numbers for each pixel, not for each of its 19 classes."""
+    large = sample(2, 19, shape=LARGE, dtype=torch.float32).leaf()
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = case(large)
+    own = {large.input.data_ptr(), large.target.data_ptr()}
+    size = sum(size for place, size in kept.items() if place not in own)
+    assert size <= 0.3 * large.input.numel() * 4
+    loss.backward()
+
+
+def test_chosen_as_context_and_for_good() -> None:
+    assert _dispatch._chosen == "auto"
+    with use_backend("reference"):
+        assert _dispatch._chosen == "reference"
+        with use_backend("blocked") as nothing:
+            assert nothing is None
+            assert _dispatch._chosen == "blocked"
+        assert _dispatch._chosen == "reference"
+        use_backend("auto")
+        assert _dispatch._chosen == "auto"
+    assert _dispatch._chosen == "auto"
+    assert repr(use_backend("auto")) == "use_backend('auto')"
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(
+        ValueError, match="Expected backend to be one of 'auto', 'reference', 'blocked', 'triton'"
+    ):
+        use_backend("cuda")
+    assert _dispatch._chosen == "auto"
+
+
+def test_blocked_says_why_it_cannot() -> None:
+    here = sample(2)
+    with use_backend("blocked"):
+        with pytest.raises(ValueError, match="on the CPU, got one on meta"):
+            DyCELoss()(here.input.to("meta"), here.target.to("meta"))
+        with pytest.raises(ValueError, match=r"outside torch\.compile and torch\.func"):
+            torch.func.grad(lambda x: DyCELoss()(x, here.target))(here.input)
+
+
+@over(DEFAULTS)
+def test_transforms_take_the_reference_by_themselves(case: Case) -> None:
+    large = sample(2, 19, shape=LARGE)
+    expected = large.leaf()
+    gradient = torch.func.grad(lambda x: case(large, input=x))(large.input)
+    close(gradient, grad(case(expected), expected).numpy(), rtol=1e-7)
+
+
+def test_public_name() -> None:
+    assert "use_backend" in classbalance_losses.__all__
+
+
+def test_nan_in_a_valid_pixel_is_not_hidden() -> None:
+    here = sample(2, 19, shape=LARGE, ignored=0.0, dtype=torch.float32)
+    here.input[0, 3, 5, 5] = torch.nan
+    leaf = here.leaf()
+    loss = classbalance_losses.FocalLoss()(leaf.input, leaf.target)
+    assert loss.isnan()
+    assert grad(loss, leaf)[0, :, 5, 5].isnan().all()
+    assert F.cross_entropy(here.input, here.target).isnan()
+
+
+TRITON = [case for case in CASES if case.loss in {"DyCELoss", "GBWLoss", "FocalLoss"}]
+
+
+@over([case for case in TRITON if case.core])
+def test_triton_under_every_loss_that_has_kernels(case: Case) -> None:
+    """Interpreted where there is no device; the kernels have tests of their own."""
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    here = sample(2, weighted=True, dtype=torch.float32)
+    there = replace(
+        here,
+        input=here.input.to(device),
+        target=here.target.to(device),
+        pixel_weight=None if here.pixel_weight is None else here.pixel_weight.to(device),
+        features=None if here.features is None else here.features.to(device),
+    ).leaf()
+    with use_backend("triton"):
+        loss = case(there)
+        gradient = grad(loss, there)
+    expected = case.expected(here)
+    close(loss.cpu(), expected.mean, rtol=1e-5)
+    close(gradient.cpu(), expected.mean_grad, rtol=1e-4, atol=1e-6)
+
+
+def test_triton_says_why_it_cannot() -> None:
+    pytest.importorskip("triton")
+    here = sample(2)
+    with use_backend("triton"):
+        with pytest.raises(ValueError, match="not float16, bfloat16 or float32"):
+            DyCELoss()(here.input, here.target)
+        with pytest.raises(ValueError, match="no kernel for losses of all probabilities"):
+            classbalance_losses.DualFocalLoss()(here.input.float(), here.target)
+
+
+def test_triton_is_asked_for_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "_HAS_TRITON", False)
+    here = sample(2)
+    with use_backend("triton"), pytest.raises(ValueError, match=r"classbalance_losses\[triton\]"):
+        DyCELoss()(here.input.float(), here.target)
