@@ -259,6 +259,12 @@ def test_nan_in_a_valid_pixel_is_not_hidden() -> None:
 TRITON = [case for case in CASES if case.loss in {"DyCELoss", "GBWLoss", "FocalLoss"}]
 
 
+_OLD_INTERPRETER = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
+)
+
+
+@_OLD_INTERPRETER
 @over([case for case in TRITON if case.core])
 def test_triton_under_every_loss_that_has_kernels(case: Case) -> None:
     """Interpreted where there is no device; the kernels have tests of their own."""
@@ -295,3 +301,20 @@ def test_triton_is_asked_for_where_it_is_not_installed(monkeypatch: pytest.Monke
     here = sample(2)
     with use_backend("triton"), pytest.raises(ValueError, match=r"classbalance_losses\[triton\]"):
         DyCELoss()(here.input.float(), here.target)
+
+
+@_OLD_INTERPRETER
+@over([case for case in TRITON if case in DEFAULTS])
+def test_triton_in_a_whole_graph(case: Case) -> None:
+    """A chosen backend holds inside torch.compile, without a break in the graph."""
+    pytest.importorskip("triton")
+    here = sample(2, shape=(2, 5, 7), dtype=torch.float32).leaf()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    there = replace(here, input=here.input.detach().to(device), target=here.target.to(device)).leaf()
+    compiled = torch.compile(lambda x: case(there, input=x), fullgraph=True, backend="aot_eager")
+    with use_backend("triton"):
+        loss = compiled(there.input)
+        gradient = grad(loss, there)
+    with use_backend("reference"):
+        close(loss.cpu(), case(here).item(), rtol=1e-5)
+        close(gradient.cpu(), grad(case(here), here).double().numpy(), rtol=1e-4, atol=1e-7)
