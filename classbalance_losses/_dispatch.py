@@ -19,9 +19,6 @@ Reasons = Callable[[], list[str]]
 
 BACKENDS = ("auto", "reference", "blocked", "triton")
 
-# Below this many logits the blocks' bookkeeping costs more than they save (benchmarks/speed measures it).
-_SMALLEST_BLOCKED = 1 << 15
-
 _HAS_TRITON = find_spec("triton") is not None
 
 _chosen = "auto"
@@ -31,7 +28,7 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
     """Choose what computes the losses, for this process: as a setter, or as a context manager.
 
     ============= ==============================================================================================
-    "auto"        The fastest that can take the input: on the CPU "blocked" from a few ten thousand logits on, on
+    "auto"        The fastest that can take the input: on the CPU "blocked" from some hundred thousand logits on, on
                   CUDA "triton" where it is installed; the reference inside ``torch.compile`` (the compiler
                   fuses it) and ``torch.func`` transforms.
     "reference"   Plain PyTorch, everywhere.
@@ -75,11 +72,14 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
         return f"use_backend({self.name!r})"
 
 
-def backend_for(tensor: Tensor, size: int | None = None, *, unsupported: Reasons | None = None) -> str:
+def backend_for(
+    tensor: Tensor, size: int | None = None, *, blocked_from: int, unsupported: Reasons | None = None
+) -> str:
     """Return "reference", "blocked" or "triton" for an operation on ``tensor``.
 
-    ``size`` is the number of entries that the operation goes over, where it is not the tensor's own. ``unsupported``
-    gives the reasons why the operation's Triton kernel cannot run; ``None``: any tensor on the device will do.
+    ``size`` is the number of entries that the operation goes over, where it is not the tensor's own, and
+    ``blocked_from`` the size from which its blocks cost less than they save (``benchmarks/speed`` measures both).
+    ``unsupported`` gives the reasons why its Triton kernel cannot run; ``None``: any tensor on the device will do.
 
     Raises:
         ValueError: if the backend that the user chose cannot take the tensor.
@@ -94,7 +94,7 @@ def backend_for(tensor: Tensor, size: int | None = None, *, unsupported: Reasons
         left_to_the_compiler = torch.compiler.is_compiling()
         return "reference" if left_to_the_compiler or _not_triton(tensor, unsupported) else "triton"
     size = tensor.numel() if size is None else size
-    return "blocked" if size >= _SMALLEST_BLOCKED and not _not_blocked(tensor) else "reference"
+    return "blocked" if size >= blocked_from and not _not_blocked(tensor) else "reference"
 
 
 def _required(name: str, reasons: list[str]) -> str:

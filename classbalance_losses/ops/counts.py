@@ -7,10 +7,12 @@ from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
 
+_BLOCKED_FROM = 1 << 17
+
 
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each class, (C,) of int64."""
-    backend = backend_for(target)
+    backend = backend_for(target, blocked_from=_BLOCKED_FROM)
     if backend == "triton":
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 
@@ -29,7 +31,7 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
 
     Summed in float64: a million float32 additions in a row would lose the last three digits.
     """
-    if value.dtype == torch.float32 and backend_for(value) == "triton":
+    if value.dtype == torch.float32 and backend_for(value, blocked_from=0) == "triton":
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 
         sums: Tensor = triton_select.class_sums(value.detach(), target, keep, num_classes)

@@ -92,7 +92,7 @@ def _kth_by_histograms(
 
 def _histogram(bits: Tensor, keep: Tensor, prefix: Tensor, shift: int) -> Tensor:
     """Count, for each row, the digits at ``shift`` of the kept entries whose higher bits are the prefix."""
-    if backend_for(bits) == "triton":
+    if backend_for(bits, blocked_from=0) == "triton":
         from classbalance_losses.kernels.triton_select import histogram16  # noqa: PLC0415 - an optional dependency
 
         counts: Tensor = histogram16(bits, keep, prefix, shift)
@@ -129,7 +129,7 @@ def hardest(
     kept = keep.reshape(rows)
     valid = all_reduce_sum(kept.sum(1), group)
     k = hard_count(valid, fraction, min_kept)
-    if kept.shape[1] >= _SHORT and backend_for(loss) == "blocked":
+    if kept.shape[1] >= _SHORT and backend_for(loss, blocked_from=0) == "blocked":
         bits = _bits(torch.where(keep, loss.detach(), 0).abs()).reshape(rows)
         threshold = _kth_by_digits(bits, kept.shape[1] - kept.sum(1), k, group)
     else:

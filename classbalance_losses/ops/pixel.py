@@ -18,6 +18,10 @@ from classbalance_losses.ops.logits import Logits
 # log-probabilities (N, C, *), target (N, *), keep (N, *) -> a number for each pixel (N, *)
 LogProbFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# A general function is computed twice, so blocks are for its memory: they win once its many full-size intermediates
+# are too large for the allocator to keep.
+_FUNCTION_BLOCKED_FROM = 1 << 23
+
 
 def long_target(target: Tensor) -> Tensor:
     """Return the class indices as int64.
@@ -95,7 +99,9 @@ def pixel_cross_entropy_and_error(logits: Logits, target: Tensor, keep: Tensor) 
 def pixel_function(logits: Logits, target: Tensor, keep: Tensor, function: LogProbFunction) -> Tensor:
     """Return ``function(log_prob, target, keep)`` (N, *) for a function that sees one pixel at a time."""
     plain = partial(_plain, function=function)
-    if backend_for(logits.input, target.numel() * logits.num_classes, unsupported=_no_kernel) == "blocked":
+    size = target.numel() * logits.num_classes
+    backend = backend_for(logits.input, size, blocked_from=_FUNCTION_BLOCKED_FROM, unsupported=_no_kernel)
+    if backend == "blocked":
         return blocked_pixel.pixel_function(logits.input, target, keep, _layout(logits), plain)
     return plain(logits.full_size(), target, keep)
 
@@ -110,11 +116,24 @@ def _plain(input: Tensor, target: Tensor, keep: Tensor, function: LogProbFunctio
 
 
 def _backend(logits: Logits, target: Tensor) -> str:
-    def unsupported() -> list[str]:
-        reasons: list[str] = _triton(logits).unsupported(logits.input, target)
-        return reasons
+    return backend_for(
+        logits.input,
+        target.numel() * logits.num_classes,
+        blocked_from=_blocked_from(logits),
+        unsupported=partial(_missing_in_kernel, logits, target),
+    )
 
-    return backend_for(logits.input, target.numel() * logits.num_classes, unsupported=unsupported)
+
+def _blocked_from(logits: Logits) -> int:
+    """Return the number of full-size logits from which blocks were measured to be quicker, for each loss."""
+    if logits.num_classes == 2:
+        return 1 << 22
+    return 1 << 19 if logits.input.ndim == 2 else 1 << 18
+
+
+def _missing_in_kernel(logits: Logits, target: Tensor) -> list[str]:
+    reasons: list[str] = _triton(logits).unsupported(logits.input, target)
+    return reasons
 
 
 def _no_kernel() -> list[str]:

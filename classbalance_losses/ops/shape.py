@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
-from classbalance_losses.kernels.blocked_shape import pointwise
+from classbalance_losses.kernels import blocked_shape
+
+_BLOCKED_FROM = 1 << 14
 
 
 def focal_modulated(loss: Tensor, gamma: float) -> Tensor:
     r"""Return :math:`(1 - e^{-\ell})^\gamma \ell`, the focal loss as a function of the cross-entropy ℓ ≥ 0."""
     if gamma == 0:
         return loss
-    if backend_for(loss) == "blocked":
-        return pointwise(loss, partial(_modulated, gamma=gamma))
+    if backend_for(loss, blocked_from=_BLOCKED_FROM) == "blocked":
+        return blocked_shape.focal(loss, gamma, partial(_modulated, gamma=gamma))
     return _modulated(loss, gamma)
 
 
