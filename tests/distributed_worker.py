@@ -23,7 +23,12 @@ REDUCTIONS = ("none", "sum", "mean")
 
 def joined(scenario: str, world: int) -> tuple[Sample, list[slice]]:
     """The whole batch, and each rank's images: of uneven number and, in the first rank's, uneven validity."""
-    counts = {"uneven": [2, 1, 1], "one ignored": [1, 1, 2], "one empty": [2, 0, 1]}[scenario][:world]
+    counts = {
+        "uneven": [2, 1, 1],
+        "one ignored": [1, 1, 2],
+        "one empty": [2, 0, 1],
+        "all ignored": [1, 2, 1],
+    }[scenario][:world]
     ends = torch.tensor(counts).cumsum(0).tolist()
     shares = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
     whole = sample(2, shape=(ends[-1], 3, 4), weighted=True, seed=world)
@@ -31,10 +36,12 @@ def joined(scenario: str, world: int) -> tuple[Sample, list[slice]]:
     target[0, :2] = -100
     if scenario == "one ignored":
         target[shares[1]] = -100
+    if scenario == "all ignored":
+        target[:] = -100
     return replace(whole, target=target), shares
 
 
-SCENARIOS = ("uneven", "one ignored", "one empty")
+SCENARIOS = ("uneven", "one ignored", "one empty", "all ignored")
 
 
 def share(whole: Sample, images: slice) -> Sample:
@@ -96,6 +103,8 @@ def leave_group() -> None:
 
 def main(rank: int, world: int, folder: str, backend: str) -> None:
     torch.set_num_threads(1)
+    if backend == "mixed":  # as where the ranks' images are of different sizes
+        backend = "blocked" if rank == 0 else "reference"
     use_backend(backend)
     if backend == "blocked":
         mining._SHORT = 0  # search by digits, however few pixels there are

@@ -22,10 +22,8 @@ def kth_largest_bits(value: Tensor, dropped: int, k: Tensor, joined: Callable[[T
     ``dropped`` is how many of them do not take part; those must be 0. ``k`` (1,) counts the entries of all ranks, and
     ``joined`` adds up (1, 2^16) counts over them. Where k is 0 the answer, 0, means nothing.
     """
-    if not int(k):  # the same on every rank
-        return 0
     digits = value.contiguous().view(torch.int16).view(value.numel(), value.element_size() // 2)
-    bits = 0
+    bits, wanted = 0, int(k)
     for place in range(digits.shape[1] - 1, -1, -1):  # the highest digit lies last
         digit = digits[:, place].int() & (_BINS - 1)
         histogram = torch.bincount(digit, minlength=_BINS)
@@ -38,4 +36,5 @@ def kth_largest_bits(value: Tensor, dropped: int, k: Tensor, joined: Callable[[T
         bits = (bits << _DIGIT) | found
         digits = digits[digit == found]
         dropped = 0 if found else dropped
-    return bits
+    # Not before the loop: another rank, which may search in another way, waits for these counts.
+    return bits if wanted else 0
