@@ -24,7 +24,7 @@ compare: $(VENV)/.installed  ## the same on a real folder: make compare DATA=fol
 	$(BIN)/python -m benchmarks.accuracy compare --data $(DATA) --jobs $(JOBS)
 
 test: $(VENV)/.installed  ## the whole test suite, with branch coverage
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
 test-gpu:  ## the checks that need a CUDA device, with the Python that has one
 	$(PYTHON) -m pytest tests/test_cuda.py tests/test_triton_*.py

@@ -133,7 +133,7 @@ def test_a_backend_is_chosen_for_each_step(monkeypatch: pytest.MonkeyPatch) -> N
         chosen.append(name)
         return nullcontext()
 
-    monkeypatch.setattr(classbalance_losses, "use_backend", use_backend, raising=False)
+    monkeypatch.setattr(classbalance_losses, "use_backend", use_backend)
     blocked, triton = (ours("FocalLoss", backend) for backend in ("blocked", "triton"))
     assert measure(pixel_case(blocked, "focal"), QUICK, pedantic).status == "timed"
     assert set(chosen) == {"blocked"}

@@ -68,10 +68,7 @@ def _module(problem: Domains) -> Tensor:
 
 def _reference(problem: Domains) -> Tensor:
     """No formula: the module on the reference backend, in float64."""
-    use_backend = getattr(classbalance_losses, "use_backend", None)
-    if use_backend is None:
-        return _module(problem)
-    with use_backend("reference"):
+    with classbalance_losses.use_backend("reference"):
         return _module(problem)
 
 

@@ -19,6 +19,7 @@ from classbalance_losses._validate import (
     check_class_vector,
     check_range,
 )
+from classbalance_losses.kernels.blocks import accumulation_dtype
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, pixel_function, valid_pixels
@@ -61,6 +62,8 @@ def weighted_cross_entropy_loss(
 
     target = long_target(target)
     keep = valid_pixels(target, ignore_index)
+    if label_smoothing > 0:  # half gradients of two terms would each be rounded before they are added
+        input = input.to(accumulation_dtype(input.dtype))
     logits = logits_for(input, target, upsample, align_corners)
     loss = pixel_cross_entropy(logits, target, keep)
     class_weight = _class_weight(weight, loss, target, keep, input.shape[1], process_group)
