@@ -89,6 +89,9 @@ class ConsistencyConfig:
     confidence: Literal["teacher", "student"] = "teacher"
     normalize: Literal["confident", "pixels", "images"] = "confident"
     ema_decay: float = 0.999
+    ema_warmup: bool = (
+        False  # min(decay, 1 - 1/(step + 1)): for schedules that are short beside 1 / (1 - decay)
+    )
     strength: float = 0.5  # of the strong view's colours
 
 
