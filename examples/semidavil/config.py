@@ -55,7 +55,7 @@ class ComponentConfig:
     """The parts that Table 3 switches off."""
 
     consistency: bool = True  # CT: consistency training
-    dyce: bool = True  # DyCE: off is plain cross-entropy
+    dyce: bool = True  # DyCE: off is plain cross-entropy in place of `loss`
     pretraining: bool = True  # VLP: off is `model.vision_without_vlp`
     guidance: bool = True  # DLG: off is a decoder that sees the image alone
 
@@ -110,6 +110,7 @@ class TrainingConfig:
     log_every: int = 50
     eval_every: int = 0  # 0: at the end alone
     checkpoint_every: int = 500
+    evaluate: Literal["student", "teacher"] = "student"
     window: tuple[int, int] | None = None  # of the sliding window; None: whole images
     stride: tuple[int, int] | None = None  # None: two thirds of the window
 

@@ -72,7 +72,7 @@ class FileCaptions:
         """The file's captions of these images."""
         if missing := [name for name in names if name not in self._captions]:
             raise ValueError(
-                f"{self._path} has no caption of {missing[:3]}: `python -m examples.semidavil.caption` adds those missing"
+                f"{self._path} has no caption of {missing[:3]}: `python -m examples.semidavil.caption` adds them"
             )
         return [self._captions[name] for name in names]
 

@@ -18,8 +18,8 @@ fit, with F_M of the printed shape n_L × h × w, and is the default here, `"pap
 
 The released code takes another way, `"code"`: with S = softmax over tokens (A), it returns S F_L^V + S (Sᵀ F_V^V),
 (hw, c). It also pools a caption to one vector, n_L = 1, where S is 1 everywhere and the map no longer depends on the
-position; the text encoder does that (`pooled`). Figure 5 compares two simpler ones: `"cross_attention"`, F_L^A alone, and
-`"correlation"`, A itself, the word-pixel correlation.
+position; the text encoder does that (`pooled`). Figure 5 compares two simpler ones: `"cross_attention"`, F_L^A alone,
+and `"correlation"`, A itself, the word-pixel correlation.
 """
 
 from __future__ import annotations
