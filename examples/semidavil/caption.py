@@ -9,6 +9,7 @@ from pathlib import Path
 from examples.semidavil.config import load_config
 from examples.semidavil.data.task import load_task
 from examples.semidavil.model.blip2 import Blip2, write_captions
+from examples.semidavil.train import add_folders, with_folders
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file; captions in it are kept")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--runs", type=Path, default=Path("runs/semidavil"))
+    add_folders(parser)
     given = parser.parse_args(arguments)
-    task = load_task(load_config(given.config, given.set).data, given.runs)
+    task = load_task(with_folders(load_config(given.config, given.set), given).data, given.runs / "kept")
     domains = [task.source, task.target, *task.tests.values()]
     captions = write_captions(
         domains, Blip2.load(given.model, given.device), given.out, batch_size=given.batch_size

@@ -14,6 +14,7 @@ else:
     import tomli as tomllib
 
 CONFIGS = Path(__file__).parent / "configs"
+_PLACES = {"data": ("source", "target"), "model": ("caption_file",)}
 
 Kind = Literal["gta5-cityscapes", "synthia-cityscapes", "streets-camvid"]
 LossName = Literal["CE", "WCE", "DCE", "FL", "DFL", "DyCE"]
@@ -37,7 +38,6 @@ class DataConfig:
     crop: tuple[int, int] | None = None  # None: whole images
     batch_size: int = 4  # of each stream
     use_source: bool = True
-    scored_classes: Literal[0, 13, 16, 19] = 0  # 0: all
     rare_class_sampling: bool = False  # of the source
     rare_class_temperature: float = 0.01
     rare_class_min_pixels: int = 1
@@ -133,8 +133,12 @@ class Config:
     note: str = ""  # what published number it belongs to
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON and checkpoints."""
-        return _plain(asdict(self))
+        """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
+        content: dict[str, Any] = _plain(asdict(self))
+        for section, keys in _PLACES.items():
+            for key in keys:
+                del content[section][key]
+        return content
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

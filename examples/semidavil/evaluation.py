@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -77,19 +77,20 @@ def sliding_window(
     return total / count
 
 
-def scores_entry(scores: Scores, classes: Sequence[int]) -> dict[str, Any]:
-    """Scores as plain data, the mean over `classes`; None stands for the IoU of a class that does not occur."""
+def scores_entry(scores: Scores, means: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Scores as plain data; None stands for the IoU of a class that does not occur."""
     return {
-        "mean_iou": scores.mean_iou_of(classes),
+        "mean_iou": {name: scores.mean_iou_of(classes) for name, classes in means.items()},
         "iou": [None if math.isnan(value) else value for value in scores.iou],
         "pixel_accuracy": scores.pixel_accuracy,
     }
 
 
 def table(entry: dict[str, Any], task: Task) -> str:
-    """A Markdown table of one test set: the mean, and the IoU of each class that is scored, in percent."""
-    names = ["mIoU", *(task.classes[c].replace("_", " ") for c in task.scored)]
-    values = [entry["mean_iou"], *(entry["iou"][c] for c in task.scored)]
+    """A Markdown table of one test set: the means, and the IoU of each class in the main one, in percent."""
+    main = next(iter(task.means.values()))
+    names = [*entry["mean_iou"], *(task.classes[c].replace("_", " ") for c in main)]
+    values = [*entry["mean_iou"].values(), *(entry["iou"][c] for c in main)]
     cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
     return "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---:"] * len(names), cells))
 

@@ -17,6 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,11 @@ def _advance(engine: Engine, batch: dict[str, Images], logs: Logs) -> None:
 
 def _evaluate(engine: Engine, task: Task, logs: Logs, *, progress: bool) -> dict[str, Any]:
     entries = {
-        name: scores_entry(scores, task.scored)
+        name: scores_entry(scores, task.means)
         for name, scores in evaluate(engine, task, progress=progress).items()
     }
     for name, entry in entries.items():
-        logs.write(f"scores_{name}", engine.step, {"mean_iou": entry["mean_iou"]})
+        logs.write(f"scores_{name}", engine.step, entry["mean_iou"])
     return entries
 
 
@@ -144,7 +145,6 @@ def _finish(folder: Path, config: Config, task: Task, entries: dict[str, Any]) -
     metrics = {
         "note": config.note,
         "classes": list(task.classes),
-        "scored": list(task.scored),
         "labelled": len(task.labelled),
         "scores": entries,
         "versions": {
@@ -174,6 +174,23 @@ def run_folder(runs: Path, name: str, config: Config) -> Path:
     return runs / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The options that say where data and runs lie."""
+    parser.add_argument("--source", default="", help="the folder of GTA5 or SYNTHIA")
+    parser.add_argument("--target", default="", help="the folder of Cityscapes, or one in CamVid's layout")
+    parser.add_argument("--captions", default="", help='the file of captions, for model.captions = "file"')
+    parser.add_argument("--runs", type=Path, default=RUNS)
+
+
+def with_folders(config: Config, given: argparse.Namespace) -> Config:
+    """The configuration with the folders of the command line, where it names them."""
+    data = replace(
+        config.data, source=given.source or config.data.source, target=given.target or config.data.target
+    )
+    file = given.captions or config.model.caption_file
+    return replace(config, data=data, model=replace(config.model, caption_file=file))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -181,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. training.seed=1 loss='\"CE\"'"
     )
-    parser.add_argument("--runs", type=Path, default=RUNS)
+    add_folders(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--smoke", action="store_true", help="the whole pipeline on toy data, in a minute")
     given = parser.parse_args(arguments)
@@ -192,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if given.config is None:
         parser.error("name a configuration, or --smoke")
-    config = load_config(given.config, given.set)
+    config = with_folders(load_config(given.config, given.set), given)
     folder = run_folder(given.runs, Path(given.config).stem, config)
     train(config, folder, given.runs / "kept", device=given.device)
     print((folder / "scores.md").read_text() + f"in {folder}")

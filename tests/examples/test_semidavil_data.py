@@ -172,10 +172,9 @@ def test_synthia_is_scored_on_its_classes(tmp_path):
         source=str(write_synthia(tmp_path / "s")),
         target=str(write_cityscapes(tmp_path / "c")),
         budget=2,
-        scored_classes=13,
     )
     task = load_task(config, tmp_path / "kept")
-    assert len(task.scored) == 13
+    assert {name: len(classes) for name, classes in task.means.items()} == {"mIoU16": 16, "mIoU13": 13}
     assert len(task.classes) == 19
 
 
@@ -191,7 +190,7 @@ def test_streams_of_streets_to_camvid(street_folder, tmp_path):
     batch = Steps(streams(load_task(config, tmp_path), config, tmp_path, 0, unlabelled=True), 0, 0, 1)[0]
     assert batch["source"].image.shape == batch["unlabelled"].image.shape == (2, 3, 24, 32)
     assert list(task.tests) == ["val_alt"]
-    assert len(task.classes) == len(task.scored) == 11
+    assert len(task.classes) == len(task.means["mIoU11"]) == 11
 
 
 def test_configs_are_checked(tmp_path):

@@ -30,17 +30,22 @@ from examples.semidavil.data.sampling import (
 )
 from examples.semidavil.data.splits import split_file
 
+_SCORED = {
+    "gta5-cityscapes": (19,),
+    "synthia-cityscapes": (16, 13),
+}  # the numbers of classes that papers report
+
 
 @dataclass(frozen=True)
 class Task:
-    """Domains to train and test on. `scored` are the classes that the mean IoU is taken over."""
+    """Domains to train and test on. `means` names the sets of classes that a mean IoU is taken over, the main first."""
 
     source: Domain
     target: Domain
     labelled: Sequence[str]
     tests: Mapping[str, Domain]
     classes: tuple[str, ...]
-    scored: tuple[int, ...]
+    means: Mapping[str, tuple[int, ...]]
 
     @property
     def unlabelled(self) -> Domain:
@@ -69,7 +74,7 @@ def load_task(config: DataConfig, folder: Path) -> Task:
         _labelled(config, target, folder),
         tests,
         labels.CLASSES,
-        labels.SUBSETS[config.scored_classes or 19],
+        {f"mIoU{number}": labels.SUBSETS[number] for number in _SCORED[config.kind]},
     )
 
 
@@ -125,7 +130,7 @@ def _streets_to_camvid(config: DataConfig, folder: Path) -> Task:
         _labelled(config, target, folder),
         {name: PairDomain(test, test.stems) for name, test in tests.items()},
         STREET_CLASSES,
-        tuple(range(len(STREET_CLASSES))),
+        {f"mIoU{len(STREET_CLASSES)}": tuple(range(len(STREET_CLASSES)))},
     )
 
 
