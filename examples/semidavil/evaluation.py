@@ -12,17 +12,17 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
-from examples.common.evaluation import Scores, scores_from_confusion
+from examples.common.evaluation import scores_from_confusion
 from examples.semidavil.data.domain import Domain, Size
 from examples.semidavil.data.labels import IGNORE_INDEX
 from examples.semidavil.data.task import Task
 from examples.semidavil.engine import Engine
 
 
-def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, Scores]:
-    """Score the engine's network on each test set of the task."""
+def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, dict[str, Any]]:
+    """Score the engine's network on each test set of the task: see `scores_entry`."""
     return {
-        name: _score(engine, domain, len(task.classes), progress=progress)
+        name: scores_entry(_confusion(engine, domain, len(task.classes), progress=progress), task.means)
         for name, domain in task.tests.items()
     }
 
@@ -77,12 +77,14 @@ def sliding_window(
     return total / count
 
 
-def scores_entry(scores: Scores, means: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Scores as plain data; None stands for the IoU of a class that does not occur."""
+def scores_entry(confusion: Tensor, means: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Scores of a confusion matrix as plain data; None stands for the IoU of a class that does not occur."""
+    scores = scores_from_confusion(confusion)
     return {
         "mean_iou": {name: scores.mean_iou_of(classes) for name, classes in means.items()},
         "iou": [None if math.isnan(value) else value for value in scores.iou],
         "pixel_accuracy": scores.pixel_accuracy,
+        "pixels": confusion.sum(1).tolist(),
     }
 
 
@@ -95,7 +97,8 @@ def table(entry: dict[str, Any], task: Task) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---:"] * len(names), cells))
 
 
-def _score(engine: Engine, domain: Domain, num_classes: int, *, progress: bool) -> Scores:
+def _confusion(engine: Engine, domain: Domain, num_classes: int, *, progress: bool) -> Tensor:
+    """The confusion matrix (C, C) of a test set: rows are the labels."""
     confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
     confusion = confusion.to(engine.device)
     modes = {network: network.training for network in (engine.networks.student, engine.networks.teacher)}
@@ -106,7 +109,8 @@ def _score(engine: Engine, domain: Domain, num_classes: int, *, progress: bool) 
         confusion.update(logits.argmax(0)[None], domain.label(i)[None].to(engine.device))
     for network, mode in modes.items():
         network.train(mode)
-    return scores_from_confusion(confusion.compute().cpu())
+    total: Tensor = confusion.compute().cpu()
+    return total
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:

@@ -31,7 +31,7 @@ from examples.semidavil.config import Config, load_config
 from examples.semidavil.data.batches import Images, Steps
 from examples.semidavil.data.task import Task, load_task, streams
 from examples.semidavil.engine import Engine
-from examples.semidavil.evaluation import evaluate, scores_entry, table
+from examples.semidavil.evaluation import evaluate, table
 from examples.semidavil.logs import Logs
 
 METRICS = "metrics.json"
@@ -132,10 +132,7 @@ def _advance(engine: Engine, batch: dict[str, Images], logs: Logs) -> None:
 
 
 def _evaluate(engine: Engine, task: Task, logs: Logs, *, progress: bool) -> dict[str, Any]:
-    entries = {
-        name: scores_entry(scores, task.means)
-        for name, scores in evaluate(engine, task, progress=progress).items()
-    }
+    entries = evaluate(engine, task, progress=progress)
     for name, entry in entries.items():
         logs.write(f"scores_{name}", engine.step, entry["mean_iou"])
     return entries

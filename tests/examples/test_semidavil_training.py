@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,13 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from examples.common.training import CHECKPOINT
+from examples.semidavil import grid
 from examples.semidavil.config import CONFIGS, ComponentConfig, Config, load_config
 from examples.semidavil.data.batches import Steps
 from examples.semidavil.data.task import load_task, streams
 from examples.semidavil.engine import Engine
-from examples.semidavil.evaluation import evaluate, predict, scores_entry, sliding_window, table
+from examples.semidavil.evaluation import evaluate, predict, sliding_window, table
+from examples.semidavil.grid import GRIDS, load_grid
 from examples.semidavil.logs import Logs, read_log
 from examples.semidavil.losses import NAMES, ConsistencyLoss, build_loss
 from examples.semidavil.model.captions import DomainCaptions, PredictedCaptions
@@ -263,7 +265,8 @@ def test_sliding_windows_cover_the_image():
 
 def test_scores_are_those_of_a_confusion_matrix(config, tmp_path):
     engine, task = _engine(config, tmp_path)
-    scores = evaluate(engine, task)["val_alt"]
+    task = replace(task, means={"mIoU2": (3, 4)})
+    entry = evaluate(engine, task)["val_alt"]
     test, confusion = task.tests["val_alt"], torch.zeros(11, 11)
     engine.networks.student.eval()
     for i, name in enumerate(test.names):
@@ -272,12 +275,11 @@ def test_scores_are_those_of_a_confusion_matrix(config, tmp_path):
             confusion[label[y, x], guess[y, x]] += 1
     for c in range(11):
         union = confusion[c].sum() + confusion[:, c].sum() - confusion[c, c]
-        if union:
-            assert scores.iou[c] == pytest.approx(float(confusion[c, c] / union))
-    entry = scores_entry(scores, {"mIoU2": [3, 4]})
-    wanted = [v for v in (scores.iou[3], scores.iou[4]) if not math.isnan(v)]
-    assert entry["mean_iou"]["mIoU2"] == pytest.approx(sum(wanted) / len(wanted))
-    assert table(entry, replace(task, means={"mIoU2": (3, 4)})).startswith("| mIoU2 | road | pavement |\n")
+        assert entry["iou"][c] == (pytest.approx(float(confusion[c, c] / union)) if union else None)
+    wanted = [value for value in entry["iou"][3:5] if value is not None]
+    assert entry["mean_iou"] == {"mIoU2": pytest.approx(sum(wanted) / len(wanted))}
+    assert entry["pixels"] == confusion.sum(1).tolist()
+    assert table(entry, task).startswith("| mIoU2 | road | pavement |\n")
 
 
 def test_gta5_to_cityscapes_end_to_end(config, tmp_path):
@@ -316,6 +318,45 @@ def test_shipped_configurations_are_valid_and_say_what_they_are():
     configs = {path.stem: load_config(path) for path in paths}
     assert all(config.note for config in configs.values())
     assert len({json.dumps(config.as_dict()) for config in configs.values()}) == len(configs)
+
+
+def test_grids_name_valid_runs_that_differ():
+    for path in sorted(GRIDS.glob("*.toml")):
+        found = load_grid(path.stem)
+        for budget, seed in product(found.budgets, found.seeds):
+            runs = [found.run(overrides, budget, seed) for _, overrides in found.rows]
+            assert len({run_folder(Path(), "x", config) for config in runs}) == len(runs)
+        assert len({label for label, _ in found.rows}) == len(found.rows)
+    with pytest.raises(FileNotFoundError, match="those here are camvid_components"):
+        load_grid("nonesuch")
+
+
+def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        'title = "Tiny"\nconfig = "smoke"\nbudgets = [1, 2]\nseeds = [0, 1]\n'
+        '[[row]]\nlabel = "CE"\nset = [\'loss="CE"\', "training.iterations=1", "training.eval_every=0"]\n'
+    )
+    folders = [
+        "--target",
+        str(street_folder),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    grid.main(["report", str(path), *folders])
+    assert "No run is finished" in capsys.readouterr().out
+    grid.main(["run", str(path), "--budgets", "2", "--device", "cpu", *folders])
+    grid.main(["run", str(path), "--budgets", "1", "--seeds", "1", "--device", "cpu", *folders])
+    grid.main(["report", str(path), *folders])
+    text = (tmp_path / "out" / "tiny.md").read_text()
+    assert "## val_alt, mIoU11\n\n| | 1 labels | 2 labels |\n|---|---|---|\n| CE | " in text
+    assert text.count("± ") == 3  # the caption's, and two of the cell with two seeds
+    assert "(1) | " in text
+    assert "(2) |\n" in text
+    rows = json.loads((tmp_path / "out" / "tiny.json").read_text())["rows"]
+    assert [run["seed"] for run in rows["CE"]["2"]] == [0, 1]
 
 
 def test_the_command_line(config, street_folder, tmp_path, capsys):
