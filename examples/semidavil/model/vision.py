@@ -8,7 +8,6 @@ efficientnet-lite0-random   the same from scratch
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.common.models import EfficientNetLiteEncoder
+from examples.semidavil.model.clip import MEAN, STD, load_clip
 
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 NAMES = ("clip:PATH-OR-HUB-NAME", "clip-tiny", "efficientnet-lite0", "efficientnet-lite0-random")
@@ -49,17 +47,18 @@ class ClipVision(VisionEncoder):
     projected as CLIP does with its class token, and so lives in the space of the text embeddings.
 
     Args:
-        model: transformers' `CLIPVisionModelWithProjection`.
+        model: transformers' `CLIPVisionModel`.
+        projection: to the space of the text embeddings.
     """
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(_CLIP_MEAN, _CLIP_STD)
-        self.model = model
+    def __init__(self, model: Any, projection: nn.Linear) -> None:
+        super().__init__(MEAN, STD)
+        self.model, self.projection = model, projection
         config = model.config
         self.patch: int = config.patch_size
         depth = config.num_hidden_layers
         self.layers = (max(depth // 3, 1), max(2 * depth // 3, 1))
-        self.channels = (config.hidden_size, config.hidden_size, config.projection_dim)
+        self.channels = (config.hidden_size, config.hidden_size, projection.out_features)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(N, 3, H, W) in [0, 1] -> three maps (N, C_i, ⌈H/patch⌉, ⌈W/patch⌉)."""
@@ -67,9 +66,8 @@ class ClipVision(VisionEncoder):
         size = (grid[0] * self.patch, grid[1] * self.patch)
         if image.shape[-2:] != size:
             image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-        encoder = self.model.vision_model
-        output = encoder(self.normalized(image), interpolate_pos_encoding=True, output_hidden_states=True)
-        last = self.model.visual_projection(encoder.post_layernorm(output.last_hidden_state))
+        output = self.model(self.normalized(image), interpolate_pos_encoding=True, output_hidden_states=True)
+        last = self.projection(self.model.post_layernorm(output.last_hidden_state))
         tokens = [*(output.hidden_states[layer] for layer in self.layers), last]
         return [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in tokens]  # token 0 is the class token
 
@@ -99,41 +97,17 @@ def build_vision(name: str) -> VisionEncoder:
         ValueError: an unknown name.
         OSError: transformers finds no model at the path or on the hub.
     """
-    if name.startswith("clip:"):
-        from transformers import CLIPVisionModelWithProjection  # noqa: PLC0415 (seconds)
-
-        where = name.removeprefix("clip:")
-        return ClipVision(CLIPVisionModelWithProjection.from_pretrained(where, **local(where)))
-    if name == "clip-tiny":
-        return ClipVision(_tiny_clip())
+    if name.startswith("clip:") or name == "clip-tiny":
+        clip = load_clip(name)
+        return ClipVision(clip.vision_model, clip.visual_projection)
     if name in ("efficientnet-lite0", "efficientnet-lite0-random"):
         return EfficientNetVision(pretrained=name == "efficientnet-lite0")
     raise ValueError(f"vision must be one of {', '.join(NAMES)}, got {name!r}")
 
 
-def local(where: str) -> dict[str, bool]:
-    """What keeps transformers from asking the network about a model that is a folder."""
-    return {"local_files_only": True} if Path(where).is_dir() else {}
-
-
 def freeze(module: nn.Module) -> nn.Module:
     """The module in evaluation mode, without gradients."""
     return module.eval().requires_grad_(False)
-
-
-def _tiny_clip() -> Any:
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection  # noqa: PLC0415
-
-    config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        projection_dim=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    return CLIPVisionModelWithProjection(config)
 
 
 def _reset(module: nn.Module) -> None:
