@@ -4,6 +4,7 @@ RUNS/CONFIG-HASH/config.json      what is run
 RUNS/CONFIG-HASH/log.csv          losses, learning rate, throughput, memory; scores_SET.csv: the IoU on a test set
 RUNS/CONFIG-HASH/tensorboard      the same for TensorBoard
 RUNS/CONFIG-HASH/checkpoint.pt    where a run that was stopped goes on
+RUNS/CONFIG-HASH/predictions_SET.png   image, label and prediction of some test images
 RUNS/CONFIG-HASH/metrics.json     the final scores; it exists when the run is finished
 """
 
@@ -33,6 +34,7 @@ from examples.semidavil.data.task import Task, load_task, streams
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import evaluate, table
 from examples.semidavil.logs import Logs
+from examples.semidavil.pictures import write_pictures
 
 METRICS = "metrics.json"
 RUNS = Path("runs/semidavil")
@@ -89,6 +91,8 @@ def train(
                 raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
             if stopping and not done:
                 return {}
+    name, test = next(iter(task.tests.items()))
+    write_pictures(engine, test, task.classes, folder / f"predictions_{name}.png")
     return _finish(folder, config, task, entries)
 
 

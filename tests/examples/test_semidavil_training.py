@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
+from examples.common.streets import CLASSES as STREET_CLASSES
 from examples.common.training import CHECKPOINT
 from examples.semidavil import grid
 from examples.semidavil.config import CONFIGS, ComponentConfig, Config, load_config
@@ -26,6 +28,7 @@ from examples.semidavil.grid import GRIDS, load_grid
 from examples.semidavil.logs import Logs, read_log
 from examples.semidavil.losses import NAMES, ConsistencyLoss, build_loss
 from examples.semidavil.model.captions import DomainCaptions, PredictedCaptions
+from examples.semidavil.pictures import painted
 from examples.semidavil.train import main, run_folder, train
 
 
@@ -307,6 +310,16 @@ def test_gta5_to_cityscapes_end_to_end(config, tmp_path):
     assert len(metrics["classes"]) == len(metrics["scores"]["val"]["iou"]) == 19
     assert metrics["labelled"] == 2
     assert (tmp_path / "run" / "scores.md").read_text().startswith("val\n\n| mIoU19 | road | sidewalk |")
+    with Image.open(tmp_path / "run" / "predictions_val.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (2 * 12 + 4, 3 * 16 + 2 * 4, 3)  # two test images, three pictures each
+    assert np.array_equal(pixels[:12, 1:16], pixels[:12, 21:36])  # the toy images wear their labels' colours
+    assert not pixels[:12, 20].any()
+
+
+def test_colours_of_camvids_classes():
+    colours = painted(torch.tensor([[0, 4, 10, 255]]), STREET_CLASSES)
+    assert colours.tolist() == [[[70, 130, 180], [244, 35, 232], [119, 11, 32], [0, 0, 0]]]
 
 
 def test_logs_drop_the_rows_that_will_come_again(tmp_path):
