@@ -128,7 +128,9 @@ def gta5_task(tmp_path):
 
 def test_streams_of_gta5_to_cityscapes(gta5_task):
     config, task, folder = gta5_task
-    assert (folder / "splits" / "labelled_1.txt").read_text().split() == list(task.labelled)
+    assert (folder / "splits" / "cityscapes-seed42" / "labelled_1.txt").read_text().split() == list(
+        task.labelled
+    )
     assert len(task.unlabelled.names) == 3
     assert not set(task.labelled) & set(task.unlabelled.names)
     assert task.tests["val"].image(0).shape == (3, 12, 16)  # the file's own size
@@ -164,6 +166,18 @@ def test_budgets_at_the_ends(gta5_task, tmp_path):
 
 def load_config_with(config, **changes):
     return type(config)(**{**vars(config), **changes})
+
+
+def test_lists_of_other_seeds_and_targets_are_kept_apart(gta5_task, street_folder):
+    config, task, folder = gta5_task
+    other = load_task(load_config_with(config, split_seed=3), folder)
+    assert other.labelled == nested_split(task.target.names, 1, seed=3) != task.labelled
+    camvid = load_task(DataConfig(target=str(street_folder), budget=1, streets=1), folder)
+    assert set(camvid.labelled) < set(camvid.target.names)
+    own = folder / "own"
+    own.mkdir()
+    (own / "labelled_1.txt").write_text(task.target.names[3])
+    assert load_task(load_config_with(config, splits=str(own)), folder).labelled == task.target.names[3:4]
 
 
 def test_synthia_is_scored_on_its_classes(tmp_path):

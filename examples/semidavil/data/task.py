@@ -87,7 +87,11 @@ def streams(
     def add(name: str, number: int, domain: Domain, *, rare: bool, labelled: bool) -> None:
         sampler: Sampler
         if rare:
-            counts = class_counts(domain, len(task.classes), folder / f"class_counts_{name}.pt")
+            counts = class_counts(
+                domain,
+                len(task.classes),
+                folder / f"class_counts-{config.kind}-{name}-{_text(config.source_size)}.pt",
+            )
             sampler = RareClassSampler(
                 counts,
                 seed,
@@ -109,8 +113,15 @@ def streams(
 
 
 def _labelled(config: DataConfig, target: Domain, folder: Path) -> tuple[str, ...]:
-    lists = Path(config.splits) if config.splits else folder / "splits"
+    """The labelled names; lists of our own are kept apart by target and seed, as their files would be the same."""
+    target_name = f"camvid-{config.train_split}" if config.kind == "streets-camvid" else "cityscapes"
+    own = folder / "splits" / f"{target_name}-seed{config.split_seed}"
+    lists = Path(config.splits) if config.splits else own
     return split_file(lists, target.names, config.budget, config.split_seed)
+
+
+def _text(size: Size | None) -> str:
+    return "own" if size is None else f"{size[0]}x{size[1]}"
 
 
 def _streets_to_camvid(config: DataConfig, folder: Path) -> Task:
