@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import torch
 
 from examples.common.training import CHECKPOINT
 from examples.semidavil.config import load_config
@@ -13,7 +16,18 @@ from examples.semidavil.data.toy import write_street_folder
 from examples.semidavil.logs import read_log
 from examples.semidavil.train import train
 
-LOSSES = ("loss", "supervised", "consistency", "confident", "lr")
+COLUMNS = ("loss", "supervised", "consistency", "confident", "lr")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On tensors this small a second thread does nothing but wait, which on a busy machine takes minutes."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
 
 
 def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> list[dict[str, float]]:
@@ -22,7 +36,7 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> list[dict[st
     Raises:
         RuntimeError: the two runs differ, so resuming is not exact; or no pixel was ever confident.
     """
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, _one_thread():
         folder = Path(name)
         config = load_config("smoke", overrides)
         target = write_street_folder(folder / "target", size=(48, 64), train=8, test=2)
@@ -33,7 +47,7 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> list[dict[st
         train(config, parts, kept, device=device, stop_after=half, progress=False)
         train(config, parts, kept, device=device, progress=False)
         log, resumed = (
-            [{key: row[key] for key in LOSSES if key in row} for row in read_log(run / "log.csv")]
+            [{key: row[key] for key in COLUMNS if key in row} for row in read_log(run / "log.csv")]
             for run in (whole, parts)
         )
         scores, again = ((run / "metrics.json").read_text() for run in (whole, parts))
