@@ -84,7 +84,7 @@ def train(
     run.resume()
     model.train()
     with (
-        _stop_request() as stop,
+        stop_request() as stop,
         tqdm(total=config.iterations, initial=run.step, disable=not progress) as bar,
     ):
         while run.step < config.iterations:
@@ -212,7 +212,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextmanager
-def _stop_request() -> Iterator[threading.Event]:
+def stop_request() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.semidavil.data.toy import write_street_folder
+
 CLASSES = ("sky", "road", "pole")
 
 
@@ -59,3 +61,9 @@ def acdc_folder(tmp_path: Path) -> Path:
     classes = ["background", "right_ventricle", "myocardium", "left_ventricle"]
     (folder / "dataset.json").write_text(json.dumps({"classes": classes}))
     return folder
+
+
+@pytest.fixture
+def street_folder(tmp_path: Path) -> Path:
+    """Rendered streets in CamVid's layout: four of train_alt, two of val_alt."""
+    return write_street_folder(tmp_path / "street-camvid", size=(24, 32), train=4, test=2)

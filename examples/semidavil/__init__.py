@@ -1,0 +1,1 @@
+"""SemiDAViL (CVPR 2025): semi-supervised domain adaptation for segmentation with language guidance and DyCE."""

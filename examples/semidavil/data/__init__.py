@@ -1,0 +1,1 @@
+"""GTA5, SYNTHIA, Cityscapes, and streets → CamVid behind one interface; label splits, sampling, crops."""

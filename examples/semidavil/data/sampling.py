@@ -1,0 +1,100 @@
+"""Which images a step gets: a function of the seed, the step and the stream alone, so that a resumed run is exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from examples.common.training import write_atomically
+from examples.semidavil.data.domain import Domain
+
+SOURCE, LABELLED, UNLABELLED = range(3)  # the streams
+_STREAMS = 16  # room for the streams above and for the augmentations of each
+
+
+def generator(seed: int, index: int, stream: int) -> torch.Generator:
+    """An independent generator for each (seed, index, stream); the constants only keep them apart."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + index) * _STREAMS + stream)
+
+
+class Sampler(Protocol):
+    """Position in the stream of images -> index of an image."""
+
+    def __call__(self, position: int) -> int:
+        """The image at a position."""
+
+
+class Shuffled:
+    """Every image once an epoch, in another order each epoch."""
+
+    def __init__(self, length: int, seed: int, stream: int) -> None:
+        if length < 1:
+            raise ValueError("there is no image to sample from")
+        self.length, self.seed, self.stream = length, seed, stream
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def __call__(self, position: int) -> int:
+        """The image at a position; position // length is its epoch."""
+        epoch, place = divmod(position, self.length)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = torch.randperm(self.length, generator=generator(self.seed, epoch, self.stream))
+        return int(self._order[place])
+
+
+class RareClassSampler:
+    """Rare-class sampling (Hoyer et al., DAFormer, 2022): draw a class, the rare ones more often, then an image of it.
+
+        P(c) ∝ exp((1 − f_c) / T),    f_c: the share of class c among all labelled pixels
+
+    Args:
+        counts: pixels of each class in each image, (images, C); see `class_counts`.
+        seed: of the draws.
+        stream: keeps the streams apart.
+        temperature: T; the smaller, the rarer the classes that are drawn.
+        min_pixels: an image counts as one of a class from this number of its pixels on.
+
+    Raises:
+        ValueError: no image has a labelled pixel, or the temperature is not positive.
+    """
+
+    def __init__(
+        self, counts: Tensor, seed: int, stream: int, *, temperature: float = 0.01, min_pixels: int = 1
+    ) -> None:
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.seed, self.stream = seed, stream
+        self.images = [torch.nonzero(column >= max(min_pixels, 1)).flatten() for column in counts.T]
+        present = torch.tensor([len(images) > 0 for images in self.images])
+        if not present.any():
+            raise ValueError(f"no image has {min_pixels} pixels of a class: is this data labelled?")
+        share = counts.double().sum(0) / counts.sum()
+        self.probability = ((1 - share) / temperature).masked_fill(~present, -torch.inf).softmax(0)
+
+    def __call__(self, position: int) -> int:
+        """The image at a position."""
+        draw = generator(self.seed, position, self.stream)
+        images = self.images[int(torch.multinomial(self.probability, 1, generator=draw))]
+        return int(images[torch.randint(len(images), (1,), generator=draw)])
+
+
+def class_counts(domain: Domain, num_classes: int, cache: Path | None = None) -> Tensor:
+    """Pixels of each class in each image, (images, C) int64; read from `cache` where that has the same images."""
+    if cache is not None and cache.is_file():
+        kept = torch.load(cache, weights_only=True)
+        if kept["names"] == list(domain.names) and kept["counts"].shape[1] == num_classes:
+            counts: Tensor = kept["counts"]
+            return counts
+    rows = [_count(domain.label(i), num_classes) for i in range(len(domain.names))]
+    counts = torch.stack(rows)
+    if cache is not None:
+        content = {"names": list(domain.names), "counts": counts}
+        write_atomically(cache, lambda partial: torch.save(content, partial))
+    return counts
+
+
+def _count(label: Tensor, num_classes: int) -> Tensor:
+    return torch.bincount(label[label < num_classes], minlength=num_classes)

@@ -1,0 +1,91 @@
+"""The supervised losses of Table 6 by name, and the consistency loss of equation 4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from classbalance_losses import (
+    DualCrossEntropyLoss,
+    DualFocalLoss,
+    DyCELoss,
+    FocalLoss,
+    PixelFrequency,
+    WeightedCrossEntropyLoss,
+)
+
+
+def _weighted(**options: Any) -> nn.Module:
+    """Cross-entropy with inverse pixel frequencies, counted over the labels that training has seen."""
+    return WeightedCrossEntropyLoss(PixelFrequency(accumulate="running"), **options)
+
+
+_LOSSES: Mapping[str, Callable[..., nn.Module]] = {
+    "CE": WeightedCrossEntropyLoss,  # without weights
+    "WCE": _weighted,
+    "DCE": DualCrossEntropyLoss,
+    "FL": FocalLoss,
+    "DFL": DualFocalLoss,
+    "DyCE": DyCELoss,
+}
+NAMES = tuple(_LOSSES)
+
+
+def build_loss(name: str, options: Mapping[str, Any], ignore_index: int) -> nn.Module:
+    """A loss of Table 6: `"CE"`, `"WCE"`, `"DCE"`, `"FL"`, `"DFL"` or `"DyCE"`, with keywords of its class.
+
+    Raises:
+        ValueError: an unknown name, or an option out of its range.
+        TypeError: a keyword that the loss does not have.
+    """
+    if name not in _LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(NAMES)}, got {name!r}")
+    return _LOSSES[name](**options, ignore_index=ignore_index)
+
+
+class ConsistencyLoss(nn.Module):
+    r"""Equation 4: the student's strong view should say what the teacher says of the weak one, where that is sure.
+
+    .. math:: L = \frac{1}{Z} \sum_{i:\, \max_c q_{ic} \ge \theta} - \sum_c p^T_{ic} \log p^S_{ic}
+
+    Cross-entropy with the teacher's probabilities; its gradient is that of KL(teacher ‖ student), which the released
+    code uses. The printed equation differs from that code in two places, and each is a switch:
+
+    Args:
+        threshold: θ, in [0, 1].
+        confidence: whose probabilities q decide: `"teacher"` (the code), or `"student"` (the equation).
+        normalize: Z is the number of `"confident"` pixels (the code), of `"images"` (the equation; a sum over pixels
+            then, which grows with the image), or of all `"pixels"`.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(
+        self, threshold: float = 0.95, confidence: str = "teacher", normalize: str = "confident"
+    ) -> None:
+        super().__init__()
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        if confidence not in ("teacher", "student"):
+            raise ValueError(f"confidence must be 'teacher' or 'student', got {confidence!r}")
+        if normalize not in ("confident", "images", "pixels"):
+            raise ValueError(f"normalize must be 'confident', 'images' or 'pixels', got {normalize!r}")
+        self.threshold, self.confidence, self.normalize = threshold, confidence, normalize
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, C, *) of both -> the loss, and the share of pixels that are confident.
+
+        The teacher gets no gradient, nor does the choice of pixels. No confident pixel: 0, in the graph.
+        """
+        log_student = student.float().log_softmax(1)
+        target = teacher.detach().float().softmax(1)
+        judge = target if self.confidence == "teacher" else log_student.detach().exp()
+        sure = judge.amax(1) >= self.threshold
+        pixel_loss = -(target * log_student).sum(1)
+        total = torch.where(sure, pixel_loss, 0).sum()
+        count = {"confident": sure.sum().clamp(min=1), "images": len(student), "pixels": sure.numel()}
+        return total / count[self.normalize], sure.float().mean()
