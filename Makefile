@@ -52,8 +52,7 @@ bench: $(VENV)/.installed  ## time and memory of every loss beside F.cross_entro
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.speed run
 
-bench-gpu:  ## the kernel tests and the benchmark on a CUDA device, with the Python that has one; it reads no data
-	$(PYTHON) -m pytest -q $(wildcard tests/test_cuda.py tests/test_triton*.py tests/test_kernel*.py)
+bench-gpu: test-gpu  ## the kernel tests and the benchmark on a CUDA device, with the Python that has one; it reads no data
 	$(PYTHON) -m benchmarks.speed run --device cuda --seconds 0.3
 
 clean:

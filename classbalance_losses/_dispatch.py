@@ -78,7 +78,7 @@ def backend_for(
     """Return "reference", "blocked" or "triton" for an operation on ``tensor``.
 
     ``size`` is the number of entries that the operation goes over, where it is not the tensor's own, and
-    ``blocked_from`` the size from which its blocks cost less than they save (``benchmarks/speed`` measures both).
+    ``blocked_from`` the size from which its blocks cost less than they save.
     ``unsupported`` gives the reasons why its Triton kernel cannot run; ``None``: any tensor on the device will do.
 
     Raises:

@@ -6,14 +6,15 @@ import pytest
 
 pytest.importorskip("torchmetrics")
 
-from benchmarks.accuracy.readme import README, fill, results_block
+from benchmarks.accuracy.readme import results_block
+from benchmarks.readme_block import README, fill
 
 
 def test_the_results_block_is_up_to_date() -> None:
     text = README.read_text()
-    assert fill(text, results_block()) == text, "run: python -m benchmarks.accuracy.readme"
+    assert fill(text, "results", results_block()) == text, "run: python -m benchmarks.accuracy.readme"
 
 
 def test_missing_markers_are_told() -> None:
     with pytest.raises(ValueError, match="markers"):
-        fill("no markers", "block")
+        fill("no markers", "results", "block")

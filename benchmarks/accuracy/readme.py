@@ -6,11 +6,10 @@ from pathlib import Path
 
 from benchmarks.accuracy.collect import read_results
 from benchmarks.accuracy.table import summary_table
+from benchmarks.readme_block import update
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
 RESULTS = Path("benchmarks/results/camvid-small")
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def results_block(folder: Path = ROOT / RESULTS) -> str:
@@ -33,18 +32,5 @@ def results_block(folder: Path = ROOT / RESULTS) -> str:
     )
 
 
-def fill(text: str, block: str) -> str:
-    """Put a block between README's markers.
-
-    Raises:
-        ValueError: the markers are missing.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"README.md lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
-
-
 if __name__ == "__main__":
-    README.write_text(fill(README.read_text(), results_block()))
+    update("results", results_block())

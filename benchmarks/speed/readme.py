@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.readme_block import update
 from benchmarks.speed import compare
 from benchmarks.speed import table as tables
 from benchmarks.speed.report import describe, main_axis, main_entries
 from benchmarks.speed.results import FILE, Results, read_results
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
 FOLDER = Path("benchmarks/results")
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 NO_FILE = "No result file is committed yet: `make bench` writes one."
 NO_GPU = "GPU figures are not measured yet: `make bench-gpu` measures them, on a machine that has one."
 
@@ -26,19 +25,6 @@ def speed_block(root: Path = ROOT) -> str:
     parts += [] if measured else [NO_FILE]
     parts += [] if "cuda" in devices else [NO_GPU]
     return "\n\n".join(parts)
-
-
-def fill(text: str, block: str) -> str:
-    """Put a block between README's markers.
-
-    Raises:
-        ValueError: the markers are missing.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"README.md lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
 def _machine(results: Results, folder: Path) -> str:
@@ -60,4 +46,4 @@ def _machine(results: Results, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(fill(README.read_text(), speed_block()))
+    update("speed", speed_block())

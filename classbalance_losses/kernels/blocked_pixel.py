@@ -108,7 +108,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _exp_(x: Tensor) -> Tensor:
-    """Return exp(x) in place; torch's exp2 takes a third of the time of its exp, to the same precision."""
+    """Return exp(x) in place, by torch's exp2: on a CPU it is quicker than its exp, and as precise."""
     return x.mul_(_LOG2_E).exp2_()
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from classbalance_losses.kernels.memory import empty_like
 
-# Logits of a block, for each thread. Each step on a block is one parallel region, and few long ones suffer less from a
-# thread that comes late than many short ones: measured best well above a core's own cache (2 MiB of float32).
+# Logits of a block, for each thread: 2 MiB of float32. Each step on a block is one parallel region, and few long
+# regions suffer less from a thread that comes late than many short ones do, even beyond a core's own cache.
 _ELEMENTS = 1 << 19
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 

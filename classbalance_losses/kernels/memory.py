@@ -16,8 +16,9 @@ def empty_like(input: Tensor, memory_format: torch.memory_format = torch.preserv
     """Return uninitialised memory, as ``torch.empty_like`` does, that asks Linux for huge pages.
 
     A large tensor is fresh memory at every step, and the kernel hands it over page by page at the first write:
-    with pages of 4 KiB that took longer than all arithmetic of a backward pass. It is advice: where the system has no
-    huge pages, or gives them anyway, nothing changes. (``THP_MEM_ALLOC_ENABLE=1`` has torch ask so for every tensor.)
+    with pages of 4 KiB that can take longer than the arithmetic of a backward pass. It is advice: where the system
+    has no huge pages, or gives them anyway, nothing changes. (``THP_MEM_ALLOC_ENABLE=1`` has torch ask so for every
+    tensor.)
     """
     empty = torch.empty_like(input, memory_format=memory_format)
     size = empty.numel() * empty.element_size()

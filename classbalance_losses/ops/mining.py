@@ -127,11 +127,12 @@ def hardest(
     rows = (loss.shape[0], -1) if scope == "image" and loss.numel() else (1, loss.numel())
     group = None if scope == "image" else process_group
     kept = keep.reshape(rows)
-    valid = all_reduce_sum(kept.sum(1), group)
+    own = kept.sum(1)
+    valid = all_reduce_sum(own, group)
     k = hard_count(valid, fraction, min_kept)
     if kept.shape[1] >= _SHORT and backend_for(loss, blocked_from=0) == "blocked":
         bits = _bits(torch.where(keep, loss.detach(), 0).abs()).reshape(rows)
-        threshold = _kth_by_digits(bits, kept.shape[1] - kept.sum(1), k, group)
+        threshold = _kth_by_digits(bits, kept.shape[1] - own, k, group)
     else:
         bits = ordered_bits(loss).reshape(rows)
         digits = 4 if loss.dtype == torch.float64 else 2
