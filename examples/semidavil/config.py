@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from examples.common.config import at_least, build, load_toml, plain
 
 CONFIGS = Path(__file__).parent / "configs"
 _PLACES = {"data": ("source", "target"), "model": ("caption_file",)}
@@ -46,8 +42,8 @@ class DataConfig:
     test_splits: tuple[str, ...] = ("val_alt",)
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "batch_size", "streets", "rare_class_min_pixels")
-        _at_least(self, 0, "budget")
+        at_least(self, 1, "batch_size", "streets", "rare_class_min_pixels")
+        at_least(self, 0, "budget")
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class ModelConfig:
     max_tokens: int = 48  # n_L of equation 3; longer captions are cut
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "guidance_channels", "decoder_channels", "max_tokens")
+        at_least(self, 1, "guidance_channels", "decoder_channels", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -115,8 +111,8 @@ class TrainingConfig:
     stride: tuple[int, int] | None = None  # None: two thirds of the window
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "iterations", "log_every", "checkpoint_every")
-        _at_least(self, 0, "eval_every", "workers")
+        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
+        at_least(self, 0, "eval_every", "workers")
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
-        content: dict[str, Any] = _plain(asdict(self))
+        content: dict[str, Any] = plain(asdict(self))
         for section, keys in _PLACES.items():
             for key in keys:
                 del content[section][key]
@@ -148,102 +144,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     TOML value: `training.seed=1`, `loss="CE"`.
 
     Raises:
-        FileNotFoundError: no such file; the message lists those there are.
+        FileNotFoundError: no such file; the message lists those of its folder.
         ValueError: an unknown key, or a value of the wrong type or out of range.
     """
-    content = _read(Path(path))
-    for override in overrides:
-        content = _merge(content, _override(override))
-    return _build(Config, content, str(path))
-
-
-def _override(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(
-            f"{text!r} must be KEY=VALUE with a TOML value, as training.seed=1: {error}"
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.suffix:
-        path = CONFIGS / f"{path}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))
-        raise FileNotFoundError(f"no configuration {path}; those here are {known}")
-    try:
-        content = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is no TOML file: {error}") from error
-    base = content.pop("base", None)
-    return content if base is None else _merge(_read(path.parent / f"{base}.toml"), content)
-
-
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        below = merged.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping) and key != "loss_options"
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
-_SECTIONS = {
-    "data": DataConfig,
-    "components": ComponentConfig,
-    "model": ModelConfig,
-    "consistency": ConsistencyConfig,
-    "training": TrainingConfig,
-}
-
-
-def _build(kind: type[Any], content: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from plain data; every key must be a field, every value of its type."""
-    known = {f.name: f for f in fields(kind)}
-    if unknown := sorted(set(content) - set(known)):
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known here are {', '.join(known)}")
-    types = get_type_hints(kind)
-    values = {}
-    for name, value in content.items():
-        section = _SECTIONS.get(name) if kind is Config else None
-        if section is not None and not isinstance(value, Mapping):
-            raise ValueError(f"{where}: [{name}] must be a table, got {value!r}")
-        place = f"{where}, {name}"
-        values[name] = _build(section, value, place) if section else _checked(types[name], value, place)
-    return kind(**values)
-
-
-def _checked(expected: Any, value: Any, where: str) -> Any:
-    """The value, with lists turned into tuples; ValueError where it does not fit its field's type."""
-    if get_origin(expected) is Literal:
-        choices = get_args(expected)
-        fits, wanted = value in choices, f"one of {', '.join(map(repr, choices))}"
-    elif expected == tuple[str, ...]:
-        fits, wanted = _is_list(value, str), "a list of strings"
-    elif expected == (tuple[int, int] | None):
-        fits, wanted = _is_list(value, int) and len(value) in (0, 2), "[height, width], or [] for none"
-    elif expected in (bool, int, float, str):
-        value = float(value) if expected is float and type(value) is int else value
-        fits, wanted = type(value) is expected, expected.__name__
-    else:
-        fits, wanted = isinstance(value, Mapping), "a table"
-    if not fits:
-        raise ValueError(f"{where} must be {wanted}, got {value!r}")
-    return (tuple(value) or None) if isinstance(value, list) else value
-
-
-def _is_list(value: Any, kind: type[Any]) -> bool:
-    return isinstance(value, list) and all(type(item) is kind for item in value)
-
-
-def _at_least(config: Any, least: int, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    file = Path(path) if Path(path).suffix else CONFIGS / path
+    config: Config = build(Config, load_toml(file, overrides), str(path))
+    return config

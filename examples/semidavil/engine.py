@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from examples.semidavil.config import Config, TrainingConfig
-from examples.semidavil.data.augment import strong
 from examples.semidavil.data.batches import Images
 from examples.semidavil.data.labels import IGNORE_INDEX
-from examples.semidavil.data.sampling import generator
+from examples.semidavil.data.sampling import seed_of
+from examples.semidavil.data.strong import StrongView
 from examples.semidavil.data.task import Task
 from examples.semidavil.losses import ConsistencyLoss, build_loss
 from examples.semidavil.model.captions import DomainCaptions, build_captioner
@@ -36,6 +36,7 @@ class Engine:
         name = config.loss if config.components.dyce else "CE"
         options = config.loss_options if name == config.loss else {}
         self.supervised = build_loss(name, options, IGNORE_INDEX).to(device)
+        self.strong = StrongView(rule.strength)
         self.consistency = ConsistencyLoss(rule.threshold, rule.confidence, rule.normalize)
         recipe = config.training
         self.optimizer = torch.optim.AdamW(
@@ -60,8 +61,7 @@ class Engine:
                 new = slice(len(labels), None)
                 with torch.no_grad():
                     wanted = teacher([x[new] for x in inputs], None if text is None else text[new], size)
-                draws = generator(self.config.training.seed, self.step, _STRONG)
-                view = strong(weak[new], draws, strength=self.config.consistency.strength)
+                view = self.strong(weak[new], self._seeds(weak[new]))
                 inputs = [
                     torch.cat([a[known], b]) for a, b in zip(inputs, self.networks.inputs(view), strict=True)
                 ]
@@ -80,6 +80,11 @@ class Engine:
         teacher.update_parameters(student)
         self.step += 1
         return {"loss": loss.detach(), "supervised": supervised.detach(), **logged}
+
+    def _seeds(self, images: Tensor) -> list[int]:
+        """Of the strong views: one for each image of the run."""
+        first = self.step * len(images)
+        return [seed_of(self.config.training.seed, first + i, _STRONG) for i in range(len(images))]
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision, where the configuration asks for it."""

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from examples.common.logs import read_log
 from examples.common.training import CHECKPOINT
 from examples.semidavil.config import load_config
 from examples.semidavil.data.toy import write_street_folder
-from examples.semidavil.logs import read_log
 from examples.semidavil.train import train
 
 COLUMNS = ("loss", "supervised", "consistency", "confident", "lr")

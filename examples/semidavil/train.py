@@ -27,13 +27,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import classbalance_losses
+from examples.common.logs import Logs
 from examples.common.training import CHECKPOINT, stop_request, write_atomically
 from examples.semidavil.config import Config, load_config
 from examples.semidavil.data.batches import Images, Steps
 from examples.semidavil.data.task import Task, load_task, streams
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import evaluate, table
-from examples.semidavil.logs import Logs
 from examples.semidavil.pictures import write_pictures
 
 METRICS = "metrics.json"

@@ -15,17 +15,19 @@ from semidavil_files import write_cityscapes, write_gta5
 from torch import nn
 
 pytest.importorskip("transformers")
+pytest.importorskip("kornia")
 
+from examples.common.logs import Logs, read_log
 from examples.common.streets import CLASSES as STREET_CLASSES
 from examples.common.training import CHECKPOINT
 from examples.semidavil import grid
 from examples.semidavil.config import CONFIGS, ComponentConfig, Config, load_config
 from examples.semidavil.data.batches import Steps
+from examples.semidavil.data.strong import StrongView
 from examples.semidavil.data.task import load_task, streams
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import evaluate, predict, sliding_window, table
 from examples.semidavil.grid import GRIDS, load_grid
-from examples.semidavil.logs import Logs, read_log
 from examples.semidavil.losses import NAMES, ConsistencyLoss, build_loss
 from examples.semidavil.model.captions import DomainCaptions, PredictedCaptions
 from examples.semidavil.pictures import painted
@@ -409,3 +411,22 @@ def test_the_command_line(config, street_folder, tmp_path, capsys):
 def test_the_smoke_run(capsys):
     main(["--smoke", "--device", "cpu"])
     assert "stopped after step 3 and resumed: the same losses and scores" in capsys.readouterr().out
+
+
+def test_strong_views_change_the_image_repeatably():
+    images, strong = torch.rand(8, 3, 20, 24), StrongView()
+    state = torch.get_rng_state()
+    view = strong(images, range(8))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert view.shape == images.shape
+    assert view.min() >= 0
+    assert view.max() <= 1
+    changed = (view - images).abs().flatten(1).mean(1) > 1e-3
+    assert changed.sum() >= 6
+    assert torch.equal(view[2:5], StrongView()(images[2:5], [2, 3, 4]))  # its batch does not matter
+    assert not torch.equal(view, strong(images, range(1, 9)))
+
+
+def test_a_strong_view_of_no_strength_keeps_the_colours():
+    flat = torch.full((6, 3, 12, 12), 0.3)  # grey: neither blur nor greyscale changes it
+    torch.testing.assert_close(StrongView(0.0)(flat, range(6)), flat)

@@ -15,9 +15,14 @@ SOURCE, LABELLED, UNLABELLED = range(3)  # the streams
 _STREAMS = 16  # room for the streams above and for the augmentations of each
 
 
+def seed_of(seed: int, index: int, stream: int) -> int:
+    """Another seed for each (seed, index, stream); the constants only keep them apart."""
+    return (seed * 1_000_003 + index) * _STREAMS + stream
+
+
 def generator(seed: int, index: int, stream: int) -> torch.Generator:
-    """An independent generator for each (seed, index, stream); the constants only keep them apart."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + index) * _STREAMS + stream)
+    """An independent generator for each (seed, index, stream)."""
+    return torch.Generator().manual_seed(seed_of(seed, index, stream))
 
 
 class Sampler(Protocol):
