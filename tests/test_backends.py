@@ -15,7 +15,7 @@ from torch import Tensor
 
 import classbalance_losses
 from classbalance_losses import DyCELoss, _dispatch, use_backend
-from classbalance_losses.kernels import blocked_shape, blocks
+from classbalance_losses.kernels import blocked_counts, blocked_shape, blocks
 from classbalance_losses.ops import mining, pixel
 
 LARGE = (2, 96, 80)  # times 19 classes: enough logits for "auto" to choose blocks
@@ -25,6 +25,7 @@ LARGE = (2, 96, 80)  # times 19 classes: enough logits for "auto" to choose bloc
 def _tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(blocks, "_ELEMENTS", 8)
     monkeypatch.setattr(blocked_shape, "_ELEMENTS", 5)
+    monkeypatch.setattr(blocked_counts, "_PIXELS", 7)
     monkeypatch.setattr(mining, "_SHORT", 0)
     with use_backend("blocked"):
         yield
@@ -43,6 +44,32 @@ def test_values_and_gradients(case: Case, rank: int) -> None:
 def test_whole_images_share_a_block(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_ELEMENTS", 50)  # two of the five images
     check(case, sample(2, shape=(5, 2, 3), weighted=True))
+
+
+@pytest.fixture(params=[2, 3])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    former = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(former)
+
+
+@over(DEFAULTS)
+@pytest.mark.parametrize("images", [1, 2, 3])
+@pytest.mark.usefixtures("_tiny_blocks", "_threads")
+def test_threads_share_images_or_parts_of_one(case: Case, images: int) -> None:
+    check(case, sample(2, shape=(images, 5, 6), weighted=True))
+
+
+@over(DEFAULTS)
+@pytest.mark.usefixtures("_tiny_blocks", "_threads")
+def test_threads_with_half_logits_that_are_ignored_and_infinite(case: Case) -> None:
+    clean = sample(2, shape=(1, 5, 6), dtype=torch.bfloat16)
+    spoilt = replace(clean, input=torch.where(clean.valid.unsqueeze(1), clean.input, torch.inf))
+    expected, actual = clean.leaf(), spoilt.leaf()
+    wanted, got = case(expected), case(actual)
+    assert torch.equal(got, wanted)
+    assert torch.equal(grad(got, actual), grad(wanted, expected))
 
 
 @over(CASES)

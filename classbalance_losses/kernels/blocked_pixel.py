@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classbalance_losses.kernels.blocks import BlockedLogits, accumulation_dtype, flat_pixels
+from classbalance_losses.kernels.blocks import BlockedLogits, Scratch, accumulation_dtype, flat_pixels
 
 # logits (n, C, *), target (n, *), keep (n, *) -> a number for each pixel (n, *): the reference of what is computed
 PixelFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -59,20 +59,20 @@ class _CrossEntropy(torch.autograd.Function):
         reference: PixelFunction,
         with_error: bool,
     ) -> tuple[Tensor, Tensor]:
-        index = _class_index(target, input.shape[1])
-        largest = torch.empty(index.shape, dtype=accumulation_dtype(input.dtype))
+        labels = flat_pixels(target).unsqueeze(1)
+        largest = torch.empty(labels.shape, dtype=accumulation_dtype(input.dtype))
         own, total = torch.empty_like(largest), torch.empty_like(largest)
         error = torch.empty_like(largest if with_error else largest[:0])
-        logits = layout(input)
+        logits, scratch = layout(input), Scratch()
         for block in logits.blocks():
-            here = (block.images, slice(None), block.pixels)
-            x = logits.load(block)
-            shifted = x - torch.amax(x, 1, keepdim=True, out=largest[here])
-            torch.gather(shifted, 1, index[here], out=own[here])
+            x, index = logits.load(block), _class_index(block.of(labels), input.shape[1])
+            highest = torch.amax(x, 1, keepdim=True, out=block.of(largest))
+            shifted = torch.sub(x, highest, out=scratch.take(x.shape, x.dtype))
+            torch.gather(shifted, 1, index, out=block.of(own))
             power = _exp_(shifted)
-            torch.sum(power, 1, keepdim=True, out=total[here])
+            torch.sum(power, 1, keepdim=True, out=block.of(total))
             if with_error:
-                error[here] = _squared_error_(power, index[here])
+                block.of(error).copy_(_squared_error_(power, index))
         if with_error:
             error.div_(total).div_(total)
         loss = total.log_().sub_(own)
@@ -91,18 +91,16 @@ class _CrossEntropy(torch.autograd.Function):
         input, target, keep, largest = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (_differentiable(ctx, input, target, keep, grad), *(None,) * 5)
-        index = _class_index(target, input.shape[1])
-        grad = flat_pixels(torch.where(keep, grad, 0)).unsqueeze(1)
-        opposite = -grad
-        dropped = None if ctx.is_finite else flat_pixels(~keep).unsqueeze(1)
+        labels, kept, grads = (flat_pixels(values).unsqueeze(1) for values in (target, keep, grad))
         logits = ctx.layout(input)
         for block in logits.blocks():
-            here = (block.images, slice(None), block.pixels)
-            power = _exp_(logits.load(block) - largest[here])
-            gradient = power.mul_(grad[here] / power.sum(1, keepdim=True))
-            gradient.scatter_add_(1, index[here], opposite[here])
-            if dropped is not None:  # NaN · 0 is NaN
-                gradient.masked_fill_(dropped[here], 0)
+            keep_here, x = block.of(kept), logits.load(block)
+            wanted = torch.where(keep_here, block.of(grads), 0)
+            power = _exp_(torch.sub(x, block.of(largest), out=logits.place(block)))
+            gradient = power.mul_(wanted / power.sum(1, keepdim=True))
+            gradient.scatter_add_(1, _class_index(block.of(labels), input.shape[1]), -wanted)
+            if not ctx.is_finite:  # NaN · 0 is NaN
+                gradient.masked_fill_(~keep_here, 0)
             logits.store(block, gradient)
         return (logits.gradient(), *(None,) * 5)
 
@@ -128,12 +126,12 @@ class _PixelFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, target, keep)
         ctx.layout, ctx.reference = layout, reference
-        labels, kept = flat_pixels(target), flat_pixels(keep)
+        labels, kept = (flat_pixels(values).unsqueeze(1) for values in (target, keep))
         value = torch.empty(labels.shape, dtype=accumulation_dtype(input.dtype))
         logits = layout(input)
         for block in logits.blocks():
-            here = (block.images, block.pixels)
-            value[here] = reference(logits.load(block), labels[here], kept[here])
+            pixels = (block.of(labels).squeeze(1), block.of(kept).squeeze(1))
+            block.of(value).squeeze(1).copy_(reference(logits.load(block), *pixels))
         return value.view(target.shape)
 
     @staticmethod
@@ -141,14 +139,14 @@ class _PixelFunction(torch.autograd.Function):
         input, target, keep = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (_differentiable(ctx, input, target, keep, grad), *(None,) * 4)
-        labels, kept, grads = flat_pixels(target), flat_pixels(keep), flat_pixels(grad)
+        per_pixel = [flat_pixels(values).unsqueeze(1) for values in (target, keep, grad)]
         logits = ctx.layout(input)
         for block in logits.blocks():
-            here = (block.images, block.pixels)
+            labels, kept, grads = (block.of(values).squeeze(1) for values in per_pixel)
             with torch.enable_grad():
                 x = logits.load(block).detach().requires_grad_()
-                value = ctx.reference(x, labels[here], kept[here])
-            logits.store(block, torch.autograd.grad(value, x, grads[here])[0])
+                value = ctx.reference(x, labels, kept)
+            logits.store(block, torch.autograd.grad(value, x, grads)[0])
         return (logits.gradient(), *(None,) * 4)
 
 
@@ -159,9 +157,9 @@ def _differentiable(ctx: Any, input: Tensor, target: Tensor, keep: Tensor, grad:
     return gradient
 
 
-def _class_index(target: Tensor, num_classes: int) -> Tensor:
-    """Return the labels as an index along axis 1, (N, 1, P); an ignored label becomes any class."""
-    return flat_pixels(target.clamp(0, num_classes - 1)).unsqueeze(1)
+def _class_index(labels: Tensor, num_classes: int) -> Tensor:
+    """Return labels as an index along the class axis; an ignored one becomes any class."""
+    return labels.clamp(0, num_classes - 1)
 
 
 def _where_kept(values: Tensor, keep: Tensor) -> Tensor:

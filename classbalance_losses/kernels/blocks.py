@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,14 +20,33 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class Block(NamedTuple):
-    """A block's place in (N, P): whole images, or a range of one image's pixels."""
+    """A block's place in (N, P): a number of images, or a range of one image's pixels, which threads share out.
+
+    torch gives the first half of an elementwise function's entries to the first of two threads, but the first half of
+    the pixels where it sums over classes. So that a thread finds in its own cache what it wrote there, the first axis
+    of a block has one entry, or the same number of them, for each thread: images, or parts of one.
+    """
 
     images: slice
     pixels: slice
+    parts: int = 1
+
+    def of(self, values: Tensor) -> Tensor:
+        """View the block's part of (N, K, P) as (images · parts, K, pixels / parts)."""
+        values = values[self.images, :, self.pixels]
+        if self.parts == 1:
+            return values
+        return values.view(values.shape[1], self.parts, -1).transpose(0, 1)
+
+
+def _parts(pixels: int) -> int:
+    """Return in how many parts a range of one image's pixels is processed."""
+    threads = torch.get_num_threads()
+    return threads if pixels % threads == 0 else 1
 
 
 class BlockedLogits(Protocol):
-    """Logits that are read block by block, (n, C, p), and take a gradient of that shape for each block."""
+    """Logits that are read block by block, in the shape of `Block.of`, and take a gradient for each."""
 
     def blocks(self) -> Iterator[Block]:
         """Go over all pixels once."""
@@ -34,14 +54,31 @@ class BlockedLogits(Protocol):
     def load(self, block: Block) -> Tensor:
         """Return the block's logits in the accumulation dtype."""
 
+    def place(self, block: Block) -> Tensor:
+        """Return memory (n, C, p) for the block's gradient, in the accumulation dtype."""
+
     def store(self, block: Block, gradient: Tensor) -> None:
-        """Take the block's gradient."""
+        """Take the block's gradient, from `place` or from elsewhere."""
 
     def gradient(self) -> Tensor:
         """Return the gradient of the input, when every block's is stored."""
 
     def full_size(self) -> Tensor:
         """Return all logits at once (N, C, *), with their graph."""
+
+
+class Scratch:
+    """Memory that one block after the other uses: fresh memory costs a page fault for every 4 KiB of it."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return uninitialised memory; what was taken before is lost."""
+        size = math.prod(shape)
+        if self._memory.numel() < size or self._memory.dtype != dtype:
+            self._memory = torch.empty(size, dtype=dtype)
+        return self._memory[:size].view(shape)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -67,30 +104,50 @@ class FullSizeLogits:
         self._input = input
         self._x = _class_rows(input)
         self._dtype = accumulation_dtype(input.dtype)
-        self._gradient = input.new_empty(0)
+        self._loaded, self._placed = Scratch(), Scratch()
 
     def blocks(self) -> Iterator[Block]:
-        """Go over whole images together where several fit a block, otherwise over parts of one."""
+        """Go over several images together where threads can share them or they are small, else over parts of one."""
         images, classes, pixels = self._x.shape
-        step = _pixels_per_block(classes)
+        threads, step = torch.get_num_threads(), _pixels_per_block(classes)
         together = max(step // max(pixels, 1), 1)
+        if images % threads == 0:
+            together = max(together // threads, 1) * threads
+        step = max(step // (together * threads), 1) * threads
         for n in range(0, images, together):
             for p in range(0, pixels, step):
-                yield Block(slice(n, n + together), slice(p, p + step))
+                place = slice(p, min(p + step, pixels))
+                parts = _parts(place.stop - p) if together == 1 else 1
+                yield Block(slice(n, n + together), place, parts)
 
     def load(self, block: Block) -> Tensor:
-        """Return a view of the logits, or a copy where they are of half precision."""
-        return self._x[block.images, :, block.pixels].to(self._dtype)
+        """Return a view of the logits or, where they are of half precision, a copy that the next block overwrites."""
+        x = block.of(self._x)
+        return x if x.dtype == self._dtype else self._loaded.take(x.shape, self._dtype).copy_(x)
+
+    def place(self, block: Block) -> Tensor:
+        """Return the gradient's own memory if a thread's part lies together there, and scratch memory otherwise."""
+        place = block.of(self._gradient_rows)
+        own = place.dtype == self._dtype and block.parts == 1
+        return place if own else self._placed.take(place.shape, self._dtype)
 
     def store(self, block: Block, gradient: Tensor) -> None:
-        """Write the block's gradient in its place, rounded to the input's dtype."""
-        if not self._gradient.numel():
-            self._gradient = _gradient_like(self._input)
-        _class_rows(self._gradient)[block.images, :, block.pixels] = gradient
+        """Write the block's gradient, rounded to the input's dtype, unless it is in its place already."""
+        place = block.of(self._gradient_rows)
+        if place.data_ptr() != gradient.data_ptr():
+            place.copy_(gradient)
 
     def gradient(self) -> Tensor:
         """Return the gradient (N, C, *)."""
         return self._gradient.view_as(self._input)
+
+    @cached_property
+    def _gradient(self) -> Tensor:
+        return _gradient_like(self._input)
+
+    @cached_property
+    def _gradient_rows(self) -> Tensor:
+        return _class_rows(self._gradient)
 
     def full_size(self) -> Tensor:
         """Return the logits themselves."""
@@ -140,6 +197,7 @@ class UpsampledLogits:
         self._resize = resize
         self._dtype = accumulation_dtype(input.dtype)
         self._gradient = torch.zeros(input.shape, dtype=self._dtype)
+        self._placed = Scratch()
 
     def blocks(self) -> Iterator[Block]:
         """Go over each image by positions of its first axis or, where one of those is too large, of its second."""
@@ -166,6 +224,11 @@ class UpsampledLogits:
         if rest.size:
             x = rest(x.reshape(1, -1, *x.shape[2 + len(mixes) :]))
         return x.reshape(1, self._input.shape[1], -1)
+
+    def place(self, block: Block) -> Tensor:
+        """Return scratch memory."""
+        pixels = block.pixels.stop - block.pixels.start
+        return self._placed.take((1, self._input.shape[1], pixels), self._dtype)
 
     def store(self, block: Block, gradient: Tensor) -> None:
         """Add what the block's gradient gives to the source rows."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
+from classbalance_losses.kernels import blocked_counts
 
 _BLOCKED_FROM = 1 << 17
 
@@ -31,11 +32,14 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
 
     Summed in float64: a million float32 additions in a row would lose the last three digits.
     """
-    if value.dtype == torch.float32 and backend_for(value, blocked_from=0) == "triton":
+    backend = backend_for(value, blocked_from=_BLOCKED_FROM)
+    if backend == "triton" and value.dtype == torch.float32:
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 
         sums: Tensor = triton_select.class_sums(value.detach(), target, keep, num_classes)
         return sums
+    if backend == "blocked":
+        return blocked_counts.class_sums(value.detach(), target, keep, num_classes)
     index = torch.where(keep, target, 0).flatten()
     zeros = torch.zeros(num_classes, dtype=torch.float64, device=value.device)
     return zeros.scatter_add(0, index, torch.where(keep, value.detach(), 0).flatten().double())
