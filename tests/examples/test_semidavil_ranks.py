@@ -54,7 +54,9 @@ def test_two_ranks_are_one_process(place, ranks, tmp_path, name):
     for part in ("student", "teacher", "loss"):
         assert alone[part].keys() == joined[part].keys()
         for key, value in alone[part].items():
-            if "k_proj.bias" in key:  # a softmax does not see it: its gradient is rounding alone, which Adam scales up
+            if (
+                "k_proj.bias" in key
+            ):  # a softmax does not see it: its gradient is rounding alone, which Adam scales up
                 continue
             torch.testing.assert_close(joined[part][key], value, rtol=1e-4, atol=2e-6, msg=f"{part} {key}")
     assert alone["teacher"]["n_averaged"] == joined["teacher"]["n_averaged"] == worker.STEPS + 1
