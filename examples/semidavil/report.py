@@ -63,7 +63,7 @@ def _recipe(runs: Sequence[Run]) -> str:
 
     size = _distinct("×".join(map(str, run["image_size"])) for run in runs if "image_size" in run)
     timed = [run["seconds"] for run in runs if "seconds" in run]
-    hours = f"{sum(timed) / 3600:.2g} hours of training in all" if timed else "hours not recorded"
+    hours = f"{sum(timed) / 3600:.2f} hours of training in all" if timed else "hours not recorded"
     if timed and len(timed) < len(runs):
         hours += f" for the {len(timed)} of them that recorded it"
     return (

@@ -90,7 +90,7 @@ def test_the_page_says_what_was_run(results):
     text = report(results, read_published())
     assert "Runs: 5, of 600 steps; batch 4 of each stream, pieces a step: 1; " in text
     assert (
-        "(height×width): 18×24; seeds 0, 1; 2 hours of training in all for the 4 of them that recorded it"
+        "(height×width): 18×24; seeds 0, 1; 2.00 hours of training in all for the 4 of them that recorded it"
         in text
     )
     assert "Device: abacus; threads: 1; processes: 2; commit: f00." in text

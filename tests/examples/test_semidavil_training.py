@@ -229,7 +229,7 @@ def test_checkpoints_of_before_there_were_ranks_go_on(config, tmp_path):
 
 
 def test_throughput_is_the_mean_since_the_last_row(config, tmp_path, monkeypatch):
-    """Six images a step, a second each by a clock that is read when the run starts, at rows, before and after pauses."""
+    """Six images a step; the clock ticks when it is read: at the start, at rows, before and after pauses."""
     ticks = iter(range(1000))
     monkeypatch.setattr(provenance.time, "perf_counter", lambda: float(next(ticks)))
     config = replace(config, training=replace(config.training, iterations=4, log_every=2, eval_every=0))
