@@ -59,13 +59,14 @@ def scores(results: Mapping[str, Any], test: str, main: str) -> Figure:
         panel.grid(axis="x", alpha=0.3)
     axes[0, 0].set_yticks(range(len(labels)), labels)
     axes[0, 0].invert_yaxis()
-    axes[0, 1].legend(fontsize=8, loc="lower right")
+    handles = axes[0, 1].get_legend_handles_labels()
+    figure.legend(*handles, fontsize=8, ncols=len(budgets), loc="upper center", bbox_to_anchor=(0.5, 0))
     figure.suptitle(f"{results['title']}, {test}: bars are means, dots seeds")
     return figure
 
 
 def gain(results: Mapping[str, Any], test: str) -> Figure | None:
-    """IoU points of DyCE over CE on each class against its share of the test pixels; None without runs of one seed."""
+    """IoU points of DyCE over CE on each class, the rarest first; None where no seed has both."""
     pairs = _paired(results)
     if not pairs:
         return None
@@ -78,21 +79,16 @@ def gain(results: Mapping[str, Any], test: str) -> Figure | None:
             [100 * (b["scores"][test]["iou"][c] - a["scores"][test]["iou"][c]) for c in order]
             for a, b in runs
         ]
-        x = [100 * share[c] for c in order]
+        x = range(len(order))
         for seed in gains:
             axes.plot(x, seed, "o", color=f"C{number}", markersize=3, alpha=0.5)
         seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
         middle = [mean(column) for column in zip(*gains, strict=True)]
         axes.plot(x, middle, "-", color=f"C{number}", label=f"{budget} labels, {seeds}")
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    for c in order:
-        name = classes[c].replace("_", " ")
-        axes.annotate(
-            name, (100 * share[c], 0), xycoords=("data", "axes fraction"), rotation=90, fontsize=7,
-            xytext=(-3, 4), textcoords="offset points", ha="right", alpha=0.7,
-        )  # fmt: skip
-    axes.set(xlabel=f"share of the pixels of {test}, %", ylabel="IoU points")
+    ticks = [f"{classes[c].replace('_', ' ')} {100 * share[c]:.2g} %" for c in order]
+    axes.set_xticks(range(len(order)), ticks, rotation=40, ha="right", fontsize=8)
+    axes.set(xlabel=f"class and its share of the pixels of {test}, rarest first", ylabel="IoU points")
     axes.set_title(f"{results['title']}: “{other}” less “{base}”; dots are seeds", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
