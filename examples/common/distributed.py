@@ -6,6 +6,7 @@ Without a process group everything here is the identity, so that one script serv
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,6 +41,11 @@ def process_group(device: str) -> Iterator[torch.device]:
     try:
         yield own
     finally:
+        if torch.__version__ < (
+            2,
+            8,
+        ):  # it may deadlock with gloo's threads that let go of the last collective's tensor
+            time.sleep(0.2)
         dist.destroy_process_group()
 
 

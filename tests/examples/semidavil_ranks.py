@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from examples.common.distributed import (
@@ -18,6 +17,7 @@ from examples.common.distributed import (
     gathered,
     join_batch_norm,
     joined_sum,
+    process_group,
     rank,
 )
 from examples.semidavil.config import Config, load_config
@@ -96,20 +96,25 @@ def helpers() -> dict[str, Any]:
     }
 
 
-def main(own: int, world: int, folder: str, target: str) -> None:
+def main(own: int, world: int, folder: str, target: str, port: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(100 + own)
-    store = f"file://{folder}/store"
-    dist.init_process_group(
-        "gloo", init_method=store, rank=own, world_size=world, timeout=timedelta(seconds=120)
-    )
+    environment = {"RANK": own, "LOCAL_RANK": own, "WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in environment.items()}  # as torchrun sets them
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    with process_group("cpu") as device:
+        assert device == torch.device("cpu")
+        torch.save(results(own, Path(folder), target), Path(folder) / f"rank{own}.pt")
+
+
+def results(own: int, place: Path, target: str) -> dict[str, Any]:
     confident: list[int] = []
 
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
         if isinstance(module, ConsistencyLoss):
             confident.append(int((args[1].float().softmax(1).amax(1) >= module.threshold).sum()))
 
-    place, kept = Path(folder), Path(folder) / "kept"
+    kept = place / "kept"
     with nn.modules.module.register_module_forward_pre_hook(count):
         metrics = {
             name: train(config(target, overrides), place / name, kept, progress=False)
@@ -125,14 +130,10 @@ def main(own: int, world: int, folder: str, target: str) -> None:
     except ValueError as error:
         refusal = str(error)
     part = slice(0, 2) if own == 0 else slice(2, 3)
-    result = {
+    return {
         "metrics": metrics,
         "confident": confident,
         "norms": normalized(join_batch_norm(norms(), torch.device("cpu")), part),
         "helpers": helpers(),
-        "random": torch.get_rng_state(),
         "refusal": refusal,
     }
-    torch.save(result, place / f"rank{own}.pt")
-    dist.barrier()
-    dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ pytest.importorskip("kornia")
 
 import semidavil_ranks as worker
 
-from examples.common.distributed import all_sum, any_rank, first_rank_first, gathered, joined_sum, rank
+from examples.common.distributed import (
+    all_sum,
+    any_rank,
+    first_rank_first,
+    gathered,
+    join_batch_norm,
+    joined_sum,
+    process_group,
+    rank,
+)
 from examples.common.logs import read_log
 from examples.common.training import CHECKPOINT
 from examples.semidavil.data.toy import write_street_folder
@@ -27,7 +37,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that two ranks did: starting processes takes seconds, so they do it in one go."""
     folder = tmp_path_factory.mktemp("ranks")
     target = write_street_folder(folder / "target", size=(24, 32), train=6, test=3)
-    torch.multiprocessing.spawn(worker.main, args=(2, str(folder), str(target)), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(worker.main, args=(2, str(folder), str(target), port), nprocs=2)
     return folder
 
 
@@ -141,5 +154,8 @@ def test_one_process_is_its_own_group():
     assert joined_sum(share) is share
     assert torch.equal(all_sum(torch.ones(2)), torch.ones(2))
     assert (rank(), any_rank(True), any_rank(False), gathered(5)) == (0, True, False, [5])
-    with first_rank_first():
-        pass
+    with first_rank_first(), process_group("cpu") as device:
+        assert device == torch.device("cpu")
+    net = worker.norms()
+    assert join_batch_norm(net, device) is net
+    assert type(net[1]) is torch.nn.BatchNorm2d
