@@ -92,7 +92,7 @@ class ConsistencyLoss(nn.Module):
         pixel_loss = -(target * log_student).sum(1)
         total = torch.where(sure, pixel_loss, 0).sum()
         ranks = world_size()  # each with as many images
-        count = {
+        count: dict[str, Tensor | int] = {
             "confident": all_sum(sure.sum()).clamp(min=1),
             "images": len(student) * ranks,
             "pixels": sure.numel() * ranks,

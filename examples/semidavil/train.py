@@ -155,8 +155,9 @@ def _loader(steps: Steps, config: Config, device: str) -> DataLoader[dict[str, I
 
 def _evaluate(engine: Engine, task: Task, logs: Logs | None, *, progress: bool) -> dict[str, Any]:
     entries = evaluate(engine, task, progress=progress)
-    for name, entry in entries.items() if logs is not None else ():
-        logs.write(f"scores_{name}", engine.step, entry["mean_iou"])
+    if logs is not None:
+        for name, entry in entries.items():
+            logs.write(f"scores_{name}", engine.step, entry["mean_iou"])
     return entries
 
 

@@ -179,6 +179,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, tmp_path, stop_after):
     train(config, tmp_path / "whole", kept, progress=False)
     assert train(config, tmp_path / "parts", kept, stop_after=stop_after, progress=False) == {}
     assert len(read_log(tmp_path / "parts" / "log.csv")) == stop_after
+    before = torch.load(tmp_path / "parts" / CHECKPOINT)["seconds"]
     metrics = train(config, tmp_path / "parts", kept, progress=False)
     whole, parts = (
         torch.load(tmp_path / name / CHECKPOINT, weights_only=True) for name in ("whole", "parts")
@@ -195,11 +196,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, tmp_path, stop_after):
     assert metrics["scores"] == json.loads((tmp_path / "whole" / "metrics.json").read_text())["scores"]
     assert list((tmp_path / "parts" / "tensorboard").glob("events*"))
     assert all(row["images_per_second"] > 0 for row in logs[1])
-    assert (
-        0
-        < torch.load(tmp_path / "parts" / CHECKPOINT)["seconds"]
-        == pytest.approx(metrics["seconds"], abs=0.06)
-    )
+    assert 0 < before < torch.load(tmp_path / "parts" / CHECKPOINT)["seconds"]  # they add up over the parts
     assert metrics["image_size"] == [16, 24]
     assert (metrics["ranks"], metrics["threads"]) == (1, torch.get_num_threads())
     assert (
