@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from benchmarks.accuracy.data import BenchmarkData, load_data, pixel_shares
 from benchmarks.accuracy.grid import RunConfig
 from examples.common.evaluation import Scores, evaluate
 from examples.common.models import build_model
+from examples.common.provenance import commit, versions
 from examples.common.training import CHECKPOINT, TrainingConfig, train, write_atomically
 
 METRICS = "metrics.json"
@@ -64,13 +63,8 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
         "classes": list(data.classes),
         "train_pixel_share": pixel_shares(data.pixel_counts),
         "scores": {name: scores_entry(_evaluate(model, data, name)) for name in data.tests},
-        "commit": _commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "classbalance_losses": classbalance_losses.__version__,
-        },
+        "commit": commit(),
+        "versions": versions() | {"numpy": np.__version__},
     }
     write_atomically(folder / MODEL, lambda path: torch.save(model.state_dict(), path))
     write_json(folder / METRICS, metrics)
@@ -126,25 +120,6 @@ def _evaluate(model: nn.Module, data: BenchmarkData, test: str) -> Scores:
 
 def _report(folder: Path, step: int) -> None:
     (folder / PROGRESS).write_text(str(step))
-
-
-def _commit() -> str:
-    """The commit that the code is at, with "+changes" where files differ from it; "unknown" outside a checkout."""
-    root = Path(__file__).parents[2]
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--dirty=+changes",
-        "--exclude=*",
-    ]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def main(arguments: list[str]) -> None:

@@ -11,6 +11,8 @@ from examples.common.config import at_least, build, load_toml, plain
 
 CONFIGS = Path(__file__).parent / "configs"
 _PLACES = {"data": ("source", "target"), "model": ("caption_file",)}
+# Keys that came later: at these defaults they are not written, so that earlier runs keep their folders.
+_LATER = {"model": {"dropout": 0.1}, "training": {"accumulation": 1}}
 
 Kind = Literal["gta5-cityscapes", "synthia-cityscapes", "streets-camvid"]
 LossName = Literal["CE", "WCE", "DCE", "FL", "DFL", "DyCE"]
@@ -32,7 +34,7 @@ class DataConfig:
     target_size: tuple[int, int] | None = None
     test_size: tuple[int, int] | None = None  # None: score at the files' size
     crop: tuple[int, int] | None = None  # None: whole images
-    batch_size: int = 4  # of each stream
+    batch_size: int = 4  # of each stream and step: all ranks and all pieces of the accumulation together
     use_source: bool = True
     rare_class_sampling: bool = False  # of the source
     rare_class_temperature: float = 0.01
@@ -70,10 +72,13 @@ class ModelConfig:
     guidance: Guidance = "paper"
     guidance_channels: int = 128  # c of equation 2
     decoder_channels: int = 128
+    dropout: float = 0.1  # of whole channels, before the decoder's last layer
     max_tokens: int = 48  # n_L of equation 3; longer captions are cut
 
     def __post_init__(self) -> None:
         at_least(self, 1, "guidance_channels", "decoder_channels", "max_tokens")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class TrainingConfig:
     """The recipe: AdamW, as the released code (the paper names a momentum of 0.9, which AdamW has no use for)."""
 
     iterations: int = 40_000
+    accumulation: int = 1  # pieces that a step's batch is cut into, one after another; see engine.Engine
     lr: float = 1e-4
     weight_decay: float = 2e-4
     schedule: Literal["poly", "constant", "one_cycle"] = "poly"
@@ -111,7 +117,7 @@ class TrainingConfig:
     stride: tuple[int, int] | None = None  # None: two thirds of the window
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
+        at_least(self, 1, "iterations", "accumulation", "log_every", "checkpoint_every")
         at_least(self, 0, "eval_every", "workers")
 
 
@@ -134,6 +140,10 @@ class Config:
         for section, keys in _PLACES.items():
             for key in keys:
                 del content[section][key]
+        for section, defaults in _LATER.items():
+            for key, default in defaults.items():
+                if content[section][key] == default:
+                    del content[section][key]
         return content
 
 

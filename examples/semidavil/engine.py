@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from examples.common.distributed import all_sum, gathered, join_batch_norm, rank, world_size
 from examples.semidavil.config import Config, TrainingConfig
 from examples.semidavil.data.batches import Images
 from examples.semidavil.data.labels import IGNORE_INDEX
@@ -25,11 +27,26 @@ _AMP = {"off": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float
 
 
 class Engine:
-    """Networks, losses and optimiser, and the step that changes them."""
+    """Networks, losses and optimiser, and the step that changes them.
+
+    **Ranks.** Each has its share of a step's images. Gradients, losses, BatchNorm's statistics and the counts in the
+    losses are those of the joined batch, so that a step is that of one process; dropout's draws are each rank's own.
+
+    **Accumulation.** With `training.accumulation = k` the batch comes in k pieces, one after another, and the optimiser
+    steps once. Of each piece alone are then: DyCE's mining threshold and class counts, the weights of WCE (which count
+    the pieces before it), BatchNorm's statistics (its running ones move k times), and the number of confident pixels
+    that equation 4 divides by. The supervised losses of the pieces are weighed by their share of the step's labelled
+    pixels, those of equation 4 equally. So CE, FL, DCE and DFL, which are means over pixels, are what they are without
+    accumulation, and so is equation 4 with `normalize` "images" or "pixels". The teacher, the learning rate, captions,
+    crops and strong views do not depend on k.
+    """
 
     def __init__(self, config: Config, task: Task, device: torch.device) -> None:
         self.config, self.device, self.step = config, device, 0
         self.networks = build_networks(config, len(task.classes)).to(device)
+        join_batch_norm(self.networks.student, device)
+        student = self.networks.student
+        self.replica: nn.Module = student if world_size() == 1 else DistributedDataParallel(student)
         model, rule = config.model, config.consistency
         captioner = build_captioner(model.captions, task.classes, model.scene, model.caption_file)
         self.describe = Describer(self.networks, captioner, DomainCaptions(task.classes, model.scene))
@@ -46,45 +63,61 @@ class Engine:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "float16")
 
     def advance(self, batch: Mapping[str, Images]) -> dict[str, Tensor]:
-        """One step on the streams of a batch; returns what to log, on the device."""
-        streams = {name: images.to(self.device) for name, images in batch.items()}
-        student, teacher = self.networks.student.train(), self.networks.teacher.eval()
-        with self.autocast():
-            weak = torch.cat([images.image for images in streams.values()])
-            names = [name for images in streams.values() for name in images.names]
-            inputs, size = self.networks.inputs(weak), (weak.shape[-2], weak.shape[-1])
-            text = self.describe(names, inputs, size)
-            labels = torch.cat([x.label for x in streams.values() if x.label is not None])
-            known = slice(0, len(labels))  # source and labelled target come first
-            logged = {}
-            if "unlabelled" in streams:
-                new = slice(len(labels), None)
-                with torch.no_grad():
-                    wanted = teacher([x[new] for x in inputs], None if text is None else text[new], size)
-                view = self.strong(weak[new], self._seeds(weak[new]))
-                inputs = [
-                    torch.cat([a[known], b]) for a, b in zip(inputs, self.networks.inputs(view), strict=True)
-                ]
-                logits = student(inputs, text, size)
-                agreement, logged["confident"] = self.consistency(logits[new], wanted)
-                logged["consistency"] = agreement.detach()
-            else:
-                logits, agreement = student(inputs, text, size), torch.zeros((), device=self.device)
-            supervised = self.supervised(logits[known], labels)
-            loss = supervised + self.config.consistency.weight * agreement
+        """One step on the streams of a batch, this rank's share; returns what to log, of all ranks, on the device."""
+        config, student, teacher = self.config, self.networks.student, self.networks.teacher
+        pieces = _pieces({name: x.to(self.device) for name, x in batch.items()}, config.training.accumulation)
+        logged: dict[str, Tensor] = {}
+        student.train()
+        teacher.eval()
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        for number, (piece, labelled) in enumerate(zip(pieces, _labelled_shares(pieces), strict=True)):
+            with self._exchanging(last=number == len(pieces) - 1):
+                with self.autocast():
+                    values = self._losses(piece)
+                    loss = labelled * values["supervised"]
+                    if "consistency" in values:
+                        loss = loss + config.consistency.weight / len(pieces) * values["consistency"]
+                self.scaler.scale(loss).backward()
+            part = {name: value.detach() / len(pieces) for name, value in values.items()}
+            part |= {"loss": loss.detach(), "supervised": labelled * values["supervised"].detach()}
+            logged = {name: logged.get(name, 0) + part[name] for name in ("loss", *values)}
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
         teacher.update_parameters(student)
         self.step += 1
-        return {"loss": loss.detach(), "supervised": supervised.detach(), **logged}
+        return logged
 
-    def _seeds(self, images: Tensor) -> list[int]:
-        """Of the strong views: one for each image of the run."""
-        first = self.step * len(images)
-        return [seed_of(self.config.training.seed, first + i, _STRONG) for i in range(len(images))]
+    def _losses(self, streams: Mapping[str, Images]) -> dict[str, Tensor]:
+        """The supervised loss of a piece; the consistency loss and the share of confident pixels where it is on."""
+        weak = torch.cat([images.image for images in streams.values()])
+        names = [name for images in streams.values() for name in images.names]
+        inputs, size = self.networks.inputs(weak), (weak.shape[-2], weak.shape[-1])
+        text = self.describe(names, inputs, size)
+        labels = torch.cat([x.label for x in streams.values() if x.label is not None])
+        known, new = slice(0, len(labels)), slice(len(labels), None)  # source and labelled target come first
+        if "unlabelled" not in streams:
+            return {"supervised": self.supervised(self.replica(inputs, text, size), labels)}
+        with torch.no_grad():
+            wanted = self.networks.teacher(
+                [x[new] for x in inputs], None if text is None else text[new], size
+            )
+        view = self.strong(weak[new], self._seeds(streams["unlabelled"]))
+        inputs = [torch.cat([a[known], b]) for a, b in zip(inputs, self.networks.inputs(view), strict=True)]
+        logits = self.replica(inputs, text, size)
+        agreement, confident = self.consistency(logits[new], wanted)
+        supervised = self.supervised(logits[known], labels)
+        return {"supervised": supervised, "confident": confident, "consistency": agreement}
+
+    def _seeds(self, images: Images) -> list[int]:
+        """Of the strong views: one for each image of the run, whatever rank and piece it falls to."""
+        return [seed_of(self.config.training.seed, position, _STRONG) for position in images.positions]
+
+    def _exchanging(self, *, last: bool) -> AbstractContextManager[None]:
+        """The ranks take the mean of their gradients once, after the last piece."""
+        if last or not isinstance(self.replica, DistributedDataParallel):
+            return nullcontext()
+        return self.replica.no_sync()
 
     def autocast(self) -> AbstractContextManager[None]:
         """Mixed precision, where the configuration asks for it."""
@@ -98,14 +131,16 @@ class Engine:
         return self.networks.teacher if teacher else self.networks.student
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on to the same bits."""
-        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        """Everything that a resumed run needs to go on to the same bits; all ranks must ask for it."""
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        random = gathered((torch.get_rng_state(), cuda))
         return {
             "config": self.config.as_dict(),
             "step": self.step,
             **{name: part.state_dict() for name, part in self._parts().items()},
-            "random_state": torch.get_rng_state(),
-            "cuda_random_states": cuda,
+            "random_state": random[0][0],
+            "cuda_random_states": [state for _, states in random for state in states],
+            "rank_random_states": [state for state, _ in random[1:]],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -119,9 +154,12 @@ class Engine:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.step = state["step"]
-        torch.set_rng_state(state["random_state"])
-        if state["cuda_random_states"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["cuda_random_states"])
+        own = rank()
+        on_cpu = [state["random_state"], *state.get("rank_random_states", ())]
+        if own < len(on_cpu):  # a rank that the checkpoint does not know keeps the draws that it has
+            torch.set_rng_state(on_cpu[own])
+        if self.device.type == "cuda" and own < len(state["cuda_random_states"]):
+            torch.cuda.set_rng_state(state["cuda_random_states"][own], self.device)
 
     def _parts(self) -> dict[str, Any]:
         return {
@@ -132,6 +170,25 @@ class Engine:
             "scheduler": self.scheduler,
             "scaler": self.scaler,
         }
+
+
+def _pieces(batch: Mapping[str, Images], number: int) -> list[dict[str, Images]]:
+    """The pieces of a batch, which lie one after another in each stream."""
+
+    def part(images: Images, piece: int) -> Images:
+        length = len(images.image) // number
+        return images[piece * length : (piece + 1) * length]
+
+    return [{name: part(images, piece) for name, images in batch.items()} for piece in range(number)]
+
+
+def _labelled_shares(pieces: Sequence[Mapping[str, Images]]) -> Sequence[float | Tensor]:
+    """Of each piece: its share of the labelled pixels of all pieces, over all ranks."""
+    if len(pieces) == 1:
+        return [1.0]
+    labels = [[images.label for images in piece.values() if images.label is not None] for piece in pieces]
+    pixels = all_sum(torch.stack([torch.cat(piece).ne(IGNORE_INDEX).sum() for piece in labels]))
+    return list(pixels / pixels.sum().clamp(min=1))
 
 
 def _scheduler(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
+from examples.common.distributed import all_sum, rank, world_size
 from examples.common.evaluation import scores_from_confusion
 from examples.semidavil.data.domain import Domain, Size
 from examples.semidavil.data.labels import IGNORE_INDEX
@@ -20,7 +21,10 @@ from examples.semidavil.engine import Engine
 
 
 def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, dict[str, Any]]:
-    """Score the engine's network on each test set of the task: see `scores_entry`."""
+    """Score the engine's network on each test set of the task: see `scores_entry`.
+
+    The ranks share the images, and each gets the scores of all; where there are several, all must call this.
+    """
     return {
         name: scores_entry(_confusion(engine, domain, len(task.classes), progress=progress), task.means)
         for name, domain in task.tests.items()
@@ -104,13 +108,13 @@ def _confusion(engine: Engine, domain: Domain, num_classes: int, *, progress: bo
     modes = {network: network.training for network in (engine.networks.student, engine.networks.teacher)}
     for network in modes:
         network.eval()
-    for i in tqdm(range(len(domain.names)), desc="evaluate", unit="image", leave=False, disable=not progress):
+    own = range(rank(), len(domain.names), world_size())
+    for i in tqdm(own, desc="evaluate", unit="image", leave=False, disable=not progress):
         logits = predict(engine, domain.names[i], domain.image(i))
         confusion.update(logits.argmax(0)[None], domain.label(i)[None].to(engine.device))
     for network, mode in modes.items():
         network.train(mode)
-    total: Tensor = confusion.compute().cpu()
-    return total
+    return all_sum(confusion.confmat).cpu()
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:

@@ -4,25 +4,23 @@
     python -m examples.semidavil.grid report camvid_components --out benchmarks/results/semidavil
 
 A grid names a configuration, and for each row of the table a label and overrides. Finished runs are kept and shared
-between grids; processes that run other `--seeds` or `--budgets` of one grid may work side by side.
+between grids; processes that run other `--seeds` or `--budgets` of one grid may work side by side. `report` writes
+GRID.json, GRID.md and plots from the finished runs; it needs no data set.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
 import torch
 
-from examples.common.training import write_atomically
+from examples.common.distributed import process_group, rank
 from examples.semidavil.config import Config, load_config
-from examples.semidavil.train import METRICS, add_folders, run_folder, train, with_folders
+from examples.semidavil.train import add_folders, run_folder, train, with_folders
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +28,6 @@ else:
     import tomli as tomllib
 
 GRIDS = Path(__file__).parent / "grids"
-_RARE = 5
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,9 @@ class Grid:
     budgets: tuple[int, ...]
     seeds: tuple[int, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]  # label, overrides
+    paper: str = ""  # what of the paper the grid is laid out after
+    paper_rows: tuple[tuple[str, str], ...] = ()  # label, the paper's row in published.toml
+    compare: tuple[str, ...] = ()  # two labels: CE, and the same with DyCE
 
     def run(self, overrides: Sequence[str], budget: int, seed: int) -> Config:
         """The configuration of one run. A row's own `data.budget` wins: it is one run for all budgets."""
@@ -54,7 +54,7 @@ def load_grid(name: str) -> Grid:
 
     Raises:
         FileNotFoundError: no such file; the message lists those there are.
-        ValueError: a key is missing, or an override does not fit the configuration.
+        ValueError: a key is missing, `compare` names no rows, or an override does not fit the configuration.
     """
     path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
     if not path.is_file():
@@ -65,86 +65,30 @@ def load_grid(name: str) -> Grid:
     try:
         rows = tuple((row["label"], tuple(row.get("set", ()))) for row in content["row"])
         title, config = content["title"], content["config"]
-        grid = Grid(path.stem, title, config, tuple(content["budgets"]), tuple(content["seeds"]), rows)
+        paper_rows = tuple((row["label"], row["paper"]) for row in content["row"] if "paper" in row)
+        compare = tuple(content.get("compare", ()))
+        budgets, seeds = tuple(content["budgets"]), tuple(content["seeds"])
+        grid = Grid(
+            path.stem, title, config, budgets, seeds, rows, content.get("paper", ""), paper_rows, compare
+        )
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
+    if compare and (len(compare) != 2 or not {*compare} <= {label for label, _ in rows}):
+        raise ValueError(f"{path}: compare must be the labels of two rows, got {list(compare)}")
     for _, overrides in rows:
         grid.run(overrides, grid.budgets[0], grid.seeds[0])
     return grid
 
 
-def run(grid: Grid, given: argparse.Namespace) -> None:
+def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
     """Carry out what is not finished, seed by seed."""
     for seed in given.seeds or grid.seeds:
         for budget in given.budgets or grid.budgets:
             for label, overrides in grid.rows:
                 config = with_folders(grid.run(overrides, budget, seed), given)
-                print(f"{label}, {budget} labels, seed {seed}", flush=True)
-                train(
-                    config,
-                    run_folder(given.runs, grid.config, config),
-                    given.runs / "kept",
-                    device=given.device,
-                )
-
-
-def collect(grid: Grid, runs: Path) -> dict[str, Any]:
-    """The scores of the finished runs: {row: {budget: [{seed, scores}]}}, as plain data."""
-    found: dict[str, Any] = {"title": grid.title, "rows": {}}
-    for label, overrides in grid.rows:
-        found["rows"][label] = {}
-        for budget in grid.budgets:
-            cell = found["rows"][label][str(budget)] = []
-            for seed in grid.seeds:
-                path = run_folder(runs, grid.config, grid.run(overrides, budget, seed)) / METRICS
-                if path.is_file():
-                    cell.append({"seed": seed, **json.loads(path.read_text())})
-    return found
-
-
-def report(results: dict[str, Any]) -> str:
-    """A Markdown table for each test set: mean IoU / mean IoU of the rarest classes, in percent."""
-    cells = [cell for row in results["rows"].values() for runs in row.values() for cell in runs]
-    if not cells:
-        return f"# {results['title']}\n\nNo run is finished.\n"
-    budgets = list(next(iter(results["rows"].values())))
-    lines = [
-        f"# {results['title']}",
-        "",
-        f"Mean IoU / mean IoU of the {_RARE} classes with the fewest test pixels, in percent; mean ± standard "
-        "deviation over the seeds, whose number stands in brackets. One seed says little about differences of a point "
-        "or two.",
-    ]
-    for test, entry in cells[0]["scores"].items():
-        main = next(iter(entry["mean_iou"]))
-        lines += [
-            "",
-            f"## {test}, {main}",
-            "",
-            f"| | {' | '.join(f'{budget} labels' for budget in budgets)} |",
-        ]
-        lines.append(f"|---|{'---|' * len(budgets)}")
-        for label, row in results["rows"].items():
-            lines.append(f"| {label} | {' | '.join(_cell(runs, test, main) for runs in row.values())} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(runs: Sequence[dict[str, Any]], test: str, main: str) -> str:
-    if not runs:
-        return "–"
-    entries = [run["scores"][test] for run in runs]
-    overall = _spread([entry["mean_iou"][main] for entry in entries])
-    return f"{overall} / {_spread([_rare(entry) for entry in entries])} ({len(runs)})"
-
-
-def _rare(entry: dict[str, Any]) -> float:
-    present = [c for c, pixels in enumerate(entry["pixels"]) if pixels]
-    return mean(entry["iou"][c] for c in sorted(present, key=lambda c: entry["pixels"][c])[:_RARE])
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{deviation}"
+                if rank() == 0:
+                    print(f"{label}, {budget} labels, seed {seed}", flush=True)
+                train(config, run_folder(given.runs, grid.config, config), given.runs / "kept", device=device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -162,13 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
     if given.action == "run":
-        run(grid, given)
+        with process_group(given.device) as device:
+            run(grid, given, str(device))
         return
-    results = collect(grid, given.runs)
-    content = {f"{grid.name}.json": json.dumps(results, indent=1) + "\n", f"{grid.name}.md": report(results)}
-    for name, text in content.items():
-        write_atomically(given.out / name, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-    print(content[f"{grid.name}.md"])
+    from examples.semidavil.report import write_report  # noqa: PLC0415 (matplotlib)
+
+    print(write_report(grid, given.runs, given.out))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from classbalance_losses import (
     PixelFrequency,
     WeightedCrossEntropyLoss,
 )
+from examples.common.distributed import all_sum, joined_sum, world_size
 
 
 def _weighted(**options: Any) -> nn.Module:
@@ -37,13 +38,15 @@ NAMES = tuple(_LOSSES)
 def build_loss(name: str, options: Mapping[str, Any], ignore_index: int) -> nn.Module:
     """A loss of Table 6: `"CE"`, `"WCE"`, `"DCE"`, `"FL"`, `"DFL"` or `"DyCE"`, with keywords of its class.
 
+    Thresholds, class counts and normalisers are those of all ranks together.
+
     Raises:
         ValueError: an unknown name, or an option out of its range.
         TypeError: a keyword that the loss does not have.
     """
     if name not in _LOSSES:
         raise ValueError(f"loss must be one of {', '.join(NAMES)}, got {name!r}")
-    return _LOSSES[name](**options, ignore_index=ignore_index)
+    return _LOSSES[name](**options, ignore_index=ignore_index, process_group="world")
 
 
 class ConsistencyLoss(nn.Module):
@@ -77,9 +80,10 @@ class ConsistencyLoss(nn.Module):
         self.threshold, self.confidence, self.normalize = threshold, confidence, normalize
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, C, *) of both -> the loss, and the share of pixels that are confident.
+        """Logits (N, C, *) of both -> the loss, and the share of pixels that are confident, of all ranks together.
 
-        The teacher gets no gradient, nor does the choice of pixels. No confident pixel: 0, in the graph.
+        The teacher gets no gradient, nor does the choice of pixels. No confident pixel: 0, in the graph. Z counts over
+        all ranks; as with the library's losses, the mean of the ranks' gradients is the gradient of the joined batch.
         """
         log_student = student.float().log_softmax(1)
         target = teacher.detach().float().softmax(1)
@@ -87,5 +91,10 @@ class ConsistencyLoss(nn.Module):
         sure = judge.amax(1) >= self.threshold
         pixel_loss = -(target * log_student).sum(1)
         total = torch.where(sure, pixel_loss, 0).sum()
-        count = {"confident": sure.sum().clamp(min=1), "images": len(student), "pixels": sure.numel()}
-        return total / count[self.normalize], sure.float().mean()
+        ranks = world_size()  # each with as many images
+        count: dict[str, Tensor | int] = {
+            "confident": all_sum(sure.sum()).clamp(min=1),
+            "images": len(student) * ranks,
+            "pixels": sure.numel() * ranks,
+        }
+        return joined_sum(total / count[self.normalize]), all_sum(sure.float().mean()) / ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from examples.common.logs import read_log
 from examples.common.training import CHECKPOINT
 from examples.semidavil.config import load_config
 from examples.semidavil.data.toy import write_street_folder
-from examples.semidavil.train import train
+from examples.semidavil.train import METRICS, train
 
 COLUMNS = ("loss", "supervised", "consistency", "confident", "lr")
 
@@ -50,7 +51,7 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> list[dict[st
             [{key: row[key] for key in COLUMNS if key in row} for row in read_log(run / "log.csv")]
             for run in (whole, parts)
         )
-        scores, again = ((run / "metrics.json").read_text() for run in (whole, parts))
+        scores, again = (json.loads((run / METRICS).read_text())["scores"] for run in (whole, parts))
         if log != resumed or scores != again:
             raise RuntimeError(
                 f"a run that was stopped after step {half} went another way: {log} and {resumed}"

@@ -5,7 +5,9 @@ RUNS/CONFIG-HASH/log.csv          losses, learning rate, throughput, memory; sco
 RUNS/CONFIG-HASH/tensorboard      the same for TensorBoard
 RUNS/CONFIG-HASH/checkpoint.pt    where a run that was stopped goes on
 RUNS/CONFIG-HASH/predictions_SET.png   image, label and prediction of some test images
-RUNS/CONFIG-HASH/metrics.json     the final scores; it exists when the run is finished
+RUNS/CONFIG-HASH/metrics.json     the final scores, commit, versions, cost; it exists when the run is finished
+
+On several GPUs: torchrun --nproc-per-node 4 -m examples.semidavil.train CONFIG
 """
 
 from __future__ import annotations
@@ -13,11 +15,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
-import resource
-import sys
-import time
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,22 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import classbalance_losses
+from examples.common.distributed import any_rank, first_rank_first, process_group, rank, world_size
 from examples.common.logs import Logs
+from examples.common.provenance import provenance
 from examples.common.training import CHECKPOINT, stop_request, write_atomically
 from examples.semidavil.config import Config, load_config
-from examples.semidavil.data.batches import Images, Steps
+from examples.semidavil.data.batches import Images, Share, Steps
+from examples.semidavil.data.sampling import seed_of
 from examples.semidavil.data.task import Task, load_task, streams
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import evaluate, table
+from examples.semidavil.meter import Meter
 from examples.semidavil.pictures import write_pictures
 
 METRICS = "metrics.json"
 RUNS = Path("runs/semidavil")
+_RANKS = 14  # the stream of random numbers that sets ranks apart
 
 
 def train(
@@ -51,6 +55,9 @@ def train(
 ) -> dict[str, Any]:
     """Carry a run out, or go on with it, and return its metrics; a finished run is not repeated.
 
+    Where a process group is up, all ranks call this, each with its own device. They train as one process would on the
+    joined batch; the first of them writes. `folder` and `kept` must be the same files to all of them.
+
     Args:
         config: the run.
         folder: its files.
@@ -60,53 +67,79 @@ def train(
         progress: show progress bars.
 
     Raises:
-        ValueError: there is nothing labelled to train on, or the folder has a checkpoint of another configuration.
+        ValueError: there is nothing labelled to train on, the batch cannot be shared between ranks and pieces, or the
+            folder has a checkpoint of another configuration.
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
     if (folder / METRICS).is_file():
-        finished: dict[str, Any] = json.loads((folder / METRICS).read_text())
-        return finished
-    task, seed, last = load_task(config.data, kept), config.training.seed, config.training.iterations
-    sources = streams(task, config.data, kept, seed, unlabelled=config.components.consistency)
+        return _read_metrics(folder)
+    seed, last = config.training.seed, config.training.iterations
+    share = Share(rank(), world_size(), config.training.accumulation)
+    share.places(config.data.batch_size)  # refuse now what no step could be made of
+    with first_rank_first():
+        task = load_task(config.data, kept)
+        sources = streams(task, config.data, kept, seed, unlabelled=config.components.consistency)
     if not sources.keys() & {"source", "labelled"}:
         raise ValueError("nothing is labelled: raise data.budget or set data.use_source = true")
-    engine = _engine(config, task, folder, torch.device(device))
-    steps = _loader(Steps(sources, seed, engine.step, last), config, device)
+    engine, seconds = _engine(config, task, folder, torch.device(device))
+    steps = _loader(Steps(sources, seed, engine.step, last, share), config, device)
+    first, entries = rank() == 0, {}
+    progress = progress and first
     with (
         stop_request() as stop,
-        Logs(folder, engine.step) as logs,
+        Logs(folder, engine.step) if first else nullcontext() as logs,
         tqdm(total=last, initial=engine.step, disable=not progress) as bar,
     ):
+        meter = Meter(engine, logs, seconds)
         for batch in steps:
-            _advance(engine, batch, logs)
+            meter.advance(batch)
             bar.update()
             every, done = config.training.eval_every, engine.step == last
             if done or (every and engine.step % every == 0):
-                entries = _evaluate(engine, task, logs, progress=progress)
-            stopping = stop.is_set() or engine.step == stop_after
+                with meter.pause():
+                    entries = _evaluate(engine, task, logs, progress=progress)
+            interrupted = any_rank(stop.is_set())
+            stopping = interrupted or engine.step == stop_after
             if done or stopping or engine.step % config.training.checkpoint_every == 0:
-                write_atomically(folder / CHECKPOINT, lambda path: torch.save(engine.state_dict(), path))
-            if stop.is_set() and not done:
+                with meter.pause() as seconds:
+                    _save(engine, folder, seconds)
+            if interrupted and not done:
                 raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
             if stopping and not done:
                 return {}
-    name, test = next(iter(task.tests.items()))
-    write_pictures(engine, test, task.classes, folder / f"predictions_{name}.png")
-    return _finish(folder, config, task, entries)
+    # A run may have been ended between its last checkpoint and its metrics.
+    entries = entries or evaluate(engine, task, progress=progress)
+    with first_rank_first():
+        if first:
+            image = next(iter(sources.values())).batch(0, seed, share).image
+            _finish(engine, task, folder, entries, seconds, list(image.shape[-2:]))
+    return _read_metrics(folder)
 
 
-def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> Engine:
-    """A new engine, or the one that the folder's checkpoint holds."""
-    torch.manual_seed(config.training.seed)
+def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> tuple[Engine, float]:
+    """A new engine, or the one that the folder's checkpoint holds; and the seconds that its steps took."""
+    seed = config.training.seed
+    torch.manual_seed(seed)
     engine = Engine(config, task, device)
+    if rank() > 0:  # other draws of dropout than the first rank's
+        torch.manual_seed(seed_of(seed, rank(), _RANKS))
     if (folder / CHECKPOINT).is_file():
         # Random states must stay on the CPU; load_state_dict moves the rest.
-        engine.load_state_dict(torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu"))
-    else:
+        state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
+        engine.load_state_dict(state)
+        return engine, state.get("seconds", 0.0)
+    if rank() == 0:
         text = json.dumps(config.as_dict(), indent=1) + "\n"
         write_atomically(folder / "config.json", lambda path: path.write_text(text))
-    return engine
+    return engine, 0.0
+
+
+def _save(engine: Engine, folder: Path, seconds: float) -> None:
+    """Write the checkpoint; all ranks have a part in it, the first one writes."""
+    state = engine.state_dict() | {"seconds": seconds}
+    if rank() == 0:
+        write_atomically(folder / CHECKPOINT, lambda path: torch.save(state, path))
 
 
 def _loader(steps: Steps, config: Config, device: str) -> DataLoader[dict[str, Images]]:
@@ -120,53 +153,36 @@ def _loader(steps: Steps, config: Config, device: str) -> DataLoader[dict[str, I
     )
 
 
-def _advance(engine: Engine, batch: dict[str, Images], logs: Logs) -> None:
-    """One step, logged where its turn is; reading the values waits for the device, so only then."""
-    recipe, rate, start = engine.config.training, engine.scheduler.get_last_lr()[0], time.perf_counter()
-    values = engine.advance(batch)
-    if engine.step % recipe.log_every and engine.step != recipe.iterations:
-        return
-    numbers = {name: float(value) for name, value in values.items()}
-    if not torch.isfinite(values["loss"]):
-        raise FloatingPointError(f"the loss is {numbers['loss']} at step {engine.step}: lower training.lr")
-    seconds = time.perf_counter() - start
-    images = sum(len(stream.image) for stream in batch.values())
-    cost = {"images_per_second": images / seconds, "peak_memory_mib": _peak_memory(engine.device)}
-    logs.write("log", engine.step, numbers | {"lr": rate} | cost)
-
-
-def _evaluate(engine: Engine, task: Task, logs: Logs, *, progress: bool) -> dict[str, Any]:
+def _evaluate(engine: Engine, task: Task, logs: Logs | None, *, progress: bool) -> dict[str, Any]:
     entries = evaluate(engine, task, progress=progress)
-    for name, entry in entries.items():
-        logs.write(f"scores_{name}", engine.step, entry["mean_iou"])
+    if logs is not None:
+        for name, entry in entries.items():
+            logs.write(f"scores_{name}", engine.step, entry["mean_iou"])
     return entries
 
 
-def _finish(folder: Path, config: Config, task: Task, entries: dict[str, Any]) -> dict[str, Any]:
+def _finish(
+    engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float, image_size: list[int]
+) -> None:
+    name, test = next(iter(task.tests.items()))
+    write_pictures(engine, test, task.classes, folder / f"predictions_{name}.png")
+    tables = "".join(f"{name}\n\n{table(entry, task)}\n\n" for name, entry in entries.items())
+    write_atomically(folder / "scores.md", lambda path: path.write_text(tables))
     metrics = {
-        "note": config.note,
+        "note": engine.config.note,
         "classes": list(task.classes),
         "labelled": len(task.labelled),
+        "image_size": image_size,
         "scores": entries,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "classbalance_losses": classbalance_losses.__version__,
-        },
+        **provenance(engine.device, seconds, world_size()),
     }
     text = json.dumps(metrics, indent=1) + "\n"
     write_atomically(folder / METRICS, lambda path: path.write_text(text))
-    tables = "".join(f"{name}\n\n{table(entry, task)}\n\n" for name, entry in entries.items())
-    write_atomically(folder / "scores.md", lambda path: path.write_text(tables))
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
     return metrics
-
-
-def _peak_memory(device: torch.device) -> float:
-    """The most memory used so far, in MiB: of the device, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def run_folder(runs: Path, name: str, config: Config) -> Path:
@@ -204,6 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="the whole pipeline on toy data, in a minute")
     given = parser.parse_args(arguments)
     if given.smoke:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            parser.error("--smoke is for one process")
         from examples.semidavil.smoke import smoke  # noqa: PLC0415
 
         smoke(given.set, device=given.device)
@@ -212,8 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("name a configuration, or --smoke")
     config = with_folders(load_config(given.config, given.set), given)
     folder = run_folder(given.runs, Path(given.config).stem, config)
-    train(config, folder, given.runs / "kept", device=given.device)
-    print((folder / "scores.md").read_text() + f"in {folder}")
+    with process_group(given.device) as device:
+        train(config, folder, given.runs / "kept", device=str(device))
+        if rank() == 0:
+            print((folder / "scores.md").read_text() + f"in {folder}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
+from examples.common import provenance
 from examples.common.logs import Logs, read_log
 from examples.common.streets import CLASSES as STREET_CLASSES
 from examples.common.training import CHECKPOINT
@@ -178,6 +179,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, tmp_path, stop_after):
     train(config, tmp_path / "whole", kept, progress=False)
     assert train(config, tmp_path / "parts", kept, stop_after=stop_after, progress=False) == {}
     assert len(read_log(tmp_path / "parts" / "log.csv")) == stop_after
+    before = torch.load(tmp_path / "parts" / CHECKPOINT)["seconds"]
     metrics = train(config, tmp_path / "parts", kept, progress=False)
     whole, parts = (
         torch.load(tmp_path / name / CHECKPOINT, weights_only=True) for name in ("whole", "parts")
@@ -191,11 +193,46 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, tmp_path, stop_after):
     assert [[row[c] for c in columns] for row in logs[0]] == [[row[c] for c in columns] for row in logs[1]]
     assert [row["step"] for row in logs[1]] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in read_log(tmp_path / "parts" / "scores_val_alt.csv")] == [3, 6]
-    assert metrics == json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert metrics["scores"] == json.loads((tmp_path / "whole" / "metrics.json").read_text())["scores"]
     assert list((tmp_path / "parts" / "tensorboard").glob("events*"))
+    assert all(row["images_per_second"] > 0 for row in logs[1])
+    assert 0 < before < torch.load(tmp_path / "parts" / CHECKPOINT)["seconds"]  # they add up over the parts
+    assert metrics["image_size"] == [16, 24]
+    assert (metrics["ranks"], metrics["threads"]) == (1, torch.get_num_threads())
     assert (
         train(config, tmp_path / "parts", Path("nowhere"), progress=False) == metrics
     )  # finished: not repeated
+
+
+def test_a_run_that_ended_before_its_metrics_were_written_writes_them(config, tmp_path):
+    config = replace(config, training=replace(config.training, iterations=2, eval_every=0))
+    metrics = train(config, tmp_path / "run", tmp_path / "kept", progress=False)
+    (tmp_path / "run" / "metrics.json").unlink()
+    again = train(config, tmp_path / "run", tmp_path / "kept", progress=False)
+    assert again["scores"] == metrics["scores"]
+    assert again["seconds"] == metrics["seconds"]
+    assert len(read_log(tmp_path / "run" / "log.csv")) == 2
+
+
+def test_checkpoints_of_before_there_were_ranks_go_on(config, tmp_path):
+    config = replace(config, training=replace(config.training, iterations=3))
+    whole = train(config, tmp_path / "whole", tmp_path / "kept", progress=False)
+    train(config, tmp_path / "run", tmp_path / "kept", stop_after=1, progress=False)
+    state = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    del state["rank_random_states"], state["seconds"]
+    torch.save(state, tmp_path / "run" / CHECKPOINT)
+    metrics = train(config, tmp_path / "run", tmp_path / "kept", progress=False)
+    assert metrics["scores"] == whole["scores"]
+
+
+def test_throughput_is_the_mean_since_the_last_row(config, tmp_path, monkeypatch):
+    """Six images a step; the clock ticks when it is read: at the start, at rows, before and after pauses."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr(provenance.time, "perf_counter", lambda: float(next(ticks)))
+    config = replace(config, training=replace(config.training, iterations=4, log_every=2, eval_every=0))
+    train(config, tmp_path / "run", tmp_path / "kept", progress=False)
+    rows = read_log(tmp_path / "run" / "log.csv")
+    assert [row["images_per_second"] for row in rows] == [12.0, 12.0]  # two steps, one tick
 
 
 @pytest.mark.slow
@@ -378,12 +415,20 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
     grid.main(["run", str(path), "--budgets", "1", "--seeds", "1", "--device", "cpu", *folders])
     grid.main(["report", str(path), *folders])
     text = (tmp_path / "out" / "tiny.md").read_text()
-    assert "## val_alt, mIoU11\n\n| | 1 labels | 2 labels |\n|---|---|---|\n| CE | " in text
+    assert "## val_alt, mIoU11\n\n|  | 1 labels | 2 labels |\n| --- | --- | --- |\n| CE | " in text
     assert text.count("± ") == 3  # the caption's, and two of the cell with two seeds
-    assert "(1) | " in text
+    assert "(1†) | " in text
     assert "(2) |\n" in text
+    assert (
+        "Runs: 3, of 1 steps; batch 2 of each stream, pieces a step: 1; size of the training images" in text
+    )
+    assert "32×48; seeds 0, 1; " in text
     rows = json.loads((tmp_path / "out" / "tiny.json").read_text())["rows"]
     assert [run["seed"] for run in rows["CE"]["2"]] == [0, 1]
+    assert len(rows["CE"]["2"][0]["scores"]["val_alt"]["iou"]) == 11
+    assert {"commit", "versions", "seconds", "device", "threads", "ranks"} <= rows["CE"]["2"][0].keys()
+    assert (tmp_path / "out" / "plots" / "tiny_scores_val_alt.png").is_file()
+    assert "![scores of each row on val_alt](plots/tiny_scores_val_alt.png)" in text
 
 
 def test_the_command_line(config, street_folder, tmp_path, capsys):

@@ -15,11 +15,19 @@ from examples.semidavil.data.sampling import Sampler, generator
 
 @dataclass(frozen=True)
 class Images:
-    """`image` float32 (N, 3, H, W), `label` int64 (N, H, W) or None where there is none, and the images' names."""
+    """`image` float32 (N, 3, H, W), `label` int64 (N, H, W) or None where there is none.
+
+    `names` are the images' names, `positions` their places in the stream, which in all of training are theirs alone.
+    """
 
     image: Tensor
     label: Tensor | None
     names: tuple[str, ...]
+    positions: tuple[int, ...]
+
+    def __getitem__(self, part: slice) -> Images:
+        label = None if self.label is None else self.label[part]
+        return Images(self.image[part], label, self.names[part], self.positions[part])
 
     def to(self, device: torch.device) -> Images:
         """The same on another device."""
@@ -33,6 +41,33 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one of several ranks takes of each step's batch, where the batch comes in pieces that follow each other.
+
+    Piece j of a step is the same images with any number of ranks; each rank takes as many of them.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    pieces: int = 1
+
+    def places(self, batch_size: int) -> list[int]:
+        """The places in the batch, piece by piece.
+
+        Raises:
+            ValueError: ranks and pieces do not divide the batch.
+        """
+        own, rest = divmod(batch_size, self.ranks * self.pieces)
+        if rest:
+            raise ValueError(
+                f"data.batch_size must be a multiple of {self.ranks} ranks x training.accumulation = {self.pieces}, "
+                f"got {batch_size}: it is the batch of each stream, of all ranks and pieces together"
+            )
+        first = [(piece * self.ranks + self.rank) * own for piece in range(self.pieces)]
+        return [place + i for place in first for i in range(own)]
+
+
+@dataclass(frozen=True)
 class Stream:
     """Where a stream's images come from; an unlabelled stream never reads a label."""
 
@@ -43,10 +78,11 @@ class Stream:
     crop: Size | None
     labelled: bool
 
-    def batch(self, step: int, seed: int) -> Images:
-        """The images of a step: positions step · batch_size and on."""
+    def batch(self, step: int, seed: int, share: Share = Share()) -> Images:
+        """The images of a step, or a share of them: positions step · batch_size and on."""
+        positions = tuple(step * self.batch_size + place for place in share.places(self.batch_size))
         images, labels, names = [], [], []
-        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+        for position in positions:
             index = self.sampler(position)
             label = self.domain.label(index) if self.labelled else None
             draws = generator(seed, position, 8 + self.number)
@@ -55,20 +91,23 @@ class Stream:
             labels.append(label)
             names.append(self.domain.names[index])
         joined = torch.stack([x for x in labels if x is not None]) if self.labelled else None
-        return Images(torch.stack(images), joined, tuple(names))
+        return Images(torch.stack(images), joined, tuple(names), positions)
 
 
 class Steps(Dataset[dict[str, Images]]):
-    """Item t is everything that step t needs: `{stream's name: Images}`.
+    """Item t is everything that step t needs, or a rank's share of it: `{stream's name: Images}`.
 
     An item depends on the seed and on t alone, so any number of DataLoader workers gives the same training.
     """
 
-    def __init__(self, streams: dict[str, Stream], seed: int, start: int, stop: int) -> None:
-        self.streams, self.seed, self.start, self.stop = streams, seed, start, stop
+    def __init__(
+        self, streams: dict[str, Stream], seed: int, start: int, stop: int, share: Share = Share()
+    ) -> None:
+        self.streams, self.seed, self.start, self.stop, self.share = streams, seed, start, stop, share
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> dict[str, Images]:
-        return {name: stream.batch(self.start + index, self.seed) for name, stream in self.streams.items()}
+        step = self.start + index
+        return {name: stream.batch(step, self.seed, self.share) for name, stream in self.streams.items()}

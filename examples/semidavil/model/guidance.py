@@ -57,6 +57,9 @@ class DenseLanguageGuidance(nn.Module):
         self.reading, self.max_tokens = reading, max_tokens
         self.vision_key, self.vision_value = (nn.Linear(vision_channels, channels) for _ in range(2))
         self.text_key, self.text_value = (nn.Linear(text_channels, channels) for _ in range(2))
+        # DistributedDataParallel waits for the gradient of every layer that is trained.
+        self.vision_value.requires_grad_(reading in ("paper", "code"))
+        self.text_value.requires_grad_(reading != "correlation")
         self.out_channels = max_tokens if reading in ("paper", "correlation") else channels
 
     def forward(self, feature: Tensor, text: Text) -> Tensor:

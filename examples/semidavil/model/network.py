@@ -31,12 +31,19 @@ class Decoder(nn.Module):
     decoder: this is the plainest way.
     """
 
-    def __init__(self, channels: Sequence[int], guided_channels: int, width: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        guided_channels: int,
+        width: int,
+        num_classes: int,
+        dropout: float = 0.1,
+    ) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.fuse = _conv(width + guided_channels, width) if guided_channels else nn.Identity()
         self.smooth = _conv(width, width)
-        self.dropout = nn.Dropout2d(0.1)
+        self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor], guided: Tensor | None, size: Size) -> Tensor:
@@ -112,7 +119,9 @@ def build_networks(config: Config, num_classes: int) -> Networks:
                 vision.channels[-1], text.channels, model.guidance_channels, model.max_tokens, model.guidance
             )
         guided_channels = guidance.out_channels if guidance else 0
-        decoder = Decoder(vision.channels, guided_channels, model.decoder_channels, num_classes)
+        decoder = Decoder(
+            vision.channels, guided_channels, model.decoder_channels, num_classes, model.dropout
+        )
         return Segmenter(vision if model.train_vision else None, guidance, decoder)
 
     student, other = (_seeded(head, 2 * seed + offset) for offset in range(2))

@@ -1,0 +1,120 @@
+"""Plots of a grid, drawn from its collected results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from examples.common.training import write_atomically
+from examples.semidavil.collect import RARE, Run, all_runs, by_rarity, rare_mean, shares, tests
+
+_DPI = 110
+
+
+def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str, str]:
+    """Write `FOLDER/NAME_*.png`; returns {file: title}. Nothing is drawn of what no run is finished for."""
+    if not all_runs(results):
+        return {}
+    titles = {}
+    for test, main in tests(results):
+        drawings = {
+            f"{name}_scores_{test}.png": (scores(results, test, main), f"scores of each row on {test}"),
+            f"{name}_gain_{test}.png": (gain(results, test), f"gain of DyCE on each class of {test}"),
+        }
+        for file, (figure, title) in drawings.items():
+            if figure is not None:
+                _save(figure, folder / file)
+                titles[file] = title
+    return titles
+
+
+def scores(results: Mapping[str, Any], test: str, main: str) -> Figure:
+    """Two panels, mean IoU and that of the rarest classes: a bar a row and budget, a dot a seed."""
+    panels: list[tuple[str, Callable[[Run], float]]] = [
+        (f"{main}, %", lambda run: 100 * run["scores"][test]["mean_iou"][main]),
+        (f"mean IoU of the {RARE} rarest classes, %", lambda run: 100 * rare_mean(run["scores"][test])),
+    ]
+    labels = list(results["rows"])
+    budgets = list(results["rows"][labels[0]])
+    height = 0.8 / len(budgets)
+    figure, axes = plt.subplots(
+        1, 2, figsize=(11, 1.2 + 0.32 * len(labels) * len(budgets)), sharey=True, squeeze=False
+    )
+    for panel, (title, score) in zip(axes[0], panels, strict=True):
+        for number, budget in enumerate(budgets):
+            for place, label in enumerate(labels):
+                values = [score(run) for run in results["rows"][label][budget]]
+                if not values:
+                    continue
+                y = place + (number - (len(budgets) - 1) / 2) * height
+                panel.barh(y, mean(values), height * 0.9, color=f"C{number}", alpha=0.45)
+                panel.plot(values, [y] * len(values), "o", color=f"C{number}", markersize=4)
+            panel.barh([0], [0], color=f"C{number}", alpha=0.45, label=f"{budget} labels")
+        panel.set(xlabel=title)
+        panel.grid(axis="x", alpha=0.3)
+    axes[0, 0].set_yticks(range(len(labels)), labels)
+    axes[0, 0].invert_yaxis()
+    handles = axes[0, 1].get_legend_handles_labels()
+    figure.legend(*handles, fontsize=8, ncols=len(budgets), loc="upper center", bbox_to_anchor=(0.5, 0))
+    figure.suptitle(f"{results['title']}, {test}: bars are means, dots seeds")
+    return figure
+
+
+def gain(results: Mapping[str, Any], test: str) -> Figure | None:
+    """IoU points of DyCE over CE on each class, the rarest first; None where no seed has both."""
+    pairs = _paired(results)
+    if not pairs:
+        return None
+    base, other = results["compare"]
+    order, share = by_rarity(results, test), shares(results, test)
+    classes = all_runs(results)[0]["classes"]
+    figure, axes = plt.subplots(figsize=(9, 4.5))
+    for number, (budget, runs) in enumerate(pairs.items()):
+        gains = [
+            [100 * (b["scores"][test]["iou"][c] - a["scores"][test]["iou"][c]) for c in order]
+            for a, b in runs
+        ]
+        x = range(len(order))
+        for seed in gains:
+            axes.plot(x, seed, "o", color=f"C{number}", markersize=3, alpha=0.5)
+        seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+        middle = [mean(column) for column in zip(*gains, strict=True)]
+        axes.plot(x, middle, "-", color=f"C{number}", label=f"{budget} labels, {seeds}")
+    axes.axhline(0, color="black", linewidth=0.8)
+    ticks = [f"{classes[c].replace('_', ' ')} {100 * share[c]:.2g} %" for c in order]
+    axes.set_xticks(range(len(order)), ticks, rotation=40, ha="right", fontsize=8)
+    axes.set(xlabel=f"class and its share of the pixels of {test}, rarest first", ylabel="IoU points")
+    axes.set_title(f"{results['title']}: “{other}” less “{base}”; dots are seeds", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _paired(results: Mapping[str, Any]) -> dict[str, list[tuple[Run, Run]]]:
+    """For each budget the runs of the two compared rows that have the same seed."""
+    if not results["compare"]:
+        return {}
+    base, other = (results["rows"][label] for label in results["compare"])
+    found = {}
+    for budget in base:
+        seeds = {run["seed"]: run for run in other[budget]}
+        pairs = [(run, seeds[run["seed"]]) for run in base[budget] if run["seed"] in seeds]
+        if pairs:
+            found[budget] = pairs
+    return found
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """A PNG without a date or a version in it, so that equal plots are equal files."""
+    write_atomically(
+        path,
+        lambda partial: figure.savefig(
+            partial, dpi=_DPI, bbox_inches="tight", format="png", metadata={"Software": None}
+        ),
+    )
+    plt.close(figure)
