@@ -7,13 +7,19 @@ gradient, :math:`(p - e_y)\, g`, in its place. Each step is a vectorised torch f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from classbalance_losses.kernels.blocks import BlockedLogits, Scratch, accumulation_dtype, flat_pixels
+from classbalance_losses.kernels.blocks import (
+    BlockedLogits,
+    Scratch,
+    accumulation_dtype,
+    class_rows,
+    flat_pixels,
+)
 
 # logits (n, C, *), target (n, *), keep (n, *) -> a number for each pixel (n, *): the reference of what is computed
 PixelFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -44,6 +50,31 @@ def pixel_function(
     """Return any function of a pixel's logits and label (N, *), whose gradient autograd finds block by block."""
     value: Tensor = _PixelFunction.apply(input, target, keep, layout, reference)  # type: ignore[no-untyped-call]
     return value
+
+
+def sum_over_errors(
+    input: Tensor,
+    target: Tensor,
+    keep: Tensor,
+    layout: Layout,
+    function: Callable[..., Tensor],
+    maps: Sequence[Tensor | None],
+) -> Tensor:
+    r"""Return the sum of ``function(p - e_y, *parts of maps)`` over the blocks."""
+    labels, kept = (flat_pixels(values).unsqueeze(1) for values in (target, keep))
+    rows = [None if values is None else class_rows(values) for values in maps]
+    logits, scratch = layout(input), Scratch()
+    total = torch.zeros(())
+    for block in logits.blocks():
+        x = logits.load(block)
+        shifted = torch.sub(x, x.amax(1, keepdim=True), out=scratch.take(x.shape, x.dtype))
+        power = _exp_(shifted)
+        error = power.div_(power.sum(1, keepdim=True))
+        index = _class_index(block.of(labels), input.shape[1])
+        error.scatter_add_(1, index, error.new_full((), -1).expand(index.shape))
+        error.masked_fill_(~block.of(kept), 0)
+        total = total + function(error, *(None if values is None else block.of(values) for values in rows))
+    return total
 
 
 class _CrossEntropy(torch.autograd.Function):

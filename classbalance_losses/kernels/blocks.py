@@ -102,7 +102,7 @@ class FullSizeLogits:
 
     def __init__(self, input: Tensor) -> None:
         self._input = input
-        self._x = _class_rows(input)
+        self._x = class_rows(input)
         self._dtype = accumulation_dtype(input.dtype)
         self._loaded, self._placed = Scratch(), Scratch()
 
@@ -147,14 +147,14 @@ class FullSizeLogits:
 
     @cached_property
     def _gradient_rows(self) -> Tensor:
-        return _class_rows(self._gradient)
+        return class_rows(self._gradient)
 
     def full_size(self) -> Tensor:
         """Return the logits themselves."""
         return self._input
 
 
-def _class_rows(input: Tensor) -> Tensor:
+def class_rows(input: Tensor) -> Tensor:
     """(N, C, *) → (N, C, P), a copy only where the strides of the spatial axes ask for it; (N, C) → (1, C, N)."""
     if input.ndim == 2:
         return input.T.unsqueeze(0)
@@ -164,7 +164,7 @@ def _class_rows(input: Tensor) -> Tensor:
 def _gradient_like(input: Tensor) -> Tensor:
     """Return memory for a gradient, in the input's layout unless its spatial axes could not be seen as one."""
     empty = empty_like(input)
-    if _class_rows(empty).data_ptr() == empty.data_ptr():
+    if class_rows(empty).data_ptr() == empty.data_ptr():
         return empty
     return empty_like(input, memory_format=torch.contiguous_format)
 

@@ -6,19 +6,19 @@ with respect to its logits, and everything here is a sum of it or of its square 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum
-from classbalance_losses.ops.counts import class_counts, class_means, class_sums, class_vector_sums
+from classbalance_losses.ops.counts import class_counts, class_means, class_sums
 from classbalance_losses.ops.logits import Logits
 from classbalance_losses.ops.pixel import (
-    errors,
     pixel_cross_entropy,
     pixel_cross_entropy_and_error,
-    pixel_log_softmax,
+    sum_over_errors,
 )
 from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
 
@@ -51,9 +51,18 @@ class Pixels(NamedTuple):
         """Sum ``value`` (N, *) over the pixels of each class, on all ranks: (C,)."""
         return all_reduce_sum(class_sums(value, self.target, self.keep, self.num_classes), self.process_group)
 
-    def errors(self) -> Tensor:
-        """δ (N, C, *), 0 where not kept."""
-        return errors(pixel_log_softmax(self.logits.full_size(), self.keep), self.target, self.keep)
+    def labels_and_weight(self) -> tuple[Tensor, Tensor | None]:
+        """The labels, and q where it is not 1, as maps (N, 1, *)."""
+        return self.target.unsqueeze(1), None if self.weight is None else self.weight.unsqueeze(1)
+
+    def sum_over_errors(self, function: Callable[..., Tensor], *maps: Tensor | None) -> Tensor:
+        """Sum ``function(δ (n, C, p), *parts (n, K, p))`` over parts of the batch, and over all ranks.
+
+        δ is 0 where not kept; ``maps`` (N, K, *) are cut like it, ``None`` stays.
+        """
+        return all_reduce_sum(
+            sum_over_errors(self.logits, self.target, self.keep, function, *maps), self.process_group
+        )
 
 
 def gather_pixels(
@@ -102,15 +111,16 @@ def _class_logits(pixels: Pixels) -> Tensor:
 def _official(pixels: Pixels) -> Tensor:
     # The released code's norm of logit channel c, all pixels' included: Σ_i δ_ic² / (n_{y_i} + 1)².
     share = per_pixel((pixels.n + 1).double() ** -2, pixels.target, pixels.keep, torch.float64)
-    channels = (pixels.errors().double().square() * share.unsqueeze(1)).transpose(0, 1).flatten(1)
-    return all_reduce_sum(channels.sum(1), pixels.process_group)
+    return pixels.sum_over_errors(_channel_squares, share.unsqueeze(1))
+
+
+def _channel_squares(error: Tensor, share: Tensor) -> Tensor:
+    return (error.double().square() * share).sum((0, 2))
 
 
 def _bias(pixels: Pixels) -> Tensor:
     # ‖1/n_c Σ q_i δ_i‖²: the exact gradient of l_c with respect to the last layer's bias.
-    error = scaled(_rows(pixels.errors()), _column(pixels.weight))
-    sums = class_vector_sums(error, pixels.target.flatten(), pixels.keep.flatten(), pixels.num_classes)
-    sums = all_reduce_sum(sums.double(), pixels.process_group)
+    sums = pixels.sum_over_errors(_class_products, *pixels.labels_and_weight())
     return class_means(sums, pixels.n.unsqueeze(1)).square().sum(1)
 
 
@@ -125,26 +135,25 @@ def _last_layer_weight(pixels: Pixels) -> Tensor:
         raise ValueError(
             "gradient='last_layer_weight' needs features=, what enters the last layer, (N, D, *)."
         )
-    error = scaled(_rows(pixels.errors()), _column(pixels.weight))
-    kept = pixels.keep.unsqueeze(1)
-    features = _rows(torch.where(kept, pixels.features, 0))
-    target = pixels.target.flatten()
+    features = torch.where(pixels.keep.unsqueeze(1), pixels.features, 0)
+    sums = pixels.sum_over_errors(_class_products, *pixels.labels_and_weight(), features)
+    return class_means(sums.flatten(1), pixels.n.unsqueeze(1)).square().sum(1)
+
+
+def _class_products(
+    error: Tensor, target: Tensor, weight: Tensor | None, features: Tensor | None = None
+) -> Tensor:
+    """Σ q_i δ_i over each class's pixels, (C, C), or with features Σ q_i δ_i f_iᵀ, (C, C, D).
+
+    A product with a class's pixels selected rather than a scatter: its order of summation is fixed.
+    """
+    error = scaled(error, weight)
     products = []
     with torch.autocast(error.device.type, enabled=False):
-        for c in range(pixels.logits.input.shape[1]):  # torch 2.6 cannot trace a property here
-            own = torch.where((target == c).unsqueeze(1), error, 0)
-            products.append(own.T @ features)
-    sums = all_reduce_sum(torch.stack(products).double(), pixels.process_group).flatten(1)
-    return class_means(sums, pixels.n.unsqueeze(1)).square().sum(1)
-
-
-def _rows(values: Tensor) -> Tensor:
-    """(N, C, *) → (P, C)."""
-    return values.movedim(1, -1).flatten(0, -2)
-
-
-def _column(weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else weight.flatten().unsqueeze(1)
+        for c in range(error.shape[1]):
+            own = torch.where(target == c, error, 0)
+            products.append(own.sum((0, 2)) if features is None else (own @ features.mT).sum(0))
+    return torch.stack(products).double()
 
 
 _READINGS = {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_pixel
-from classbalance_losses.kernels.blocks import BlockedLogits, FullSizeLogits, UpsampledLogits
+from classbalance_losses.kernels.blocks import BlockedLogits, FullSizeLogits, UpsampledLogits, class_rows
 from classbalance_losses.ops.logits import Logits
 
 # log-probabilities (N, C, *), target (N, *), keep (N, *) -> a number for each pixel (N, *)
@@ -94,6 +94,20 @@ def pixel_cross_entropy_and_error(logits: Logits, target: Tensor, keep: Tensor) 
     log_prob = pixel_log_softmax(logits.full_size(), keep)
     error = errors(log_prob.detach(), target, keep).square().sum(1)
     return -pick_class(log_prob, target, keep), error
+
+
+def sum_over_errors(
+    logits: Logits, target: Tensor, keep: Tensor, function: Callable[..., Tensor], *maps: Tensor | None
+) -> Tensor:
+    """Return the sum of ``function(δ (n, C, p), *parts (n, K, p))`` over parts of the batch, a constant.
+
+    ``maps`` (N, K, *) are cut like δ, which is 0 where not kept; ``None`` stays.
+    """
+    if _backend(logits, target) == "blocked" and target.numel():
+        return blocked_pixel.sum_over_errors(logits.input, target, keep, _layout(logits), function, maps)
+    log_prob = pixel_log_softmax(logits.full_size(), keep)
+    error = class_rows(errors(log_prob, target, keep))
+    return function(error, *(None if values is None else class_rows(values) for values in maps))
 
 
 def pixel_function(logits: Logits, target: Tensor, keep: Tensor, function: LogProbFunction) -> Tensor:
