@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from classbalance_losses import use_backend
 from classbalance_losses.functional import pull_loss
 
 
+@pytest.fixture(params=["reference", "blocked"])
+def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    with use_backend(request.param):
+        yield
+
+
+@pytest.mark.usefixtures("_backend")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("pair_reduction", ["mean", "sum"])
 @pytest.mark.parametrize("shared", [True, False])
@@ -32,6 +41,7 @@ def test_value_and_gradient_equal_the_loops(
     torch.testing.assert_close(s.gradient(**options), torch.from_numpy(gradient))
 
 
+@pytest.mark.usefixtures("_backend")
 @pytest.mark.parametrize("classes", [2, 3, 40])
 @pytest.mark.parametrize("spread", ["one class", "all classes", "mostly one"])
 def test_however_the_queries_are_spread(classes: int, spread: str) -> None:
@@ -134,6 +144,7 @@ def test_shared_is_own_repeated() -> None:
 # What takes no part
 
 
+@pytest.mark.usefixtures("_backend")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_what_is_left_out_is_inert_even_as_nan(objective: str) -> None:
     for shared in (True, False):
@@ -155,6 +166,7 @@ def test_what_is_left_out_is_inert_even_as_nan(objective: str) -> None:
         assert not gradient[out].any()
 
 
+@pytest.mark.usefixtures("_backend")
 def test_nan_in_what_nobody_uses() -> None:
     # Class 0 has no query, and place 0 holds an ignored one: padding must not bring its negatives in.
     s = step()
@@ -165,6 +177,7 @@ def test_nan_in_what_nobody_uses() -> None:
     assert replace(s, negatives=negatives).gradient().isfinite().all()
 
 
+@pytest.mark.usefixtures("_backend")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_nothing_valid_is_zero_in_the_graph(objective: str) -> None:
     s = step()

@@ -4,7 +4,8 @@ A product of all Q queries with all C·M keys computes C times too much, and a c
 every query needs Q·M·D numbers. Here the queries are laid out in blocks of one class each. A block holds B
 = ceil(Q / C) queries, so there are fewer than 2C blocks: the keys are copied at most twice, and at most
 half of the rows are padding, however the queries are spread over the classes. The layout's shape depends on
-Q and C alone.
+Q and C alone, which a GPU and a compiler want. On a CPU, which reads the labels for nothing, large products are taken
+class by class instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses.ops.counts import class_counts
 from classbalance_losses.ops.pixel import plain_cross_entropy
@@ -21,6 +23,9 @@ from classbalance_losses.ops.prototypes import unit_vectors
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
+
+
+_BY_CLASS_FROM = 1 << 16
 
 
 def class_blocks(labels: Tensor, keep: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,10 +62,22 @@ def shared_similarities(queries: Tensor, labels: Tensor, keep: Tensor, keys: Ten
 
     ``queries`` (Q, D), ``labels`` (Q,) int64, ``keep`` (Q,), ``keys`` (C, M, D).
     """
+    if backend_for(queries, queries.shape[0] * keys.shape[1], blocked_from=_BY_CLASS_FROM) == "blocked":
+        return _similarities_by_class(queries, labels, keep, keys)
     slot, occupant, block_class = class_blocks(labels, keep, keys.shape[0])
     rows = queries.index_select(0, occupant.flatten()).view(*occupant.shape, queries.shape[1])
     product = torch.bmm(rows, keys.index_select(0, block_class).transpose(1, 2))
     return product.flatten(0, 1).index_select(0, slot)
+
+
+def _similarities_by_class(queries: Tensor, labels: Tensor, keep: Tensor, keys: Tensor) -> Tensor:
+    """Multiply one class after the other, in shapes that depend on the labels: nothing is padded or copied twice."""
+    order = torch.where(keep, labels, keys.shape[0]).argsort(stable=True)
+    counts = class_counts(labels, keep, keys.shape[0]).tolist()
+    rows = queries.index_select(0, order).split_with_sizes([*counts, len(order) - sum(counts)])
+    products = [own @ key.T for own, key in zip(rows[:-1], keys, strict=True)]
+    products.append(rows[-1].new_zeros(len(rows[-1]), keys.shape[1]))
+    return torch.cat(products).index_select(0, order.argsort())
 
 
 def own_similarities(queries: Tensor, keys: Tensor) -> Tensor:
