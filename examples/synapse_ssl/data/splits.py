@@ -36,27 +36,32 @@ def labelled_patients(
         seed: of the order; lists of one seed are nested.
         first: patients that come before all others, in a seeded order too: a published list.
     """
-    order = shuffled(first, seed) + shuffled([name for name in patients if name not in set(first)], seed)
+    others = [name for name in patients if name not in set(first)]
+    order = shuffled(first, seed) + shuffled(others, seed)
     return tuple(order[: max(round(budget * len(order)), 1)])
 
 
 def kept_labelled(
     folder: Path, patients: Sequence[str], budget: float, seed: int, first: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """`labelled_patients` from `FOLDER/labelled_BUDGET.txt`, which is written where it is missing.
+    """`labelled_patients`, from `FOLDER/labelled_BUDGET.txt` where that exists; see `kept_list`."""
+    chosen = labelled_patients(patients, budget, seed, first)
+    return kept_list(folder / f"labelled_{budget:g}.txt", chosen, patients)
+
+
+def kept_list(path: Path, chosen: Sequence[str], patients: Sequence[str]) -> tuple[str, ...]:
+    """The patients listed in a file, which is written with the chosen ones where it is missing.
 
     Raises:
-        ValueError: the file lists no patient, one twice, or one that is not among these.
+        ValueError: the file lists no patient, one twice, or one that is not among `patients`.
     """
-    path = folder / f"labelled_{budget:g}.txt"
     if not path.is_file():
-        chosen = labelled_patients(patients, budget, seed, first)
         write_atomically(path, lambda partial: partial.write_text("".join(f"{name}\n" for name in chosen)))
     listed = read_list(path)
-    unknown = set(listed) - set(patients)
+    unknown = sorted(set(listed) - set(patients))
     if not listed or unknown or len(set(listed)) != len(listed):
         raise ValueError(
-            f"{path} must list one or more different training patients, got {len(listed)} names of which "
-            f"{len(unknown)} are unknown: delete it to have it written again"
+            f"{path} must list one or more different training patients, got {len(listed)} names, of which "
+            f"{len(set(listed))} are different and {unknown[:5]} unknown: delete it to have it written again"
         )
     return listed

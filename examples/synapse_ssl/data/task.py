@@ -113,6 +113,11 @@ def load_task(config: DataConfig, kept: Path, *, progress: bool = False) -> Task
         FileNotFoundError: the data folder or a file of it is missing; the message says what was expected.
         ValueError: a file cannot be used (see `btcv.py`, `folders.py`), or volumes are smaller than the patch.
     """
+    # The kinds build on what stands above.
+    from examples.synapse_ssl.data.btcv import btcv_task  # noqa: PLC0415
+    from examples.synapse_ssl.data.folders import folder_task  # noqa: PLC0415
     from examples.synapse_ssl.data.organs import organs_task  # noqa: PLC0415
 
-    return organs_task(config, kept)
+    if config.kind == "btcv":
+        return btcv_task(config, kept, progress=progress)
+    return organs_task(config, kept) if config.kind == "organs" else folder_task(config, kept)
