@@ -138,7 +138,8 @@ def _prepare(image_path: Path, label_path: Path, config: DataConfig) -> tuple[Te
     scan, label = read_nifti(image_path), _read_label(label_path)
     if scan.shape != tuple(label.shape):
         raise ValueError(
-            f"{image_path} is {scan.shape} and {label_path} {tuple(label.shape)} (D, H, W): they must have the same shape"
+            f"{image_path} is {scan.shape} and {label_path} {tuple(label.shape)} (D, H, W): "
+            "they must have the same shape"
         )
     image = torch.from_numpy(np.ascontiguousarray(scan, dtype=np.float32))
     if config.preprocessing == "half":
