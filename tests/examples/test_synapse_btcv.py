@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +145,10 @@ def test_prepared_scans_are_kept_until_a_file_or_a_choice_changes(btcv_folder, t
     assert not torch.equal(load_task(config, tmp_path / "kept").test.image(0), first)
     assert sorted(read) == ["img0008.nii.gz", "label0008.nii.gz"]
     read.clear()
+    os.utime(image_path, ns=(0, 0))  # a file of the same size may have other content
+    load_task(config, tmp_path / "kept")
+    assert len(read) == 2
+    read.clear()
     assert load_task(replace(config, size=(8, 8, 10)), tmp_path / "kept").test.image(0).shape == (1, 8, 8, 10)
     assert len(read) == 60
 
@@ -249,3 +255,9 @@ def test_a_scan_smaller_than_the_patch_is_refused(btcv_folder, tmp_path):
         _write(path, volume[:7])
     task: Task = load_task(config, tmp_path / "kept")  # evaluation pads test scans
     assert task.test.image(0).shape == (1, 7, 8, 6)
+
+
+def test_nibabel_is_asked_for_where_it_is_missing(written, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(ModuleNotFoundError, match=r"need nibabel: pip install .*\[examples\]"):
+        load_task(_config(written), tmp_path)

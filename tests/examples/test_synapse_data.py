@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from examples.synapse_ssl.data import btcv
 from examples.synapse_ssl.data.batches import Patches, Steps, random_patch
@@ -200,6 +201,26 @@ def test_each_epoch_has_each_volume_once(tiny):
     epochs = [steps[t]["unlabelled"].names for t in range(20)]  # three volumes, three a step
     assert all(sorted(epoch) == sorted(tiny.unlabelled.names) for epoch in epochs)
     assert len(set(epochs)) > 1
+
+
+def test_a_volume_gives_another_patch_each_epoch(tiny):
+    config = replace(TINY, batch_size=2)  # both labelled volumes in each step
+    steps = Steps(tiny, config, seed=0, start=0, stop=8)
+    name = tiny.labelled.names[0]
+    items = [steps[t]["labelled"] for t in range(8)]
+    patches = [item.image[item.names.index(name)] for item in items]
+    assert sum(torch.equal(patches[0], patch) for patch in patches[1:]) < 2
+    # The streams draw apart: the same volumes in both give different patches.
+    both = Steps(replace(tiny, unlabelled=tiny.labelled), config, seed=0, start=0, stop=1)[0]
+    one, other = (stream.image[stream.names.index(name)] for stream in both.values())
+    assert not torch.equal(one, other)
+
+
+def test_workers_of_a_loader_give_the_same_steps(tiny):
+    steps = Steps(tiny, TINY, seed=1, start=0, stop=3)
+    loaded = list(DataLoader(steps, batch_size=None, num_workers=1))
+    assert len(loaded) == 3
+    assert all(_same(one, steps[t]) for t, one in enumerate(loaded))
 
 
 def test_no_label_of_the_unlabelled_is_read(tiny):
