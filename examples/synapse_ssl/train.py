@@ -17,7 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,9 @@ def train(
         Logs(folder, engine.step) as logs,
         tqdm(total=last, initial=engine.step, disable=not progress) as bar,
     ):
+        cost = _Cost()
         for batch in _loader(engine, task, device):
-            _advance(engine, batch, logs)
+            _advance(engine, batch, logs, cost)
             bar.update()
             done = engine.step == last
             if recipe.validate_every and (
@@ -144,7 +145,15 @@ def _loader(engine: Engine, task: Task, device: str) -> DataLoader[dict[str, Pat
     )
 
 
-def _advance(engine: Engine, batch: dict[str, Patches], logs: Logs) -> None:
+@dataclass
+class _Cost:
+    """Of the steps since the last row of the log."""
+
+    patches: int = 0
+    seconds: float = 0.0
+
+
+def _advance(engine: Engine, batch: dict[str, Patches], logs: Logs, cost: _Cost) -> None:
     """One step, logged where its turn is; reading the values waits for the device, so only then."""
     recipe, rate, start = engine.config.training, engine.scheduler.get_last_lr()[0], time.perf_counter()
     values = engine.advance(batch)
@@ -152,13 +161,18 @@ def _advance(engine: Engine, batch: dict[str, Patches], logs: Logs) -> None:
     numbers = {name: float(value) for name, value in values.items()} if logged else {}
     seconds = time.perf_counter() - start
     engine.seconds += seconds
+    cost.seconds += seconds
+    cost.patches += sum(len(stream.image) for stream in batch.values())
     if not logged:
         return
     if not torch.isfinite(values["loss"]):
         raise FloatingPointError(f"the loss is {numbers['loss']} at step {engine.step}: lower training.lr")
-    patches = sum(len(stream.image) for stream in batch.values())
-    cost = {"patches_per_second": patches / seconds, "peak_memory_mib": _peak_memory(engine.device)}
-    logs.write("log", engine.step, numbers | {"lr": rate} | cost)
+    speed = cost.patches / cost.seconds
+    cost.patches, cost.seconds = 0, 0.0
+    memory = _peak_memory(engine.device)
+    logs.write(
+        "log", engine.step, numbers | {"lr": rate, "patches_per_second": speed, "peak_memory_mib": memory}
+    )
 
 
 def _validate(engine: Engine, task: Task, logs: Logs) -> None:

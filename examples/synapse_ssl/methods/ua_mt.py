@@ -49,12 +49,7 @@ class UaMt(Method):
         """The student on labelled and unlabelled patches together, the teacher on noisy unlabelled ones."""
         labelled = batch["labelled"]
         known, new = halves(self.logits(self.student, joined(batch)), labelled)
-        with torch.no_grad():
-            target, *passes = (
-                self.logits(self.teacher, view).softmax(1)
-                for view in self._views(batch["unlabelled"].image, step)
-            )
-            sure = entropy(sum(passes, torch.zeros_like(target)) / len(passes)) < self.threshold(step)
+        target, sure = self._guidance(batch["unlabelled"].image, step)
         return Terms(
             self.supervised(known, label_of(labelled)),
             sure_distance(new.softmax(1), target, sure),
@@ -82,6 +77,16 @@ class UaMt(Method):
         """The entropy, in nats, below which a voxel is sure."""
         classes = 2 if self.config.ua_mt.entropy == "ln 2" else self.num_classes
         return (0.75 + 0.25 * self.ramp(step)) * math.log(classes)
+
+    @torch.no_grad()
+    def _guidance(self, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The teacher's probabilities (N, C, *) of one noisy copy, and where T others are sure (N, *)."""
+        first, *others = self._views(images, step)
+        target = self.logits(self.teacher, first).softmax(1)
+        mean = torch.zeros_like(target)
+        for view in others:  # one after the other: a map of probabilities is large
+            mean += self.logits(self.teacher, view).softmax(1) / len(others)
+        return target, entropy(mean) < self.threshold(step)
 
     def _views(self, images: Tensor, step: int) -> list[Tensor]:
         """Noisy copies: one for the target, T for the uncertainty. The noise depends on the seed and the step alone."""
