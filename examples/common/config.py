@@ -111,6 +111,12 @@ def _checked(expected: Any, value: Any, where: str) -> Any:
         fits, wanted = _is_list(value, str), "a list of strings"
     elif expected == (tuple[int, int] | None):
         fits, wanted = _is_list(value, int) and len(value) in (0, 2), "[height, width], or [] for none"
+    elif expected == (tuple[int, int, int] | None):
+        fits, wanted = _is_list(value, int) and len(value) in (0, 3), "three integers, or [] for none"
+    elif expected == tuple[int, int, int]:
+        fits, wanted = _is_list(value, int) and len(value) == 3, "three integers"
+    elif expected == tuple[int, ...]:
+        fits, wanted = _is_list(value, int) and bool(value), "a list of integers"
     elif expected in (bool, int, float, str):
         value = float(value) if expected is float and type(value) is int else value
         fits, wanted = type(value) is expected, expected.__name__

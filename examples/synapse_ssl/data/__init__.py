@@ -1,0 +1,1 @@
+"""Synapse (BTCV), ACDC, CHAOS and a procedural phantom behind one interface; budgets of labels, patches, batches."""

@@ -1,0 +1,245 @@
+"""Train one method on one task: python -m examples.synapse_ssl.train CONFIG --set training.seed=1.
+
+RUNS/CONFIG-HASH/config.json      what is run
+RUNS/CONFIG-HASH/log.csv          losses, learning rate, throughput, memory; validation.csv: Dice on validation
+RUNS/CONFIG-HASH/tensorboard      the same for TensorBoard
+RUNS/CONFIG-HASH/checkpoint.pt    where a run that was stopped goes on, with the best weights so far
+RUNS/CONFIG-HASH/metrics.json     the test scores, commit, versions, seconds; it exists when the run is finished
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from examples.common.logs import Logs
+from examples.common.training import CHECKPOINT, stop_request, write_atomically
+from examples.synapse_ssl.config import Config, load_config
+from examples.synapse_ssl.data.batches import Patches, Steps
+from examples.synapse_ssl.data.task import Cases, Task, load_task
+from examples.synapse_ssl.engine import Engine, class_counts
+from examples.synapse_ssl.evaluation import evaluate
+from examples.synapse_ssl.results import finish, table
+
+METRICS = "metrics.json"
+RUNS = Path("runs/synapse_ssl")
+
+
+def train(
+    config: Config,
+    folder: Path,
+    kept: Path,
+    *,
+    device: str = "cpu",
+    stop_after: int = 0,
+    progress: bool = True,
+    task: Task | None = None,
+) -> dict[str, Any]:
+    """Carry a run out, or go on with it, and return its metrics; a finished run is not repeated.
+
+    Args:
+        config: the run.
+        folder: its files.
+        kept: where runs share what is computed once: label lists, resampled volumes.
+        device: of torch.
+        stop_after: stop after this step with a checkpoint, and return nothing; 0 goes on to the end.
+        progress: show progress bars.
+        task: the data, where it is at hand; None loads the configuration's.
+
+    Raises:
+        ValueError: nothing is labelled, the patch does not fit the network, or the folder has a checkpoint of
+            another configuration.
+        FloatingPointError: the loss is not finite.
+        OSError: a checkpoint cannot be written; the former one is whole.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
+    """
+    if (folder / METRICS).is_file():
+        finished: dict[str, Any] = json.loads((folder / METRICS).read_text())
+        return finished
+    task = task or load_task(config.data, kept, progress=progress)
+    counts, recipe = class_counts(task), config.training
+    last = recipe.iterations
+    engine = _engine(config, counts, folder, torch.device(device))
+    with (
+        stop_request() as stop,
+        Logs(folder, engine.step) as logs,
+        tqdm(total=last, initial=engine.step, disable=not progress) as bar,
+    ):
+        cost = _Cost()
+        for batch in _loader(engine, task, device):
+            _advance(engine, batch, logs, cost)
+            bar.update()
+            done = engine.step == last
+            if recipe.validate_every and (
+                done or engine.step % (recipe.validate_every * recipe.steps_per_epoch) == 0
+            ):
+                _validate(engine, task, logs)
+            stopping = stop.is_set() or engine.step == stop_after
+            if done or stopping or engine.step % recipe.checkpoint_every == 0:
+                save(engine, folder)
+            if stop.is_set() and not done:
+                raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
+            if stopping and not done:
+                return {}
+    engine.take_best()
+    scores = _scores(engine, task, task.test, progress=progress)
+    return finish(folder / METRICS, engine, task, counts, scores)
+
+
+def save(engine: Engine, folder: Path) -> None:
+    """Write the checkpoint. It is put together in memory: on a full disk torch's own writer raises a RuntimeError.
+
+    Raises:
+        OSError: it cannot be written, on a full disk for one. The checkpoint before it is as it was.
+    """
+    content = io.BytesIO()
+    torch.save(engine.state_dict(), content)
+    try:
+        write_atomically(folder / CHECKPOINT, lambda path: path.write_bytes(content.getbuffer()))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the checkpoint of step {engine.step} could not be written: {error.strerror}. The one before it is whole: "
+            f"make room for {content.tell() / 2**20:.0f} MiB and run again to go on from there",
+            str(folder / CHECKPOINT),
+        ) from error
+
+
+def _engine(config: Config, counts: torch.Tensor, folder: Path, device: torch.device) -> Engine:
+    """A new engine, or the one that the folder's checkpoint holds."""
+    torch.manual_seed(config.training.seed)
+    engine = Engine(config, counts, device)
+    if (folder / CHECKPOINT).is_file():
+        # Random states must stay on the CPU; load_state_dict moves the rest.
+        engine.load_state_dict(torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu"))
+    else:
+        text = json.dumps(config.as_dict(), indent=1) + "\n"
+        write_atomically(folder / "config.json", lambda path: path.write_text(text))
+    return engine
+
+
+def _loader(engine: Engine, task: Task, device: str) -> DataLoader[dict[str, Patches]]:
+    """The steps' batches in their order. Its own generator: DataLoader else draws from the one that dropout uses."""
+    config, recipe = engine.config, engine.config.training
+    need = engine.method.uses_unlabelled
+    steps = Steps(task, config.data, recipe.seed, engine.step, recipe.iterations, unlabelled=need)
+    return DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=recipe.workers,
+        pin_memory=device.startswith("cuda"),
+        generator=torch.Generator(),
+    )
+
+
+@dataclass
+class _Cost:
+    """Of the steps since the last row of the log."""
+
+    patches: int = 0
+    seconds: float = 0.0
+
+
+def _advance(engine: Engine, batch: dict[str, Patches], logs: Logs, cost: _Cost) -> None:
+    """One step, logged where its turn is; reading the values waits for the device, so only then."""
+    recipe, rate, start = engine.config.training, engine.scheduler.get_last_lr()[0], time.perf_counter()
+    values = engine.advance(batch)
+    logged = engine.step % recipe.log_every == 0 or engine.step == recipe.iterations
+    numbers = {name: float(value) for name, value in values.items()} if logged else {}
+    seconds = time.perf_counter() - start
+    engine.seconds += seconds
+    cost.seconds += seconds
+    cost.patches += sum(len(stream.image) for stream in batch.values())
+    if not logged:
+        return
+    if not torch.isfinite(values["loss"]):
+        raise FloatingPointError(f"the loss is {numbers['loss']} at step {engine.step}: lower training.lr")
+    speed = cost.patches / cost.seconds
+    cost.patches, cost.seconds = 0, 0.0
+    memory = _peak_memory(engine.device)
+    logs.write(
+        "log", engine.step, numbers | {"lr": rate, "patches_per_second": speed, "peak_memory_mib": memory}
+    )
+
+
+def _validate(engine: Engine, task: Task, logs: Logs) -> None:
+    scores = _scores(engine, task, task.validation, progress=False)
+    engine.keep_if_best(scores["dsc"])
+    logs.write("validation", engine.step, {"dsc": scores["dsc"], "asd": scores["asd"]})
+
+
+def _scores(engine: Engine, task: Task, cases: Cases, *, progress: bool) -> dict[str, Any]:
+    rule = engine.config.evaluation
+    return evaluate(
+        engine.predict,
+        cases,
+        task.classes,
+        patch=engine.config.data.patch,
+        overlap=rule.overlap,
+        published=rule.published,
+        progress=progress,
+    )
+
+
+def _peak_memory(device: torch.device) -> float:
+    """The most memory used so far, in MiB: of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def run_folder(runs: Path, name: str, config: Config) -> Path:
+    """The folder of a run: readable first, unique last."""
+    text = json.dumps(config.as_dict(), sort_keys=True)
+    return runs / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The options that say where data and runs lie."""
+    parser.add_argument("--data", default="", help="the folder of the volumes; organs need none")
+    parser.add_argument("--runs", type=Path, default=RUNS)
+
+
+def with_folder(config: Config, given: argparse.Namespace) -> Config:
+    """The configuration with the folder of the command line, where it names one."""
+    return replace(config, data=replace(config.data, folder=given.data or config.data.folder))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("config", nargs="?", help="a file, or a name in examples/synapse_ssl/configs")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. training.seed=1")
+    add_folders(parser)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--smoke", action="store_true", help="two methods on toy data, in a minute")
+    given = parser.parse_args(arguments)
+    if given.smoke:
+        from examples.synapse_ssl.smoke import smoke  # noqa: PLC0415
+
+        smoke(given.set, device=given.device)
+        return
+    if given.config is None:
+        parser.error("name a configuration, or --smoke")
+    config = with_folder(load_config(given.config, given.set), given)
+    folder = run_folder(given.runs, Path(given.config).stem, config)
+    metrics = train(config, folder, given.runs / "kept", device=given.device)
+    print(f"{table(metrics)}\nin {folder}")
+
+
+if __name__ == "__main__":
+    main()

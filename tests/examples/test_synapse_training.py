@@ -1,0 +1,377 @@
+"""The step, the schedule, exact resuming, what a full disk leaves, selection on validation, and the command line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("monai")
+pytest.importorskip("nibabel")
+
+from examples.common.logs import read_log
+from examples.common.training import CHECKPOINT
+from examples.synapse_ssl import grid
+from examples.synapse_ssl import train as train_module
+from examples.synapse_ssl.config import CONFIGS, Config, load_config
+from examples.synapse_ssl.data.batches import Steps
+from examples.synapse_ssl.data.task import Stored, Task
+from examples.synapse_ssl.engine import Engine, class_counts
+from examples.synapse_ssl.grid import GRIDS, load_grid
+from examples.synapse_ssl.methods import METHODS
+from examples.synapse_ssl.plots import bars, gain_against_frequency
+from examples.synapse_ssl.report import report
+from examples.synapse_ssl.results import table
+from examples.synapse_ssl.train import main, run_folder, train
+
+SIZE = (4, 32, 32)
+COSTS = ("patches_per_second", "peak_memory_mib")
+
+
+def toy_config(method: str = "ua_mt", *overrides: str) -> Config:
+    """Six steps of a tiny network with dropout, so that random states matter."""
+    return load_config(
+        "smoke",
+        [
+            f'method="{method}"',
+            f"data.patch={list(SIZE)}",
+            f"data.size={list(SIZE)}",
+            "data.batch_size=1",
+            'model.network="dyn_unet"',
+            f"model.features={[4, 8, 8, 8, 8] if method == 'urpc' else [4, 8, 8]}",
+            "model.dropout=0.2",
+            "training.checkpoint_every=4",
+            "training.validate_every=2",
+            *overrides,
+        ],
+    )
+
+
+def _cases(prefix: str, number: int) -> Stored:
+    label = torch.zeros(SIZE, dtype=torch.uint8)
+    label[:, 4:14], label[1:3, 18:28, 6:20] = 1, 2
+
+    def image(index: int):
+        draws = torch.Generator().manual_seed(index)
+        return (label[None].float() / 2 + 0.1 * torch.randn((1, *SIZE), generator=draws)).clamp(0, 1)
+
+    return Stored([f"{prefix}{i}" for i in range(number)], image, lambda index: label.roll(index, dims=1))
+
+
+def _no_label(index: int):
+    raise AssertionError("an unlabelled volume's label was read")
+
+
+@pytest.fixture
+def task() -> Task:
+    images = _cases("u", 3)
+    unlabelled = Stored(images.names, images.image, _no_label)
+    return Task(("background", "bar", "blob"), _cases("l", 2), unlabelled, _cases("v", 1), _cases("t", 2))
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k not in COSTS} for row in read_log(folder / "log.csv")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_goes_on_to_the_same_bits(task, tmp_path, method):
+    config = toy_config(method)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    metrics = train(config, whole, tmp_path, progress=False, task=task)
+    assert train(config, parts, tmp_path, progress=False, task=task, stop_after=3) == {}
+    torch.manual_seed(99)  # whatever happened in between
+    again = train(config, parts, tmp_path, progress=False, task=task)
+    assert _log(whole) == _log(parts)
+    assert [row["step"] for row in _log(parts)] == [1, 2, 3, 4, 5, 6]
+    assert metrics["scores"] == again["scores"]
+    one, other = (torch.load(folder / CHECKPOINT, weights_only=True) for folder in (whole, parts))
+    for part in ("method", "optimizer", "scheduler", "random_state"):
+        assert _equal(one[part], other[part]), part
+    assert _equal(one["best"], other["best"])
+    assert train(config, parts, Path("nowhere"), progress=False) == again  # finished: not repeated
+
+
+def _equal(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one == other
+
+
+def test_what_a_run_leaves(task, tmp_path):
+    config = toy_config()
+    metrics = train(config, tmp_path / "run", tmp_path, progress=False, task=task)
+    assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == config.as_dict()
+    assert metrics["labelled"] == ["l0", "l1"]
+    assert sum(metrics["class_share"]) == pytest.approx(1, abs=1e-5)
+    assert metrics["training_seconds"] > 0
+    assert metrics["commit"]
+    assert set(metrics["versions"]) == {"python", "torch", "monai", "classbalance_losses"}
+    assert len(metrics["scores"]["dsc_per_class"]) == 2
+    assert [row["step"] for row in read_log(tmp_path / "run" / "validation.csv")] == [4, 6]
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert table(metrics).startswith("|  | mean | bar | blob |\n| --- | ---: | ---: | ---: |\n| DSC | ")
+    log = read_log(tmp_path / "run" / "log.csv")
+    assert {"loss", "supervised", "unsupervised", "weight", "sure", "lr", *COSTS} < set(log[0])
+
+
+def test_the_best_on_validation_is_tested(task, tmp_path, monkeypatch):
+    """Scores that are made up for validation: the second of three is the best."""
+    given, tested = iter([10.0, 30.0, 20.0]), {}
+    real = train_module.evaluate
+
+    def evaluate(predict, cases, classes, **options):
+        scores = real(predict, cases, classes, **options)
+        if cases is task.validation:
+            return scores | {"dsc": next(given)}
+        tested["scores"], tested["logits"] = scores, predict(task.test.image(0)[None])
+        return scores
+
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    config = toy_config("cps", "training.validate_every=1")
+    metrics = train(config, tmp_path / "run", tmp_path, progress=False, task=task)
+    assert (metrics["tested_step"], metrics["validation_dsc"]) == (4, 30.0)
+    state = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    assert state["best"]["step"] == 4
+    assert not _equal(state["best"]["weights"], state["method"])  # the last weights are there as well
+    engine = Engine(config, class_counts(task), torch.device("cpu"))
+    engine.method.load_state_dict(state["best"]["weights"])
+    assert torch.equal(engine.predict(task.test.image(0)[None]), tested["logits"])
+
+
+def test_without_validation_the_last_weights_are_tested(task, tmp_path):
+    config = toy_config("supervised", "training.validate_every=0")
+    metrics = train(config, tmp_path / "run", tmp_path, progress=False, task=task)
+    assert (metrics["tested_step"], metrics["validation_dsc"]) == (6, None)
+    assert not (tmp_path / "run" / "validation.csv").exists()
+
+
+def test_a_run_that_ended_before_its_test_is_tested(task, tmp_path, monkeypatch):
+    """Everything is trained, the machine dies during the test: the next start has no step left to train."""
+    config, folder = toy_config("supervised"), tmp_path / "run"
+    metrics = train(config, folder, tmp_path, progress=False, task=task)
+    (folder / "metrics.json").unlink()
+    assert train(config, folder, tmp_path, progress=False, task=task)["scores"] == metrics["scores"]
+
+
+def test_a_full_disk_leaves_the_former_checkpoint(task, tmp_path, monkeypatch):
+    config, folder = toy_config("supervised", "training.checkpoint_every=2"), tmp_path / "run"
+    train(config, folder, tmp_path, progress=False, task=task, stop_after=2)
+    before = (folder / CHECKPOINT).read_bytes()
+    write = Path.write_bytes
+
+    def fill(path, content):
+        write(path, bytes(content)[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(
+        OSError, match=r"checkpoint of step 4 could not be .*No space left.*one before it is"
+    ) as e:
+        train(config, folder, tmp_path, progress=False, task=task)
+    assert e.value.errno == errno.ENOSPC
+    assert (folder / CHECKPOINT).read_bytes() == before
+    assert not list(folder.glob(".*partial"))
+    monkeypatch.undo()
+    metrics = train(config, folder, tmp_path, progress=False, task=task)
+    whole = train(config, tmp_path / "whole", tmp_path, progress=False, task=task)
+    assert metrics["scores"] == whole["scores"]
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(task, tmp_path, monkeypatch):
+    config, folder = toy_config("supervised"), tmp_path / "run"
+    advance = Engine.advance
+
+    def interrupted(engine, batch):
+        values = advance(engine, batch)
+        if engine.step == 3:
+            os.kill(os.getpid(), 2)
+        return values
+
+    monkeypatch.setattr(Engine, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3; run again"):
+        train(config, folder, tmp_path, progress=False, task=task)
+    monkeypatch.undo()
+    assert torch.load(folder / CHECKPOINT, weights_only=True)["step"] == 3
+    metrics = train(config, folder, tmp_path, progress=False, task=task)
+    assert metrics["scores"] == train(config, tmp_path / "w", tmp_path, progress=False, task=task)["scores"]
+
+
+def test_the_rate_falls_with_the_epochs(task):
+    engine = Engine(toy_config("supervised", "training.epochs=4"), class_counts(task), torch.device("cpu"))
+    rates = []
+    for _ in range(8):
+        rates.append(engine.scheduler.get_last_lr()[0])
+        engine.optimizer.step()
+        engine.scheduler.step()
+    assert rates == pytest.approx([0.01 * (1 - epoch / 4) ** 0.9 for epoch in (0, 0, 1, 1, 2, 2, 3, 3)])
+    group = engine.optimizer.param_groups[0]
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 3e-5)
+
+
+def test_a_step_is_an_sgd_step_on_the_loss(task):
+    config = toy_config("cps", "model.dropout=0.0")
+    batch = Steps(task, config.data, 0, 0, 1)[0]
+    torch.manual_seed(0)
+    engine = Engine(config, class_counts(task), torch.device("cpu"))
+    parameter = engine.method.first.output_block.conv.conv.weight
+    value, _ = engine.method.train().loss(batch, 0)
+    (gradient,) = torch.autograd.grad(value, parameter)
+    before = parameter.detach().clone()
+    values = engine.advance(batch)
+    torch.testing.assert_close(values["loss"], value.detach())
+    direction = gradient + 3e-5 * before
+    torch.testing.assert_close(parameter.detach(), before - 0.01 * 1.9 * direction)  # Nesterov's first step
+    assert engine.step == 1
+
+
+def test_mixed_precision_trains_and_resumes(task, tmp_path):
+    config = toy_config("ua_mt", 'training.amp="bfloat16"')
+    whole = train(config, tmp_path / "whole", tmp_path, progress=False, task=task)
+    train(config, tmp_path / "parts", tmp_path, progress=False, task=task, stop_after=2)
+    parts = train(config, tmp_path / "parts", tmp_path, progress=False, task=task)
+    assert whole["scores"] == parts["scores"]
+    assert _log(tmp_path / "whole") == _log(tmp_path / "parts")
+
+
+def test_refusals(task, tmp_path):
+    empty = replace(task, labelled=Stored([], _no_label, _no_label))
+    with pytest.raises(ValueError, match=r"no volume is labelled: raise data\.budget"):
+        train(toy_config(), tmp_path / "run", tmp_path, progress=False, task=empty)
+    train(toy_config(), tmp_path / "run", tmp_path, progress=False, task=task, stop_after=1)
+    with pytest.raises(ValueError, match="another configuration"):
+        train(toy_config("cps"), tmp_path / "run", tmp_path, progress=False, task=task)
+    config = toy_config("supervised", "training.lr=1e30")
+    with pytest.raises(FloatingPointError, match=r"at step \d: lower training\.lr"):
+        train(config, tmp_path / "other", tmp_path, progress=False, task=task)
+
+
+def test_shipped_configurations_are_valid_and_say_what_they_are():
+    configs = {path.stem: load_config(path) for path in sorted(CONFIGS.glob("*.toml"))}
+    assert all(config.note for config in configs.values())
+    assert len({json.dumps(config.as_dict()) for config in configs.values()}) == len(configs)
+    for method in METHODS:
+        plain, dyce = configs[f"btcv_{method}"], configs[f"btcv_{method}_dyce"]
+        assert plain.method == dyce.method == method
+        assert replace(plain, supervised=replace(plain.supervised, pixel="DyCE"), note=dyce.note) == dyce
+        assert plain.training.iterations == 2400
+
+
+def test_the_folders_place_does_not_change_a_run(tmp_path):
+    one, other = toy_config(), toy_config("ua_mt", 'data.folder="elsewhere"')
+    assert run_folder(tmp_path, "x", one) == run_folder(tmp_path, "x", other)
+    assert run_folder(tmp_path, "x", one) != run_folder(tmp_path, "x", toy_config("cps"))
+
+
+def test_the_command_line(tmp_path, capsys):
+    overrides = ["training.epochs=1", "training.steps_per_epoch=1", 'method="supervised"']
+    main(["smoke", "--runs", str(tmp_path), "--device", "cpu", "--set", *overrides])
+    folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides))
+    assert f"in {folder}" in capsys.readouterr().out
+    assert json.loads((folder / "metrics.json").read_text())["data"] == "organs"
+    with pytest.raises(SystemExit):
+        main([])
+
+
+def test_the_smoke_run(capsys):
+    main(["--smoke", "--device", "cpu", "--set", "data.cases=[2, 1, 1]", "training.epochs=2"])
+    printed = capsys.readouterr().out
+    assert printed.count("resumed: the same losses and scores") == 2
+    assert printed.count("| DSC |") == 2
+
+
+def test_grids_name_valid_runs_that_differ():
+    for path in sorted(GRIDS.glob("*.toml")):
+        found = load_grid(path.stem)
+        axes = (found.methods, found.pixels, found.budgets, found.seeds)
+        runs = {run_folder(Path(), "x", found.run(*choice)) for choice in product(*axes)}
+        assert len(runs) == math.prod(map(len, axes))
+    with pytest.raises(FileNotFoundError, match="those here are acdc_methods"):
+        load_grid("nonesuch")
+    urpc = load_grid("btcv_methods").run("urpc", "DyCE", 0.2, 1)
+    assert (urpc.model.network, urpc.supervised.pixel, urpc.training.seed) == ("dyn_unet", "DyCE", 1)
+
+
+def test_a_grid_from_runs_to_its_table_and_plots(tmp_path, capsys):
+    config, path = tmp_path / "tiny.toml", tmp_path / "grid.toml"
+    config.write_text(
+        'note = "Tiny."\n[data]\nkind = "organs"\nsize = [8, 16, 16]\npatch = [8, 16, 16]\ncases = [4, 1, 1]\n'
+        'batch_size = 1\n[model]\nnetwork = "dyn_unet"\nfeatures = [4, 8, 8]\n'
+        "[training]\nepochs = 1\nsteps_per_epoch = 1\nvalidate_every = 0\n"
+    )
+    path.write_text(
+        f'title = "Tiny grid"\nconfig = "{config}"\nbudgets = [0.5]\nseeds = [0, 1]\n'
+        'methods = ["supervised", "ua_mt"]\npixels = ["CE", "DyCE"]\n'
+    )
+    places = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    grid.main(["report", str(path), *places])
+    assert "No run is finished" in capsys.readouterr().out
+    grid.main(["run", str(path), "--seeds", "0", *places])
+    grid.main(["run", str(path), "--methods", "supervised", *places])
+    grid.main(["report", str(path), *places])
+    assert capsys.readouterr().out.count("supervised, CE, 50% labelled, seed 1") == 1
+    text = (tmp_path / "out" / "grid.md").read_text()
+    assert text.count("| supervised | ") == text.count("| UA-MT + DyCE | ") == 2  # Dice and distance
+    results = json.loads((tmp_path / "out" / "grid.json").read_text())
+    assert [(r["method"], r["pixel"], r["seed"]) for r in results["runs"]] == [
+        *(("supervised", pixel, seed) for pixel in ("CE", "DyCE") for seed in (0, 1)),
+        *(("ua_mt", pixel, 0) for pixel in ("CE", "DyCE")),
+    ]
+    for name in ("grid_50_dsc.png", "grid_50_gain.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    grid.main(["report", str(path), *places])
+    assert text == (tmp_path / "out" / "grid.md").read_text()
+
+
+def test_the_tables_numbers():
+    runs = [
+        {"budget": 0.1, "method": method, "pixel": "CE", "seed": seed, "note": "A note.", "scores": scores}
+        for method, seed, scores in (
+            (
+                "ua_mt",
+                0,
+                {"dsc": 10.0, "dsc_per_class": [5.0, 15.0], "asd": 4.0, "asd_per_class": [3.0, 5.0]},
+            ),
+            (
+                "ua_mt",
+                1,
+                {"dsc": 20.0, "dsc_per_class": [5.0, 35.0], "asd": 6.0, "asd_per_class": [5.0, 7.0]},
+            ),
+            ("depl", 0, {"dsc": 1.25, "dsc_per_class": [1.0, 1.5], "asd": 1.0, "asd_per_class": [1.0, 1.0]}),
+        )
+    ]
+    text = report({"title": "T", "classes": ["background", "left_lung", "b"], "runs": runs})
+    assert "## 10% of the patients labelled: Dice, percent\n\n|  | mean | left lung | b |\n" in text
+    assert "| UA-MT | 15.0 ± 7.1 (2) | 5.0 ± 0.0 | 25.0 ± 14.1 |" in text
+    assert "| UA-MT | 5.0 ± 1.4 (2) | 4.0 ± 1.4 | 6.0 ± 1.4 |" in text
+    assert "| DePL | 1.2 (1) | 1.0 | 1.5 |" in text
+    assert "another data set" in text
+    assert "| UA-MT | not at hand | not at hand | +27.9 | 71.7 | not at hand |" in text
+    assert "| DePL | not at hand | not at hand | not at hand | 36.0 | 9.2 |" in text
+    assert "| CPS |" not in text
+
+
+def test_the_plots_show_the_gain():
+    def run(pixel, seed, dsc):
+        scores = {"dsc": sum(dsc) / 2, "dsc_per_class": dsc}
+        return {"budget": 0.1, "method": "cps", "pixel": pixel, "seed": seed, "scores": scores} | {
+            "class_share": [0.9, 0.08, 0.02]
+        }
+
+    runs = [run("CE", 0, [10, 20]), run("DyCE", 0, [12, 30]), run("DyCE", 1, [90, 90])]
+    results = {"title": "T", "runs": runs}
+    line = gain_against_frequency(results, 0.1).axes[0].lines[0]  # seed 1 has no run with CE
+    assert list(zip(*line.get_data(), strict=True)) == [(0.02, 10), (0.08, 2)]
+    heights = [bar.get_height() for bar in bars(results, 0.1).axes[0].patches]
+    assert heights == [15, (21 + 90) / 2]
