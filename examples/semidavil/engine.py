@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from examples.common.distributed import all_sum, gathered, join_batch_norm, rank, world_size
+from examples.common.sampling import seed_of
 from examples.semidavil.config import Config, TrainingConfig
 from examples.semidavil.data.batches import Images
 from examples.semidavil.data.labels import IGNORE_INDEX
-from examples.semidavil.data.sampling import seed_of
 from examples.semidavil.data.strong import StrongView
 from examples.semidavil.data.task import Task
 from examples.semidavil.losses import ConsistencyLoss, build_loss

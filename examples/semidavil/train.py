@@ -29,10 +29,10 @@ from tqdm import tqdm
 from examples.common.distributed import any_rank, first_rank_first, process_group, rank, world_size
 from examples.common.logs import Logs
 from examples.common.provenance import provenance
+from examples.common.sampling import seed_of
 from examples.common.training import CHECKPOINT, stop_request, write_atomically
 from examples.semidavil.config import Config, load_config
 from examples.semidavil.data.batches import Images, Share, Steps
-from examples.semidavil.data.sampling import seed_of
 from examples.semidavil.data.task import Task, load_task, streams
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import evaluate, table

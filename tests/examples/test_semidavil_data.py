@@ -8,11 +8,12 @@ import pytest
 import torch
 from semidavil_files import write_cityscapes, write_gta5, write_synthia
 
+from examples.common.sampling import Shuffled, generator
 from examples.semidavil.config import DataConfig, load_config
 from examples.semidavil.data.augment import random_crop_flip
 from examples.semidavil.data.batches import Steps
 from examples.semidavil.data.domain import PairDomain, select
-from examples.semidavil.data.sampling import RareClassSampler, Shuffled, class_counts, generator
+from examples.semidavil.data.sampling import RareClassSampler, class_counts
 from examples.semidavil.data.splits import CITYSCAPES_BUDGETS, nested_split, split_file
 from examples.semidavil.data.task import load_task, streams
 

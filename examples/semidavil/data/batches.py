@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from examples.common.sampling import Sampler, generator
 from examples.semidavil.data.augment import random_crop_flip
 from examples.semidavil.data.domain import Domain, Size
-from examples.semidavil.data.sampling import Sampler, generator
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from examples.common.camvid import CamVid
+from examples.common.sampling import Sampler, Shuffled
 from examples.common.streets import CLASSES as STREET_CLASSES
 from examples.common.streets import IGNORE_INDEX as STREET_IGNORE_INDEX
 from examples.common.streets import Streets
@@ -24,8 +25,6 @@ from examples.semidavil.data.sampling import (
     SOURCE,
     UNLABELLED,
     RareClassSampler,
-    Sampler,
-    Shuffled,
     class_counts,
 )
 from examples.semidavil.data.splits import split_file

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from examples.semidavil.data.sampling import Shuffled, generator
+from examples.common.sampling import Shuffled, generator
 from examples.synapse_ssl.data.config import DataConfig, Size
 from examples.synapse_ssl.data.task import Cases, Task
 

@@ -28,7 +28,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from examples.semidavil.data.sampling import generator
+from examples.common.sampling import generator
 from examples.synapse_ssl.config import Config
 from examples.synapse_ssl.data.batches import Patches
 from examples.synapse_ssl.methods.base import Method, Terms, halves, joined, label_of
