@@ -212,6 +212,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """On tensors as small as those of smoke tests a second thread only waits, which on a busy machine takes minutes."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
+
+
+@contextmanager
 def stop_request() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
     stop = threading.Event()

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from examples.common.logs import read_log
-from examples.common.training import CHECKPOINT
+from examples.common.training import CHECKPOINT, one_thread
 from examples.semidavil.config import load_config
 from examples.semidavil.data.toy import write_street_folder
 from examples.semidavil.train import METRICS, train
 
 COLUMNS = ("loss", "supervised", "consistency", "confident", "lr")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On tensors this small a second thread does nothing but wait, which on a busy machine takes minutes."""
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)
 
 
 def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> list[dict[str, float]]:
@@ -37,7 +23,7 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> list[dict[st
     Raises:
         RuntimeError: the two runs differ, so resuming is not exact; or no pixel was ever confident.
     """
-    with TemporaryDirectory() as name, _one_thread():
+    with TemporaryDirectory() as name, one_thread():
         folder = Path(name)
         config = load_config("smoke", overrides)
         target = write_street_folder(folder / "target", size=(48, 64), train=8, test=2)

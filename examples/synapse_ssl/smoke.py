@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from examples.common.logs import read_log
-from examples.common.training import CHECKPOINT
+from examples.common.training import CHECKPOINT, one_thread
 from examples.synapse_ssl.config import Config, load_config
 from examples.synapse_ssl.results import table
 from examples.synapse_ssl.train import train
@@ -23,17 +20,6 @@ RUNS = {
 _COSTS = ("patches_per_second", "peak_memory_mib")
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On tensors this small a second thread does nothing but wait, which on a busy machine takes minutes."""
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)
-
-
 def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> dict[str, dict[str, Any]]:
     """Train each method once in one go and once with a stop in the middle; print the scores and return the metrics.
 
@@ -41,7 +27,7 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> dict[str, di
         RuntimeError: the two runs differ, so resuming is not exact; or an unsupervised term was 0 throughout.
     """
     found = {}
-    with TemporaryDirectory() as name, _one_thread():
+    with TemporaryDirectory() as name, one_thread():
         for label, settings in RUNS.items():
             config = load_config("smoke", [*settings, *overrides])
             found[label] = _twice(label, config, Path(name) / config.method, device)
