@@ -42,14 +42,10 @@ class Pixels(NamedTuple):
     n: Tensor  # n_c over all ranks, (C,), int64
     process_group: ProcessGroup
 
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return self.logits.num_classes
-
     def class_sum(self, value: Tensor) -> Tensor:
         """Sum ``value`` (N, *) over the pixels of each class, on all ranks: (C,)."""
-        return all_reduce_sum(class_sums(value, self.target, self.keep, self.num_classes), self.process_group)
+        num_classes = self.logits.input.shape[1]
+        return all_reduce_sum(class_sums(value, self.target, self.keep, num_classes), self.process_group)
 
     def labels_and_weight(self) -> tuple[Tensor, Tensor | None]:
         """The labels, and q where it is not 1, as maps (N, 1, *)."""
@@ -81,7 +77,7 @@ def gather_pixels(
         loss, squared_error = pixel_cross_entropy_and_error(logits, target, keep)
     else:
         loss = pixel_cross_entropy(logits, target, keep)
-    count = all_reduce_sum(class_counts(target, keep, logits.num_classes), process_group)
+    count = all_reduce_sum(class_counts(target, keep, logits.input.shape[1]), process_group)
     weight = kept_weight(pixel_weight, keep, loss.dtype)
     if features is not None:  # resized like the logits: interpolation and the last layer commute
         features = Logits(features.detach().to(loss.dtype), logits.resize).full_size()

@@ -10,15 +10,13 @@ from classbalance_losses.kernels.blocks import Resize
 
 
 class Logits(NamedTuple):
-    """Logits (N, C, *) and, where they are of another size than the target, how to resize them."""
+    """Logits (N, C, *) and, where they are of another size than the target, how to resize them.
+
+    It has no properties: torch 2.6 cannot trace those of a named tuple.
+    """
 
     input: Tensor
     resize: Resize | None = None
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return self.input.shape[1]
 
     def full_size(self) -> Tensor:
         """Return the logits at the target's size."""

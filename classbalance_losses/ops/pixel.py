@@ -113,7 +113,7 @@ def sum_over_errors(
 def pixel_function(logits: Logits, target: Tensor, keep: Tensor, function: LogProbFunction) -> Tensor:
     """Return ``function(log_prob, target, keep)`` (N, *) for a function that sees one pixel at a time."""
     plain = partial(_plain, function=function)
-    size = target.numel() * logits.num_classes
+    size = target.numel() * logits.input.shape[1]
     backend = backend_for(logits.input, size, blocked_from=_FUNCTION_BLOCKED_FROM, unsupported=_no_kernel)
     if backend == "blocked":
         return blocked_pixel.pixel_function(logits.input, target, keep, _layout(logits), plain)
@@ -132,7 +132,7 @@ def _plain(input: Tensor, target: Tensor, keep: Tensor, function: LogProbFunctio
 def _backend(logits: Logits, target: Tensor) -> str:
     return backend_for(
         logits.input,
-        target.numel() * logits.num_classes,
+        target.numel() * logits.input.shape[1],
         blocked_from=_blocked_from(logits),
         unsupported=partial(_missing_in_kernel, logits, target),
     )
@@ -140,7 +140,7 @@ def _backend(logits: Logits, target: Tensor) -> str:
 
 def _blocked_from(logits: Logits) -> int:
     """Return the number of full-size logits from which blocks were measured to be quicker, for each loss."""
-    if logits.num_classes == 2:
+    if logits.input.shape[1] == 2:
         return 1 << 22
     return 1 << 19 if logits.input.ndim == 2 else 1 << 18
 
