@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -55,6 +57,12 @@ def build(kind: type[Any], content: Mapping[str, Any], where: str) -> Any:
         place = f"{where}, {name}"
         values[name] = build(section, value, place) if section else _checked(types[name], value, place)
     return kind(**values)
+
+
+def run_folder(runs: Path, name: str, content: Mapping[str, Any]) -> Path:
+    """The folder of a run with this configuration: readable first, unique last."""
+    text = json.dumps(content, sort_keys=True)
+    return runs / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def at_least(config: Any, least: int, *names: str) -> None:

@@ -11,16 +11,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from examples.common.evaluation import LabelledImages
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+T = TypeVar("T")
 Evaluate = Callable[[nn.Module], dict[str, Any]]
 
 
@@ -209,6 +211,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def in_order(steps: Dataset[T], workers: int, device: str) -> DataLoader[T]:
+    """The items of a data set in their order. Its own generator: DataLoader else draws from the one of dropout."""
+    return DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.startswith("cuda"),
+        generator=torch.Generator(),
+    )
 
 
 @contextmanager

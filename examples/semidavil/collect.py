@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from examples.common.config import run_folder
 from examples.semidavil.grid import Grid
-from examples.semidavil.train import METRICS, run_folder
+from examples.semidavil.train import METRICS
 
 RARE = 5
 Run = Mapping[str, Any]
@@ -34,7 +35,7 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
             cell = found["rows"][label][str(budget)] = []
             for seed in grid.seeds:
                 config = grid.run(overrides, budget, seed)
-                path = run_folder(runs, grid.config, config) / METRICS
+                path = run_folder(runs, grid.config, config.as_dict()) / METRICS
                 if path.is_file():
                     recipe = {
                         "steps": config.training.iterations,

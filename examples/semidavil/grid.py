@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
+from examples.common.config import run_folder
 from examples.common.distributed import process_group, rank
 from examples.semidavil.config import Config, load_config
-from examples.semidavil.train import add_folders, run_folder, train, with_folders
+from examples.semidavil.train import add_folders, train, with_folders
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,7 +89,8 @@ def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
                 config = with_folders(grid.run(overrides, budget, seed), given)
                 if rank() == 0:
                     print(f"{label}, {budget} labels, seed {seed}", flush=True)
-                train(config, run_folder(given.runs, grid.config, config), given.runs / "kept", device=device)
+                folder = run_folder(given.runs, grid.config, config.as_dict())
+                train(config, folder, given.runs / "kept", device=device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

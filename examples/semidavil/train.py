@@ -13,7 +13,6 @@ On several GPUs: torchrun --nproc-per-node 4 -m examples.semidavil.train CONFIG
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -23,20 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from examples.common.config import run_folder
 from examples.common.distributed import any_rank, first_rank_first, process_group, rank, world_size
 from examples.common.logs import Logs
+from examples.common.meter import Meter
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
-from examples.common.training import CHECKPOINT, stop_request, write_atomically
+from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically
 from examples.semidavil.config import Config, load_config
-from examples.semidavil.data.batches import Images, Share, Steps
+from examples.semidavil.data.batches import Share, Steps
 from examples.semidavil.data.task import Task, load_task, streams
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import evaluate, table
-from examples.semidavil.meter import Meter
 from examples.semidavil.pictures import write_pictures
 
 METRICS = "metrics.json"
@@ -83,7 +82,7 @@ def train(
     if not sources.keys() & {"source", "labelled"}:
         raise ValueError("nothing is labelled: raise data.budget or set data.use_source = true")
     engine, seconds = _engine(config, task, folder, torch.device(device))
-    steps = _loader(Steps(sources, seed, engine.step, last, share), config, device)
+    steps = in_order(Steps(sources, seed, engine.step, last, share), config.training.workers, device)
     first, entries = rank() == 0, {}
     progress = progress and first
     with (
@@ -142,17 +141,6 @@ def _save(engine: Engine, folder: Path, seconds: float) -> None:
         write_atomically(folder / CHECKPOINT, lambda path: torch.save(state, path))
 
 
-def _loader(steps: Steps, config: Config, device: str) -> DataLoader[dict[str, Images]]:
-    """The steps' batches in their order. Its own generator: DataLoader else draws from the one that dropout uses."""
-    return DataLoader(
-        steps,
-        batch_size=None,
-        num_workers=config.training.workers,
-        pin_memory=device.startswith("cuda"),
-        generator=torch.Generator(),
-    )
-
-
 def _evaluate(engine: Engine, task: Task, logs: Logs | None, *, progress: bool) -> dict[str, Any]:
     entries = evaluate(engine, task, progress=progress)
     if logs is not None:
@@ -183,12 +171,6 @@ def _finish(
 def _read_metrics(folder: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
     return metrics
-
-
-def run_folder(runs: Path, name: str, config: Config) -> Path:
-    """The folder of a run: readable first, unique last."""
-    text = json.dumps(config.as_dict(), sort_keys=True)
-    return runs / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
@@ -229,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.config is None:
         parser.error("name a configuration, or --smoke")
     config = with_folders(load_config(given.config, given.set), given)
-    folder = run_folder(given.runs, Path(given.config).stem, config)
+    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
     with process_group(given.device) as device:
         train(config, folder, given.runs / "kept", device=str(device))
         if rank() == 0:

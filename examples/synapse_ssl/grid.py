@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 
+from examples.common.config import run_folder
 from examples.common.training import write_atomically
 from examples.synapse_ssl.config import Config, load_config
 from examples.synapse_ssl.plots import bars, gain_against_frequency, save_figure
 from examples.synapse_ssl.report import report
-from examples.synapse_ssl.train import METRICS, add_folders, run_folder, train, with_folder
+from examples.synapse_ssl.train import METRICS, add_folders, train, with_folder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,7 +33,7 @@ else:
     import tomli as tomllib
 
 GRIDS = Path(__file__).parent / "grids"
-_KEPT = ("note", "scores", "class_share", "tested_step", "training_seconds", "device", "commit", "versions")
+_KEPT = ("note", "scores", "class_share", "tested_step", "seconds", "device", "commit", "versions")
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,8 @@ def run(grid: Grid, given: argparse.Namespace) -> None:
     for seed, budget, method, pixel in product(*axes):
         config = with_folder(grid.run(method, pixel, budget, seed), given)
         print(f"{method}, {pixel}, {budget:.0%} labelled, seed {seed}", flush=True)
-        train(
-            config,
-            run_folder(given.runs, grid.config_of(method), config),
-            given.runs / "kept",
-            device=given.device,
-        )
+        folder = run_folder(given.runs, grid.config_of(method), config.as_dict())
+        train(config, folder, given.runs / "kept", device=given.device)
 
 
 def collect(grid: Grid, runs: Path) -> dict[str, Any]:
@@ -103,7 +100,7 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"title": grid.title, "config": grid.config, "classes": [], "runs": []}
     for budget, method, pixel, seed in product(grid.budgets, grid.methods, grid.pixels, grid.seeds):
         config = grid.run(method, pixel, budget, seed)
-        path = run_folder(runs, grid.config_of(method), config) / METRICS
+        path = run_folder(runs, grid.config_of(method), config.as_dict()) / METRICS
         if path.is_file():
             metrics = json.loads(path.read_text())
             found["classes"] = metrics["classes"]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import monai
-import torch
 from torch import Tensor
 
-import classbalance_losses
+from examples.common.provenance import provenance
 from examples.common.training import write_atomically
 from examples.synapse_ssl.data.task import Task
 from examples.synapse_ssl.engine import Engine
@@ -24,6 +21,7 @@ def finish(
     """Write the metrics of a run and return them."""
     config = engine.config
     share = class_counts.double() / class_counts.sum()
+    cost = provenance(engine.device, engine.seconds, ranks=1)
     metrics = {
         "note": config.note,
         "method": config.method,
@@ -35,15 +33,8 @@ def finish(
         "scores": scores,
         "tested_step": engine.best.get("step", engine.step),
         "validation_dsc": engine.best.get("dsc"),
-        "training_seconds": round(engine.seconds, 1),
-        "device": _device(engine.device),
-        "commit": _commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "monai": monai.__version__,
-            "classbalance_losses": classbalance_losses.__version__,
-        },
+        **cost,
+        "versions": cost["versions"] | {"monai": monai.__version__},
     }
     text = json.dumps(metrics, indent=1) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text))
@@ -64,21 +55,3 @@ def table(metrics: dict[str, Any]) -> str:
 
 def _cells(values: list[float | None]) -> list[str]:
     return ["–" if value is None else f"{value:.1f}" for value in values]
-
-
-def _device(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
-
-
-def _commit() -> str:
-    """The commit that the code is at, with "+changes" where files differ from it; "unknown" outside a checkout."""
-    root = str(Path(__file__).parents[2])
-    command = ["git", "-C", root, "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

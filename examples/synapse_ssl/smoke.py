@@ -17,7 +17,7 @@ RUNS = {
     "UA-MT + DyCE": ('method="ua_mt"', 'supervised.pixel="DyCE"'),
     "DHC": ('method="dhc"', 'supervised.pixel="CE"'),
 }
-_COSTS = ("patches_per_second", "peak_memory_mib")
+_COSTS = ("images_per_second", "peak_memory_mib")
 
 
 def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> dict[str, dict[str, Any]]:

@@ -10,25 +10,22 @@ RUNS/CONFIG-HASH/metrics.json     the test scores, commit, versions, seconds; it
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
-import resource
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from examples.common.config import run_folder
 from examples.common.logs import Logs
-from examples.common.training import CHECKPOINT, stop_request, write_atomically
+from examples.common.meter import Meter
+from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically
 from examples.synapse_ssl.config import Config, load_config
-from examples.synapse_ssl.data.batches import Patches, Steps
+from examples.synapse_ssl.data.batches import Steps
 from examples.synapse_ssl.data.task import Cases, Task, load_task
 from examples.synapse_ssl.engine import Engine, class_counts
 from examples.synapse_ssl.evaluation import evaluate
@@ -78,18 +75,22 @@ def train(
         Logs(folder, engine.step) as logs,
         tqdm(total=last, initial=engine.step, disable=not progress) as bar,
     ):
-        cost = _Cost()
-        for batch in _loader(engine, task, device):
-            _advance(engine, batch, logs, cost)
+        meter = Meter(engine, logs, engine.seconds)
+        need = engine.method.uses_unlabelled
+        steps = Steps(task, config.data, recipe.seed, engine.step, last, unlabelled=need)
+        for batch in in_order(steps, recipe.workers, device):
+            meter.advance(batch)
             bar.update()
             done = engine.step == last
             if recipe.validate_every and (
                 done or engine.step % (recipe.validate_every * recipe.steps_per_epoch) == 0
             ):
-                _validate(engine, task, logs)
+                with meter.pause():
+                    _validate(engine, task, logs)
             stopping = stop.is_set() or engine.step == stop_after
             if done or stopping or engine.step % recipe.checkpoint_every == 0:
-                save(engine, folder)
+                with meter.pause() as engine.seconds:
+                    save(engine, folder)
             if stop.is_set() and not done:
                 raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
             if stopping and not done:
@@ -131,50 +132,6 @@ def _engine(config: Config, counts: torch.Tensor, folder: Path, device: torch.de
     return engine
 
 
-def _loader(engine: Engine, task: Task, device: str) -> DataLoader[dict[str, Patches]]:
-    """The steps' batches in their order. Its own generator: DataLoader else draws from the one that dropout uses."""
-    config, recipe = engine.config, engine.config.training
-    need = engine.method.uses_unlabelled
-    steps = Steps(task, config.data, recipe.seed, engine.step, recipe.iterations, unlabelled=need)
-    return DataLoader(
-        steps,
-        batch_size=None,
-        num_workers=recipe.workers,
-        pin_memory=device.startswith("cuda"),
-        generator=torch.Generator(),
-    )
-
-
-@dataclass
-class _Cost:
-    """Of the steps since the last row of the log."""
-
-    patches: int = 0
-    seconds: float = 0.0
-
-
-def _advance(engine: Engine, batch: dict[str, Patches], logs: Logs, cost: _Cost) -> None:
-    """One step, logged where its turn is; reading the values waits for the device, so only then."""
-    recipe, rate, start = engine.config.training, engine.scheduler.get_last_lr()[0], time.perf_counter()
-    values = engine.advance(batch)
-    logged = engine.step % recipe.log_every == 0 or engine.step == recipe.iterations
-    numbers = {name: float(value) for name, value in values.items()} if logged else {}
-    seconds = time.perf_counter() - start
-    engine.seconds += seconds
-    cost.seconds += seconds
-    cost.patches += sum(len(stream.image) for stream in batch.values())
-    if not logged:
-        return
-    if not torch.isfinite(values["loss"]):
-        raise FloatingPointError(f"the loss is {numbers['loss']} at step {engine.step}: lower training.lr")
-    speed = cost.patches / cost.seconds
-    cost.patches, cost.seconds = 0, 0.0
-    memory = _peak_memory(engine.device)
-    logs.write(
-        "log", engine.step, numbers | {"lr": rate, "patches_per_second": speed, "peak_memory_mib": memory}
-    )
-
-
 def _validate(engine: Engine, task: Task, logs: Logs) -> None:
     scores = _scores(engine, task, task.validation, progress=False)
     engine.keep_if_best(scores["dsc"])
@@ -192,20 +149,6 @@ def _scores(engine: Engine, task: Task, cases: Cases, *, progress: bool) -> dict
         published=rule.published,
         progress=progress,
     )
-
-
-def _peak_memory(device: torch.device) -> float:
-    """The most memory used so far, in MiB: of the device, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def run_folder(runs: Path, name: str, config: Config) -> Path:
-    """The folder of a run: readable first, unique last."""
-    text = json.dumps(config.as_dict(), sort_keys=True)
-    return runs / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
@@ -236,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.config is None:
         parser.error("name a configuration, or --smoke")
     config = with_folder(load_config(given.config, given.set), given)
-    folder = run_folder(given.runs, Path(given.config).stem, config)
+    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
     metrics = train(config, folder, given.runs / "kept", device=given.device)
     print(f"{table(metrics)}\nin {folder}")
 

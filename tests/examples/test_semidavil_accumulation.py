@@ -12,12 +12,12 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
+from examples.common.config import run_folder
 from examples.semidavil.config import Config, load_config
 from examples.semidavil.data.batches import Images, Share, Steps
 from examples.semidavil.data.task import load_task, streams
 from examples.semidavil.data.toy import write_street_folder
 from examples.semidavil.engine import Engine
-from examples.semidavil.train import run_folder
 
 _OVERRIDES = (
     "data.batch_size=4",
@@ -130,7 +130,7 @@ def test_keys_that_came_later_do_not_move_earlier_runs(place):
     changed = load_config("smoke", ["model.dropout=0.2", "training.accumulation=2"])
     assert changed.as_dict()["model"]["dropout"] == 0.2
     assert changed.as_dict()["training"]["accumulation"] == 2
-    assert run_folder(place, "smoke", changed) != run_folder(place, "smoke", config)
+    assert run_folder(place, "smoke", changed.as_dict()) != run_folder(place, "smoke", config.as_dict())
     for key in ("model.dropout=1.0", "training.accumulation=0"):
         with pytest.raises(ValueError, match=key.split(".")[1].split("=")[0]):
             load_config("smoke", [key])

@@ -18,6 +18,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 from examples.common import provenance
+from examples.common.config import run_folder
 from examples.common.logs import Logs, read_log
 from examples.common.streets import CLASSES as STREET_CLASSES
 from examples.common.training import CHECKPOINT
@@ -32,7 +33,7 @@ from examples.semidavil.grid import GRIDS, load_grid
 from examples.semidavil.losses import NAMES, ConsistencyLoss, build_loss
 from examples.semidavil.model.captions import DomainCaptions, PredictedCaptions
 from examples.semidavil.pictures import painted
-from examples.semidavil.train import main, run_folder, train
+from examples.semidavil.train import main, train
 
 
 @pytest.fixture
@@ -389,7 +390,7 @@ def test_grids_name_valid_runs_that_differ():
         found = load_grid(path.stem)
         for budget, seed in product(found.budgets, found.seeds):
             runs = [found.run(overrides, budget, seed) for _, overrides in found.rows]
-            assert len({run_folder(Path(), "x", config) for config in runs}) == len(runs)
+            assert len({run_folder(Path(), "x", config.as_dict()) for config in runs}) == len(runs)
         assert len({label for label, _ in found.rows}) == len(found.rows)
     with pytest.raises(FileNotFoundError, match="those here are camvid_components"):
         load_grid("nonesuch")
@@ -447,7 +448,7 @@ def test_the_command_line(config, street_folder, tmp_path, capsys):
         ]
     )
     assert "| mIoU11 | sky |" in capsys.readouterr().out
-    folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides))
+    folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides).as_dict())
     assert json.loads((folder / "config.json").read_text())["data"]["budget"] == 2
     with pytest.raises(SystemExit):
         main([])

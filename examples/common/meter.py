@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from examples.common.distributed import world_size
 from examples.common.logs import Logs
 from examples.common.provenance import Stopwatch, peak_memory_mib
-from examples.semidavil.data.batches import Images
-from examples.semidavil.engine import Engine
+
+
+class Engine(Protocol):
+    """What makes steps. `config.training` has `log_every` and `iterations`."""
+
+    config: Any
+    device: torch.device
+    step: int
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+
+    def advance(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """One step on the streams of a batch; what to log, "loss" among it."""
 
 
 class Meter:
@@ -45,8 +57,8 @@ class Meter:
         finally:
             self._watch.go_on()
 
-    def advance(self, batch: Mapping[str, Images]) -> None:
-        """One step.
+    def advance(self, batch: Mapping[str, Any]) -> None:
+        """One step on streams that have an `image` (N, ...).
 
         Raises:
             FloatingPointError: the loss of a logged step is not finite.
