@@ -37,6 +37,13 @@ class SupervisedConfig:
         default_factory=dict
     )  # keywords of the loss: omega, hard_fraction
     dice: bool = True  # False: the pixel loss alone
+    mining_ramp: float = (
+        0.0  # share of the training over which DyCE's hard_fraction falls from 1: see `losses.py`
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mining_ramp <= 1:
+            raise ValueError(f"mining_ramp must be in [0, 1], got {self.mining_ramp}")
 
 
 @dataclass(frozen=True)

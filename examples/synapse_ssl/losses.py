@@ -18,6 +18,10 @@ class SupervisedLoss(nn.Module):
     the same gradient, with 1e-8 (UA-MT, URPC) or 1 (the others) for MONAI's 1e-5 in numerator and denominator; they
     differ for classes that the batch lacks.
 
+    A network that knows nothing yet cannot tell hard voxels from others: mined from the start, it may call everything
+    background for hundreds of steps. So the share that DyCE mines can fall from 1 to its own in a straight line over
+    the first `mining_ramp` of the training, as TensorFlow DeepLab's hard example mining does; DyCE's paper has no ramp.
+
     Args:
         config: which pixel loss, and whether Dice stands beside it.
         scale: of the sum; a pixel loss alone is not scaled.
@@ -33,11 +37,19 @@ class SupervisedLoss(nn.Module):
         kind = DyCELoss if config.pixel == "DyCE" else WeightedCrossEntropyLoss
         self.pixel: nn.Module = kind(**config.pixel_options)
         self.weigh_pixels = config.pixel == "CE"
+        self.mining_ramp = config.mining_ramp
+        self.hard_fraction = self.pixel.hard_fraction if isinstance(self.pixel, DyCELoss) else 1.0
         self.dice = (
             DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True, reduction="none")
             if config.dice
             else None
         )
+
+    def set_progress(self, share: float) -> None:
+        """Take the share of the training that is done, in [0, 1], from which the share to mine follows."""
+        if isinstance(self.pixel, DyCELoss) and self.mining_ramp:
+            done = min(share / self.mining_ramp, 1.0)
+            self.pixel.hard_fraction = 1 + done * (self.hard_fraction - 1)
 
     def forward(self, logits: Tensor, label: Tensor, class_weight: Tensor | None = None) -> Tensor:
         """The loss of logits (N, C, D, H, W) against labels (N, D, H, W).

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 pytest.importorskip("monai")
 
+from classbalance_losses.functional import dyce_loss
 from examples.synapse_ssl.class_weights import DiffDW, DistDW
 from examples.synapse_ssl.config import Config, ModelConfig, SupervisedConfig, load_config
 from examples.synapse_ssl.data.batches import Patches
@@ -133,6 +134,19 @@ def test_the_supervised_loss_by_hand():
     assert float(alone(logits, label)) == pytest.approx(pixel, rel=1e-5)
     ohem = SupervisedConfig("DyCE", {"omega": 1.0, "hard_fraction": 1.0}, dice=False)
     assert float(SupervisedLoss(ohem, 0.5)(logits, label)) == pytest.approx(pixel, rel=1e-5)
+
+
+def test_mining_starts_with_all_voxels():
+    logits, label = torch.randn(2, 3, *PATCH), toy_batch()["labelled"].label
+    loss = SupervisedLoss(SupervisedConfig("DyCE", {"hard_fraction": 0.2}, dice=False, mining_ramp=0.5), 0.5)
+    for progress, fraction in ((0.0, 1.0), (0.25, 0.6), (0.5, 0.2), (0.9, 0.2)):
+        loss.set_progress(progress)
+        assert float(loss(logits, label)) == float(dyce_loss(logits, label, hard_fraction=fraction))
+    method = built(
+        toy("supervised", 'supervised.pixel="DyCE"', "supervised.mining_ramp=1.0", "training.epochs=4")
+    )
+    method.loss(toy_batch(), method.config.training.iterations // 2)
+    assert method.supervised.pixel.hard_fraction == pytest.approx(0.6)
 
 
 def test_the_ramp_and_the_weight():
@@ -380,6 +394,7 @@ def test_wrong_configurations():
     for override, message in (
         ('method="fixmatch"', "method must be one of 'supervised', 'ua_mt'"),
         ('supervised.pixel="Focal"', "pixel must be one of 'CE', 'DyCE'"),
+        ("supervised.mining_ramp=2.0", r"mining_ramp must be in \[0, 1\]"),
         ("model.dropout=1.0", r"dropout must be in \[0, 1\)"),
         ("data.patch=[8, 64]", "patch must be three integers"),
         ("model.features=[]", "features must be a list of integers"),

@@ -58,6 +58,7 @@ class Method(nn.Module):
 
     def loss(self, batch: Mapping[str, Patches], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and its parts to log."""
+        self.supervised.set_progress(step / self.config.training.iterations)
         terms = self.terms(batch, step)
         weight = self.weight(step)
         total = terms.supervised + weight * terms.unsupervised
