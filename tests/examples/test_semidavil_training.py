@@ -389,9 +389,9 @@ def test_grids_name_valid_runs_that_differ():
     for path in sorted(GRIDS.glob("*.toml")):
         found = load_grid(path.stem)
         for budget, seed in product(found.budgets, found.seeds):
-            runs = [found.run(overrides, budget, seed) for _, overrides in found.rows]
-            assert len({run_folder(Path(), "x", config.as_dict()) for config in runs}) == len(runs)
-        assert len({label for label, _ in found.rows}) == len(found.rows)
+            runs = [row.folder(Path(), budget, seed) for row in found.rows]
+            assert len(set(runs)) == len(runs)
+        assert len({row.label for row in found.rows}) == len(found.rows)
     with pytest.raises(FileNotFoundError, match="those here are camvid_components"):
         load_grid("nonesuch")
 
@@ -424,7 +424,9 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
         "Runs: 3, of 1 steps; batch 2 of each stream, pieces a step: 1; size of the training images" in text
     )
     assert "32×48; seeds 0, 1; " in text
+    assert "## Confident pixels" in text
     rows = json.loads((tmp_path / "out" / "tiny.json").read_text())["rows"]
+    assert 0 <= rows["CE"]["2"][0]["confident"] <= 1
     assert [run["seed"] for run in rows["CE"]["2"]] == [0, 1]
     assert len(rows["CE"]["2"][0]["scores"]["val_alt"]["iou"]) == 11
     assert {"commit", "versions", "seconds", "device", "threads", "ranks"} <= rows["CE"]["2"][0].keys()
