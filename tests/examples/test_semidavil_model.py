@@ -292,7 +292,7 @@ def test_components_that_are_switched_off_are_not_built():
         ),
         5,
     )
-    assert without.vision is not None
+    assert without.student.vision is not None
     with pytest.raises(ValueError, match="vision must be one of"):
         build_vision("resnet")
     with pytest.raises(ValueError, match="text must be one of"):

@@ -32,7 +32,7 @@ from examples.semidavil.evaluation import evaluate, predict, sliding_window, tab
 from examples.semidavil.grid import GRIDS, load_grid
 from examples.semidavil.losses import NAMES, ConsistencyLoss, build_loss
 from examples.semidavil.model.captions import DomainCaptions, PredictedCaptions
-from examples.semidavil.pictures import painted
+from examples.semidavil.pictures import painted, write_pictures
 from examples.semidavil.train import main, train
 
 
@@ -129,6 +129,12 @@ def test_every_component_of_table_3_can_be_switched_off(config, tmp_path, off):
     assert ("consistency" in values) == ("unlabelled" in batch) == (off != "consistency")
     assert (type(engine.supervised).__name__ == "DyCELoss") == (off != "dyce")
     assert (engine.networks.text is None) == (off == "guidance")
+    # frozen random features would tell nothing about pretraining
+    assert (
+        (engine.networks.vision is None)
+        == (engine.networks.student.vision is not None)
+        == (off == "pretraining")
+    )
 
 
 @pytest.mark.parametrize("reading", ["code", "cross_attention", "correlation"])
@@ -337,6 +343,27 @@ def test_scores_are_those_of_a_confusion_matrix(config, tmp_path):
     assert table(entry, task).startswith("| mIoU2 | road | pavement |\n")
 
 
+def test_a_resized_image_is_scored_at_its_labels_size(config, tmp_path):
+    """Images at half the size: each prediction is enlarged to the label file, and every labelled pixel counts."""
+    data = replace(
+        config.data,
+        kind="gta5-cityscapes",
+        source=str(write_gta5(tmp_path / "gta5")),
+        target=str(write_cityscapes(tmp_path / "cityscapes")),
+        test_size=(6, 8),
+    )
+    task = load_task(data, tmp_path / "kept")
+    test = task.tests["val"]
+    assert test.image(0).shape == (3, 6, 8)
+    assert test.label(0).shape == (12, 16)
+    engine = Engine(replace(config, data=data), task, torch.device("cpu"))
+    entry = evaluate(engine, task)["val"]
+    assert sum(entry["pixels"]) == sum(int((test.label(i) != 255).sum()) for i in range(2))
+    write_pictures(engine, test, task.classes, tmp_path, "val")
+    with Image.open(tmp_path / "predictions_val.png") as picture:
+        assert picture.size == (3 * 8 + 2 * 4, 2 * 6 + 4)
+
+
 def test_gta5_to_cityscapes_end_to_end(config, tmp_path):
     data = replace(
         config.data,
@@ -357,6 +384,8 @@ def test_gta5_to_cityscapes_end_to_end(config, tmp_path):
     assert pixels.shape == (2 * 12 + 4, 3 * 16 + 2 * 4, 3)  # two test images, three pictures each
     assert np.array_equal(pixels[:12, 1:16], pixels[:12, 21:36])  # the toy images wear their labels' colours
     assert not pixels[:12, 20].any()
+    with Image.open(tmp_path / "run" / "predictions_alone_val.png") as picture:
+        assert np.array_equal(np.asarray(picture), pixels[:, 40:])
 
 
 def test_colours_of_camvids_classes():
@@ -445,6 +474,10 @@ def test_the_command_line(config, street_folder, tmp_path, capsys):
             str(tmp_path),
             "--device",
             "cpu",
+            "--vision",
+            "clip-tiny",
+            "--text",
+            "clip-tiny",
             "--set",
             *overrides,
         ]
@@ -452,6 +485,8 @@ def test_the_command_line(config, street_folder, tmp_path, capsys):
     assert "| mIoU11 | sky |" in capsys.readouterr().out
     folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides).as_dict())
     assert json.loads((folder / "config.json").read_text())["data"]["budget"] == 2
+    with pytest.raises(ValueError, match="vision must be one of clip:PATH-OR-HUB-NAME"):
+        main(["smoke", "--target", str(street_folder), "--runs", str(tmp_path), "--vision", "resnet"])
     with pytest.raises(SystemExit):
         main([])
 

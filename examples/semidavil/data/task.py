@@ -66,7 +66,7 @@ def load_task(config: DataConfig, folder: Path) -> Task:
     read_source = layouts.gta5 if config.kind == "gta5-cityscapes" else layouts.synthia
     source = read_source(config.source, config.source_size)
     target = layouts.cityscapes(config.target, "train", config.target_size)
-    tests = {"val": layouts.cityscapes(config.target, "val", config.test_size)}
+    tests = {"val": layouts.cityscapes(config.target, "val", config.test_size, resize_labels=False)}
     return Task(
         source,
         target,
