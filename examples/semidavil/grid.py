@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,8 @@ def _row(row: Mapping[str, Any], content: Mapping[str, Any]) -> Row:
 
 def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
     """Carry out what is not finished, seed by seed."""
-    for seed in given.seeds or grid.seeds:
-        for budget in given.budgets or grid.budgets:
+    for seed in grid.seeds:
+        for budget in grid.budgets:
             for row in grid.rows:
                 if rank() == 0:
                     print(f"{row.label}, {budget} labels, seed {seed}", flush=True)
@@ -116,12 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("action", choices=("run", "report"))
     parser.add_argument("grid", help="a file, or a name in examples/semidavil/grids")
     add_folders(parser)
-    parser.add_argument("--seeds", type=int, nargs="*", help="of the grid's seeds")
-    parser.add_argument("--budgets", type=int, nargs="*", help="of the grid's label budgets")
+    parser.add_argument("--seeds", type=int, nargs="*", help="in place of the grid's")
+    parser.add_argument("--budgets", type=int, nargs="*", help="in place of the grid's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/semidavil"))
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
+    seeds, budgets = tuple(given.seeds or grid.seeds), tuple(given.budgets or grid.budgets)
+    grid = replace(grid, seeds=seeds, budgets=budgets)
     if given.action == "run":
         with process_group(given.device) as device:
             run(grid, given, str(device))
