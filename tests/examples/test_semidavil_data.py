@@ -159,6 +159,14 @@ def test_lists_of_other_seeds_and_targets_are_kept_apart(gta5_task, street_folde
     assert load_task(load_config_with(config, splits=str(own)), folder).labelled == task.target.names[3:4]
 
 
+def test_a_folder_that_is_not_named_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="needs the folder of its target: --target FOLDER"):
+        load_task(DataConfig(), tmp_path)
+    gta5 = DataConfig(kind="gta5-cityscapes", target="Cityscapes")
+    with pytest.raises(ValueError, match="gta5-cityscapes needs the folder of its source: --source FOLDER"):
+        load_task(gta5, tmp_path)
+
+
 def test_synthia_is_scored_on_its_classes(tmp_path):
     config = DataConfig(
         kind="synthia-cityscapes",
