@@ -34,6 +34,18 @@ def load_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return content
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of one TOML file.
+
+    Raises:
+        ValueError: not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is no TOML file: {error}") from error
+
+
 def build(kind: type[Any], content: Mapping[str, Any], where: str) -> Any:
     """A dataclass from plain data; every key must be a field, every value of its type.
 
@@ -92,10 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml")))
         raise FileNotFoundError(f"no configuration {path}; those there are {known or 'none'}")
-    try:
-        content = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is no TOML file: {error}") from error
+    content = read_toml(path)
     base = content.pop("base", None)
     return content if base is None else _merge(_read(path.parent / f"{base}.toml"), content)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from examples.common.config import run_folder
+from examples.common.logs import read_log
 from examples.semidavil.grid import Grid
 from examples.semidavil.train import METRICS
 
@@ -20,30 +20,39 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
     """The finished runs: {"rows": {label: {budget: [run]}}} and what the grid says of itself, as plain data.
 
     A run has its seed, its recipe and everything in its `metrics.json`: `scores` with the IoU of each class, and, for
-    runs that recorded them, commit, versions, seconds and device.
+    runs that recorded them, commit, versions, seconds and device. `confident` is the share of pixels that passed
+    equation 4's threshold, the mean over the logged steps, of runs with consistency training.
     """
     found: dict[str, Any] = {
         "title": grid.title,
         "paper": grid.paper,
-        "paper_rows": dict(grid.paper_rows),
+        "kind": grid.rows[0].run(grid.budgets[0], grid.seeds[0]).data.kind,
+        "paper_rows": {row.label: row.paper for row in grid.rows if row.paper},
         "compare": list(grid.compare),
         "rows": {},
     }
-    for label, overrides in grid.rows:
-        found["rows"][label] = {}
+    for row in grid.rows:
+        found["rows"][row.label] = {}
         for budget in grid.budgets:
-            cell = found["rows"][label][str(budget)] = []
+            cell = found["rows"][row.label][str(budget)] = []
             for seed in grid.seeds:
-                config = grid.run(overrides, budget, seed)
-                path = run_folder(runs, grid.config, config.as_dict()) / METRICS
-                if path.is_file():
+                folder = row.folder(runs, budget, seed)
+                if (folder / METRICS).is_file():
+                    config = row.run(budget, seed)
                     recipe = {
                         "steps": config.training.iterations,
                         "batch_size": config.data.batch_size,
                         "accumulation": config.training.accumulation,
                     }
-                    cell.append({"seed": seed, "recipe": recipe, **json.loads(path.read_text())})
+                    metrics = json.loads((folder / METRICS).read_text())
+                    cell.append({"seed": seed, "recipe": recipe, **metrics, **_confident(folder)})
     return found
+
+
+def _confident(folder: Path) -> dict[str, float]:
+    """What a run's log says of its confident pixels; nothing where consistency training was off."""
+    rows = read_log(folder / "log.csv")
+    return {"confident": mean(row["confident"] for row in rows)} if rows and "confident" in rows[0] else {}
 
 
 def all_runs(results: Mapping[str, Any]) -> list[Run]:
@@ -56,17 +65,10 @@ def all_runs(results: Mapping[str, Any]) -> list[Run]:
     return list(seen.values())
 
 
-def tests(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The test sets, and the main mean IoU of each: (`val`, `mIoU19`)."""
+def tests(results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The test sets, and the mean IoUs of each, the main one first: {`val`: [`mIoU16`, `mIoU13`]}."""
     scores = all_runs(results)[0]["scores"]
-    return [(name, next(iter(entry["mean_iou"]))) for name, entry in scores.items()]
-
-
-def cells(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Run]]]:
-    """Row, budget and runs of every cell."""
-    for label, row in results["rows"].items():
-        for budget, runs in row.items():
-            yield label, budget, runs
+    return {name: list(entry["mean_iou"]) for name, entry in scores.items()}
 
 
 def shares(results: Mapping[str, Any], test: str) -> list[float]:

@@ -32,7 +32,9 @@ class DataConfig:
     split_seed: int = 42
     source_size: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None
-    test_size: tuple[int, int] | None = None  # None: score at the files' size
+    test_size: tuple[int, int] | None = (
+        None  # of the images; scored at the label files' size. None: the files'
+    )
     crop: tuple[int, int] | None = None  # None: whole images
     batch_size: int = 4  # of each stream and step: all ranks and all pieces of the accumulation together
     use_source: bool = True
@@ -64,7 +66,7 @@ class ModelConfig:
 
     vision: str = "efficientnet-lite0"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
     vision_without_vlp: str = "efficientnet-lite0-random"
-    train_vision: bool = False
+    train_vision: bool = False  # without VLP the encoder is trained in any case
     text: str = "minilm"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
     captions: Captions = "domain"
     caption_file: str = ""  # for captions = "file": written by `python -m examples.semidavil.caption`

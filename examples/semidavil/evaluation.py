@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
@@ -110,8 +111,11 @@ def _confusion(engine: Engine, domain: Domain, num_classes: int, *, progress: bo
         network.eval()
     own = range(rank(), len(domain.names), world_size())
     for i in tqdm(own, desc="evaluate", unit="image", leave=False, disable=not progress):
-        logits = predict(engine, domain.names[i], domain.image(i))
-        confusion.update(logits.argmax(0)[None], domain.label(i)[None].to(engine.device))
+        label = domain.label(i)[None].to(engine.device)
+        logits = predict(engine, domain.names[i], domain.image(i))[None]
+        if logits.shape[-2:] != label.shape[-2:]:  # the image was resized, its label was not
+            logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
+        confusion.update(logits.argmax(1), label)
     for network, mode in modes.items():
         network.train(mode)
     return all_sum(confusion.confmat).cpu()

@@ -3,32 +3,51 @@
     python -m examples.semidavil.grid run camvid_components --target FOLDER
     python -m examples.semidavil.grid report camvid_components --out benchmarks/results/semidavil
 
-A grid names a configuration, and for each row of the table a label and overrides. Finished runs are kept and shared
-between grids; processes that run other `--seeds` or `--budgets` of one grid may work side by side. `report` writes
-GRID.json, GRID.md and plots from the finished runs; it needs no data set.
+A grid names a configuration, and for each row of the table a label and overrides, or a configuration of its own.
+Finished runs are kept and shared between grids, and with `examples.semidavil.train` of the same configuration;
+processes that run other `--seeds` or `--budgets` of one grid may work side by side. `report` writes GRID.json, GRID.md
+and plots from the finished runs; it needs no data set.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from examples.common.config import run_folder
+from examples.common.config import read_toml, run_folder
 from examples.common.distributed import process_group, rank
 from examples.semidavil.config import Config, load_config
 from examples.semidavil.train import add_folders, train, with_folders
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 GRIDS = Path(__file__).parent / "grids"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table; `{budget}` in `config` stands for the number of labels."""
+
+    label: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    paper: str = ""  # the paper's row in published.toml
+
+    def run(self, budget: int, seed: int) -> Config:
+        """The configuration of one run. The row's own `data.budget` wins: it is one run for all budgets."""
+        return load_config(
+            self._name(budget), [f"data.budget={budget}", f"training.seed={seed}", *self.overrides]
+        )
+
+    def folder(self, runs: Path, budget: int, seed: int) -> Path:
+        """Where that run lies: the folder that `examples.semidavil.train` takes for it."""
+        return run_folder(runs, Path(self._name(budget)).stem, self.run(budget, seed).as_dict())
+
+    def _name(self, budget: int) -> str:
+        return self.config.format(budget=budget)
 
 
 @dataclass(frozen=True)
@@ -37,17 +56,11 @@ class Grid:
 
     name: str
     title: str
-    config: str
     budgets: tuple[int, ...]
     seeds: tuple[int, ...]
-    rows: tuple[tuple[str, tuple[str, ...]], ...]  # label, overrides
+    rows: tuple[Row, ...]
     paper: str = ""  # what of the paper the grid is laid out after
-    paper_rows: tuple[tuple[str, str], ...] = ()  # label, the paper's row in published.toml
     compare: tuple[str, ...] = ()  # two labels: CE, and the same with DyCE
-
-    def run(self, overrides: Sequence[str], budget: int, seed: int) -> Config:
-        """The configuration of one run. A row's own `data.budget` wins: it is one run for all budgets."""
-        return load_config(self.config, [f"data.budget={budget}", f"training.seed={seed}", *overrides])
 
 
 def load_grid(name: str) -> Grid:
@@ -62,34 +75,36 @@ def load_grid(name: str) -> Grid:
         raise FileNotFoundError(
             f"no grid {path}; those here are {', '.join(sorted(p.stem for p in GRIDS.glob('*.toml')))}"
         )
-    content = tomllib.loads(path.read_text())
+    content = read_toml(path)
     try:
-        rows = tuple((row["label"], tuple(row.get("set", ()))) for row in content["row"])
-        title, config = content["title"], content["config"]
-        paper_rows = tuple((row["label"], row["paper"]) for row in content["row"] if "paper" in row)
-        compare = tuple(content.get("compare", ()))
-        budgets, seeds = tuple(content["budgets"]), tuple(content["seeds"])
-        grid = Grid(
-            path.stem, title, config, budgets, seeds, rows, content.get("paper", ""), paper_rows, compare
-        )
+        rows = tuple(_row(row, content) for row in content["row"])
+        title, budgets, seeds = content["title"], tuple(content["budgets"]), tuple(content["seeds"])
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
-    if compare and (len(compare) != 2 or not {*compare} <= {label for label, _ in rows}):
+    compare = tuple(content.get("compare", ()))
+    if compare and (len(compare) != 2 or not {*compare} <= {row.label for row in rows}):
         raise ValueError(f"{path}: compare must be the labels of two rows, got {list(compare)}")
-    for _, overrides in rows:
-        grid.run(overrides, grid.budgets[0], grid.seeds[0])
-    return grid
+    for row in rows:
+        row.run(budgets[0], seeds[0])
+    return Grid(path.stem, title, budgets, seeds, rows, content.get("paper", ""), compare)
+
+
+def _row(row: Mapping[str, Any], content: Mapping[str, Any]) -> Row:
+    config = row["config"] if "config" in row else content["config"]
+    return Row(row["label"], config, tuple(row.get("set", ())), row.get("paper", ""))
 
 
 def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
     """Carry out what is not finished, seed by seed."""
-    for seed in given.seeds or grid.seeds:
-        for budget in given.budgets or grid.budgets:
-            for label, overrides in grid.rows:
-                config = with_folders(grid.run(overrides, budget, seed), given)
+    for seed in grid.seeds:
+        for budget in grid.budgets:
+            for row in grid.rows:
                 if rank() == 0:
-                    print(f"{label}, {budget} labels, seed {seed}", flush=True)
-                folder = run_folder(given.runs, grid.config, config.as_dict())
+                    print(f"{row.label}, {budget} labels, seed {seed}", flush=True)
+                config, folder = (
+                    with_folders(row.run(budget, seed), given),
+                    row.folder(given.runs, budget, seed),
+                )
                 train(config, folder, given.runs / "kept", device=device)
 
 
@@ -101,12 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("action", choices=("run", "report"))
     parser.add_argument("grid", help="a file, or a name in examples/semidavil/grids")
     add_folders(parser)
-    parser.add_argument("--seeds", type=int, nargs="*", help="of the grid's seeds")
-    parser.add_argument("--budgets", type=int, nargs="*", help="of the grid's label budgets")
+    parser.add_argument("--seeds", type=int, nargs="*", help="in place of the grid's")
+    parser.add_argument("--budgets", type=int, nargs="*", help="in place of the grid's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/semidavil"))
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
+    seeds, budgets = tuple(given.seeds or grid.seeds), tuple(given.budgets or grid.budgets)
+    grid = replace(grid, seeds=seeds, budgets=budgets)
     if given.action == "run":
         with process_group(given.device) as device:
             run(grid, given, str(device))

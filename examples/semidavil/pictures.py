@@ -1,6 +1,7 @@
 """Pictures of predictions: image, label and prediction side by side, in Cityscapes' colours.
 
-They stay in the run's folder: they show images of the data set, which are not ours to publish.
+They stay in the run's folder: they show images and labels of the data set, which are not ours to publish. A second
+picture has the predictions alone.
 """
 
 from __future__ import annotations
@@ -30,18 +31,23 @@ _GAP = 4  # pixels between the pictures
 
 
 def write_pictures(
-    engine: Engine, domain: Domain, classes: Sequence[str], path: Path, *, number: int = 4
+    engine: Engine, domain: Domain, classes: Sequence[str], folder: Path, name: str, *, number: int = 4
 ) -> None:
-    """Write the first images of a domain as rows of a PNG; what is unlabelled is black."""
+    """Write the first images of a domain as rows of `FOLDER/predictions_NAME.png`; what is unlabelled is black.
+
+    `FOLDER/predictions_alone_NAME.png` has the column of predictions.
+    """
     engine.evaluated.eval()
-    rows = []
+    rows, alone = [], []
     for i in range(min(number, len(domain.names))):
         image = domain.image(i)
-        prediction = predict(engine, domain.names[i], image).argmax(0).cpu()
         photo = image.mul(255).round().byte().permute(1, 2, 0).numpy()
-        rows.append(_joined([photo, *(painted(x, classes) for x in (domain.label(i), prediction))], axis=1))
-    picture = Image.fromarray(_joined(rows, axis=0))
-    write_atomically(path, lambda partial: picture.save(partial, format="PNG"))
+        label = _of_size(painted(domain.label(i), classes), photo.shape[:2])
+        prediction = painted(predict(engine, domain.names[i], image).argmax(0).cpu(), classes)
+        rows.append(_joined([photo, label, prediction], axis=1))
+        alone.append(prediction)
+    _save(_joined(rows, axis=0), folder / f"predictions_{name}.png")
+    _save(_joined(alone, axis=0), folder / f"predictions_alone_{name}.png")
 
 
 def painted(label: Tensor, classes: Sequence[str]) -> NDArray[np.uint8]:
@@ -50,6 +56,14 @@ def painted(label: Tensor, classes: Sequence[str]) -> NDArray[np.uint8]:
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(names)] = COLOURS[[CLASSES.index(name) for name in names]]
     return colours[label.numpy()]
+
+
+def _of_size(picture: NDArray[np.uint8], size: Sequence[int]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def _save(picture: NDArray[np.uint8], path: Path) -> None:
+    write_atomically(path, lambda partial: Image.fromarray(picture).save(partial, format="PNG"))
 
 
 def _joined(parts: Sequence[NDArray[np.uint8]], axis: int) -> NDArray[np.uint8]:

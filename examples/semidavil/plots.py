@@ -21,7 +21,7 @@ def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str
     if not all_runs(results):
         return {}
     titles = {}
-    for test, main in tests(results):
+    for test, (main, *_) in tests(results).items():
         drawings = {
             f"{name}_scores_{test}.png": (scores(results, test, main), f"scores of each row on {test}"),
             f"{name}_gain_{test}.png": (gain(results, test), f"gain of DyCE on each class of {test}"),

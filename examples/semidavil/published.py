@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from examples.common.config import read_toml
 
 _FILE = Path(__file__).with_name("published.toml")
 NOT_AT_HAND = "not at hand"
@@ -19,8 +14,12 @@ NOT_AT_HAND = "not at hand"
 
 @dataclass(frozen=True)
 class Published:
-    """`numbers` is {"Table 6, CE": {labels: mIoU in percent}}; `notes` has a sentence for each row, and for others."""
+    """`numbers` is {"Table 6, CE": {labels: mIoU in percent}}; `notes` has a sentence for each row, and for others.
 
+    `kind` is the data, as in `data.kind` of a configuration, and `setting` says the same in words.
+    """
+
+    kind: str
     setting: str
     numbers: Mapping[str, Mapping[int, float]]
     notes: Mapping[str, str]
@@ -41,7 +40,7 @@ def read_published(path: Path = _FILE) -> Published:
     Raises:
         ValueError: a row has not as many numbers as label counts.
     """
-    content: dict[str, Any] = tomllib.loads(path.read_text())
+    content = read_toml(path)
     numbers, notes = {}, {}
     for entry in content["number"]:
         name = f"{entry['table']}, {entry['row']}"
@@ -52,4 +51,4 @@ def read_published(path: Path = _FILE) -> Published:
     for entry in content["average"]:
         values = ", ".join(f"{value:.2f}" for value in entry["averages"])
         notes[f"{entry['table']}, {entry['row']}"] = f"the printed IoUs average {values}. {entry['note']}"
-    return Published(content["setting"], numbers, notes)
+    return Published(content["kind"], content["setting"], numbers, notes)

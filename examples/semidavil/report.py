@@ -34,10 +34,12 @@ def report(results: Mapping[str, Any], published: Published) -> str:
     if not all_runs(results):
         return f"# {results['title']}\n\nNo run is finished.\n"
     lines = [f"# {results['title']}", "", _reading(), "", _recipe(all_runs(results))]
-    for test, main in tests(results):
-        lines += ["", f"## {test}, {main}", "", *_main_table(results, test, main, published)]
+    for test, means in tests(results).items():
+        for name in means:
+            lines += ["", f"## {test}, {name}", "", *_main_table(results, test, name, published)]
+    lines += _confident_table(results)
     lines += ["", "## Beside the paper", "", *_beside(results, published)]
-    for test, _ in tests(results):
+    for test in tests(results):
         for budget in next(iter(results["rows"].values())):
             lines += ["", f"## IoU of each class on {test}, {budget} labels", ""]
             lines += _class_table(results, test, budget)
@@ -78,7 +80,8 @@ def _main_table(results: Mapping[str, Any], test: str, main: str, published: Pub
     budgets = list(next(iter(results["rows"].values())))
     labels = published.labels(results["paper_rows"])
     heads = [f"{budget} labels" for budget in budgets]
-    heads += [f"paper, another data set: {number} labels" for number in labels]
+    mark = "paper" if results["kind"] == published.kind else "paper, another data set"
+    heads += [f"{mark}: {number} labels" for number in labels]
     rows = []
     for label, row in results["rows"].items():
         ours = [_cell(runs, test, main) for runs in row.values()]
@@ -91,13 +94,30 @@ def _beside(results: Mapping[str, Any], published: Published) -> list[str]:
     named = f" ({results['paper']})" if results["paper"] else ""
     if not published.labels(results["paper_rows"]):
         return [f"The paper's numbers{named} are not at hand."]
+    other = ": another data set, not comparable in level. What may be compared is the order of rows"
     lines = [
-        f"The paper's columns{named} are {published.setting}: another data set, not comparable in level. What may be "
-        'compared is the order of rows. "not at hand": `published.toml` does not have that number. What is known of '
-        "the paper's figures:",
+        f"The paper's columns{named} are {published.setting}{'' if results['kind'] == published.kind else other}. "
+        '"not at hand": `published.toml` does not have that number. What is known of the paper\'s figures:',
         "",
     ]
     return lines + [f"- {name}: {note}" for name, note in published.notes.items()]
+
+
+def _confident_table(results: Mapping[str, Any]) -> list[str]:
+    """How much equation 4 had to say; nothing where no run logged it."""
+    if not any("confident" in run for run in all_runs(results)):
+        return []
+    budgets = list(next(iter(results["rows"].values())))
+    rows = []
+    for label, row in results["rows"].items():
+        known = [[100 * run["confident"] for run in runs if "confident" in run] for runs in row.values()]
+        rows.append([label, *(f"{mean(values):.2f}" if values else "–" for values in known)])
+    head = (
+        "Pixels of the unlabelled images that passed the threshold of equation 4, in percent: the mean over the logged "
+        "steps and the seeds. At 0 consistency training did nothing. –: it was off, or not recorded."
+    )
+    table = _table(["", *(f"{budget} labels" for budget in budgets)], rows)
+    return ["", "## Confident pixels", "", head, "", *table]
 
 
 def _class_table(results: Mapping[str, Any], test: str, budget: str) -> list[str]:

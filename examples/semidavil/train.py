@@ -4,7 +4,7 @@ RUNS/CONFIG-HASH/config.json      what is run
 RUNS/CONFIG-HASH/log.csv          losses, learning rate, throughput, memory; scores_SET.csv: the IoU on a test set
 RUNS/CONFIG-HASH/tensorboard      the same for TensorBoard
 RUNS/CONFIG-HASH/checkpoint.pt    where a run that was stopped goes on
-RUNS/CONFIG-HASH/predictions_SET.png   image, label and prediction of some test images
+RUNS/CONFIG-HASH/predictions_SET.png   image, label and prediction of some test images; predictions_alone_SET.png
 RUNS/CONFIG-HASH/metrics.json     the final scores, commit, versions, cost; it exists when the run is finished
 
 On several GPUs: torchrun --nproc-per-node 4 -m examples.semidavil.train CONFIG
@@ -153,7 +153,7 @@ def _finish(
     engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float, image_size: list[int]
 ) -> None:
     name, test = next(iter(task.tests.items()))
-    write_pictures(engine, test, task.classes, folder / f"predictions_{name}.png")
+    write_pictures(engine, test, task.classes, folder, name)
     tables = "".join(f"{name}\n\n{table(entry, task)}\n\n" for name, entry in entries.items())
     write_atomically(folder / "scores.md", lambda path: path.write_text(tables))
     metrics = {
@@ -197,20 +197,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. training.seed=1 loss='\"CE\"'"
     )
+    parser.add_argument("--vision", metavar="NAME", help="model.vision: clip:PATH-OR-HUB-NAME, ...")
+    parser.add_argument("--text", metavar="NAME", help="model.text: clip:PATH-OR-HUB-NAME, minilm, ...")
     add_folders(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--smoke", action="store_true", help="the whole pipeline on toy data, in a minute")
     given = parser.parse_args(arguments)
+    encoders = {"model.vision": given.vision, "model.text": given.text}
+    overrides = [*given.set, *(f"{key}={json.dumps(name)}" for key, name in encoders.items() if name)]
     if given.smoke:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             parser.error("--smoke is for one process")
         from examples.semidavil.smoke import smoke  # noqa: PLC0415
 
-        smoke(given.set, device=given.device)
+        smoke(overrides, device=given.device)
         return
     if given.config is None:
         parser.error("name a configuration, or --smoke")
-    config = with_folders(load_config(given.config, given.set), given)
+    config = with_folders(load_config(given.config, overrides), given)
     folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
     with process_group(given.device) as device:
         train(config, folder, given.runs / "kept", device=str(device))

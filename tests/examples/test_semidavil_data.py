@@ -14,17 +14,18 @@ from examples.semidavil.data.augment import random_crop_flip
 from examples.semidavil.data.batches import Steps
 from examples.semidavil.data.domain import PairDomain, select
 from examples.semidavil.data.sampling import RareClassSampler, class_counts
-from examples.semidavil.data.splits import CITYSCAPES_BUDGETS, nested_split, split_file
+from examples.semidavil.data.splits import nested_split, split_file
 from examples.semidavil.data.task import load_task, streams
 
+BUDGETS = [0, 100, 200, 500, 1000, 2975]  # of the paper
 NAMES = [f"town_{i:04d}" for i in range(2975)]
 
 
 def test_splits_are_nested_seeded_and_kept_in_files(tmp_path):
-    lists = [split_file(tmp_path, NAMES, budget) for budget in CITYSCAPES_BUDGETS]
+    lists = [split_file(tmp_path, NAMES, budget) for budget in BUDGETS]
     for smaller, larger in pairwise(lists):
         assert larger[: len(smaller)] == smaller
-    assert [len(names) for names in lists] == list(CITYSCAPES_BUDGETS)
+    assert [len(names) for names in lists] == BUDGETS
     assert (tmp_path / "labelled_100.txt").read_text().splitlines() == list(lists[1])
     assert split_file(tmp_path, NAMES, 100, seed=7) == lists[1]  # the file decides, once it is there
     assert nested_split(NAMES, 100, seed=7) != lists[1]
@@ -156,6 +157,14 @@ def test_lists_of_other_seeds_and_targets_are_kept_apart(gta5_task, street_folde
     own.mkdir()
     (own / "labelled_1.txt").write_text(task.target.names[3])
     assert load_task(load_config_with(config, splits=str(own)), folder).labelled == task.target.names[3:4]
+
+
+def test_a_folder_that_is_not_named_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="needs the folder of its target: --target FOLDER"):
+        load_task(DataConfig(), tmp_path)
+    gta5 = DataConfig(kind="gta5-cityscapes", target="Cityscapes")
+    with pytest.raises(ValueError, match="gta5-cityscapes needs the folder of its source: --source FOLDER"):
+        load_task(gta5, tmp_path)
 
 
 def test_synthia_is_scored_on_its_classes(tmp_path):

@@ -1,10 +1,8 @@
-"""Encoders, guidance, captions, decoders: shapes, equations, and what must not leak."""
+"""Encoders and guidance: shapes and equations."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -14,30 +12,14 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from examples.common.streets import CLASSES as STREET_CLASSES
-from examples.semidavil.config import ComponentConfig, Config, ModelConfig
-from examples.semidavil.data.domain import PairDomain
+from examples.semidavil.config import ModelConfig
 from examples.semidavil.data.labels import CLASSES as CITYSCAPES_CLASSES
-from examples.semidavil.model.blip2 import Blip2, write_captions
 from examples.semidavil.model.captions import (
-    DomainCaptions,
-    FileCaptions,
-    PredictedCaptions,
-    build_captioner,
     compose,
 )
 from examples.semidavil.model.guidance import READINGS, DenseLanguageGuidance
-from examples.semidavil.model.network import build_networks, ema_teacher
 from examples.semidavil.model.text import Text, build_text
 from examples.semidavil.model.vision import build_vision, freeze
-
-TINY = ModelConfig(
-    vision="clip-tiny",
-    text="clip-tiny",
-    vision_without_vlp="clip-tiny",
-    guidance_channels=8,
-    decoder_channels=8,
-    max_tokens=12,
-)
 
 
 @pytest.fixture(scope="module")
@@ -176,161 +158,6 @@ def test_guidance_refuses_unknown_readings_and_long_captions():
         DenseLanguageGuidance(6, 5, 4, 2)(
             torch.randn(1, 6, 2, 2), Text(torch.randn(1, 3, 5), torch.ones(1, 3) > 0)
         )
-
-
-def test_composed_captions():
-    assert compose("a street", ["road"]) == "a street with road"
-    assert compose("a street", ["sign_symbol", "car", "sky"]) == "a street with sign symbol, car and sky"
-
-    def never():
-        raise AssertionError
-
-    assert (
-        DomainCaptions(["road", "sky"], "a street")(["x", "y"], never) == ["a street with road and sky"] * 2
-    )
-    predicted = PredictedCaptions(["road", "sky", "car"], "a street", min_share=0.1)
-    maps = torch.zeros(2, 10, 10, dtype=torch.long)
-    maps[0, :6] = 2
-    maps[1, 0, 0] = 1
-    assert predicted(["x", "y"], lambda: maps) == ["a street with car and road", "a street with road"]
-    with pytest.raises(ValueError, match="captions must be"):
-        build_captioner("label", [], "", "")
-
-
-def test_captions_from_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m examples\.semidavil\.caption"):
-        FileCaptions(tmp_path / "captions.json")
-    (tmp_path / "captions.json").write_text(json.dumps({"a": "a road"}))
-    captions = FileCaptions(tmp_path / "captions.json")
-    assert captions(["a", "a"], None) == ["a road", "a road"]
-    with pytest.raises(ValueError, match=r"has no caption of \['b'\]"):
-        captions(["b"], None)
-    (tmp_path / "captions.json").write_text("[1]")
-    with pytest.raises(ValueError, match="must be a JSON object"):
-        FileCaptions(tmp_path / "captions.json")
-
-
-class _Words:
-    """A tokenizer of numbers."""
-
-    def batch_decode(self, ids, skip_special_tokens):
-        return [" ".join(f"w{int(i)}" for i in row) + " " for row in ids]
-
-
-def test_blip2_captions_are_computed_once(tmp_path, monkeypatch):
-    from transformers import Blip2Config, Blip2ForConditionalGeneration
-
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Blip2Config(
-        vision_config=small | {"image_size": 28, "patch_size": 14},
-        qformer_config=small | {"encoder_hidden_size": 16, "vocab_size": 40},
-        text_config={
-            "model_type": "opt",
-            "hidden_size": 16,
-            "ffn_dim": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "vocab_size": 60,
-            "word_embed_proj_dim": 16,
-            "max_position_embeddings": 64,
-        },
-        num_query_tokens=2,
-        image_token_index=59,
-    )
-    captioner = Blip2(Blip2ForConditionalGeneration(config), _Words(), max_new_tokens=3)
-    domain = PairDomain([(torch.rand(3, 9, 12), None) for _ in range(3)], ["a", "b", "c"])
-    path = tmp_path / "captions.json"
-    captions = write_captions([domain], captioner, path, batch_size=2)
-    assert list(captions) == ["a", "b", "c"]
-    assert all(text.startswith("w") and not text.endswith(" ") for text in captions.values())
-    path.write_text(json.dumps({"a": "kept", "b": "kept"}))
-    again = write_captions([domain], captioner, path)
-    assert again == {"a": "kept", "b": "kept", "c": captions["c"]}
-    assert json.loads(path.read_text()) == again
-    assert write_captions([domain], None, path) == again  # nothing is left to do
-    captioner.model.save_pretrained(tmp_path / "blip2")
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: _Words())
-    loaded = Blip2.load(str(tmp_path / "blip2"))
-    loaded.max_new_tokens = 3
-    assert loaded([domain.image(2)]) == [captions["c"]]
-    with pytest.raises(ValueError, match="images of the same name"):
-        write_captions([domain, domain], captioner, path)
-
-
-@pytest.mark.parametrize(("guidance", "train_vision"), [("paper", False), ("code", False), ("paper", True)])
-def test_student_and_teacher_start_from_different_decoders(guidance, train_vision):
-    networks = build_networks(Config(model=replace(TINY, guidance=guidance, train_vision=train_vision)), 5)
-    same = build_networks(Config(model=replace(TINY, guidance=guidance, train_vision=train_vision)), 5)
-    student = networks.student.state_dict()
-    assert all(torch.equal(student[name], value) for name, value in same.student.state_dict().items())
-    images = torch.rand(2, 3, 24, 32)
-    text = networks.text(["road and sky", "car"])
-    logits = networks.student(networks.inputs(images), text, (24, 32))
-    assert logits.shape == (2, 5, 24, 32)
-    student, teacher = networks.student.state_dict(), networks.teacher.module.state_dict()
-    assert student.keys() == teacher.keys()
-    for name in student:
-        if name.startswith("vision"):
-            assert torch.equal(student[name], teacher[name])
-        elif name.endswith("weight") and student[name].dim() > 1:
-            assert not torch.equal(student[name], teacher[name])
-    assert any(name.startswith("vision") for name in student) == train_vision
-    logits.sum().backward()
-    assert all(p.grad is None for p in networks.text.parameters())
-    assert networks.vision is None or all(p.grad is None for p in networks.vision.parameters())
-
-
-def test_components_that_are_switched_off_are_not_built():
-    networks = build_networks(Config(model=TINY, components=ComponentConfig(guidance=False)), 5)
-    assert networks.text is None
-    assert networks.student.guidance is None
-    assert networks.student(networks.inputs(torch.rand(1, 3, 16, 16)), None, (16, 16)).shape == (1, 5, 16, 16)
-    without = build_networks(
-        Config(
-            model=replace(TINY, vision="no such encoder"),
-            components=ComponentConfig(pretraining=False, guidance=False),
-        ),
-        5,
-    )
-    assert without.vision is not None
-    with pytest.raises(ValueError, match="vision must be one of"):
-        build_vision("resnet")
-    with pytest.raises(ValueError, match="text must be one of"):
-        build_text("gpt", 8)
-
-
-def test_the_teacher_is_the_average_and_keeps_its_counter_and_buffers():
-    def build():
-        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-
-    student, initial = build(), build()
-    teacher = ema_teacher(student, initial, 0.9)
-    wanted = initial[0].weight.detach().clone()
-    for _ in range(3):
-        student(torch.randn(8, 3))
-        with torch.no_grad():
-            student[0].weight += 1
-        teacher.update_parameters(student)
-        wanted = 0.9 * wanted + 0.1 * student[0].weight.detach()
-    assert torch.allclose(teacher.module[0].weight, wanted, atol=1e-6)
-    assert torch.equal(teacher.module[1].running_mean, student[1].running_mean)
-    assert int(teacher.module[1].num_batches_tracked) == 3
-    restored = ema_teacher(build(), build(), 0.9)
-    restored.load_state_dict(teacher.state_dict())
-    assert int(restored.n_averaged) == 4
-    assert torch.equal(restored.module[1].running_mean, student[1].running_mean)
-
-
-def test_a_warmed_up_teacher_forgets_its_start():
-    student, initial = nn.Linear(2, 2), nn.Linear(2, 2)
-    teacher = ema_teacher(student, initial, 0.75, warmup=True)
-    wanted = initial.weight.detach().clone()
-    for decay in (1 / 2, 2 / 3, 0.75, 0.75):
-        with torch.no_grad():
-            student.weight += 1
-        teacher.update_parameters(student)
-        wanted = decay * wanted + (1 - decay) * student.weight.detach()
-    assert torch.allclose(teacher.module.weight, wanted, atol=1e-6)
 
 
 def test_efficientnet_maps_and_its_random_twin():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("matplotlib")
 from matplotlib import pyplot as plt
 
 from examples.common import provenance as origin
+from examples.common.config import run_folder
 from examples.semidavil.collect import all_runs, by_rarity
 from examples.semidavil.config import CONFIGS, load_config
 from examples.semidavil.grid import GRIDS, load_grid
@@ -62,6 +64,7 @@ def results() -> dict[str, Any]:
     return {
         "title": "Toy",
         "paper": "Table 6",
+        "kind": "streets-camvid",
         "paper_rows": {"CE": "Table 6, CE", "DyCE": "Table 6, DyCE"},
         "compare": ["CE", "DyCE"],
         "rows": {
@@ -104,6 +107,32 @@ def test_the_page_has_every_classes_iou_the_rarest_first(results):
     assert by_rarity(results, "val") == [2, 5, 4, 3, 1, 0]
 
 
+def test_runs_of_the_papers_data_are_not_marked_as_another(results):
+    text = report(results | {"kind": "gta5-cityscapes"}, read_published())
+    assert "|  | 30 labels | 100 labels | paper: 200 labels | paper: 2975 labels |" in text
+    assert "The paper's columns (Table 6) are GTA5 to Cityscapes, 19 classes. " in text
+    assert "another data set" not in text
+
+
+def test_every_mean_of_a_test_set_has_its_table(results):
+    for row in results["rows"].values():
+        for run in (run for runs in row.values() for run in runs):
+            run["scores"]["val"]["mean_iou"]["mIoU2"] = 0.25
+    text = report(results, read_published())
+    assert "## val, mIoU7\n" in text
+    first, second = text.index("## val, mIoU7\n"), text.index("## val, mIoU2\n")
+    assert first < second < text.index("| CE | 25.0 ± 0.0 / ")
+
+
+def test_the_page_says_how_many_pixels_were_confident(results):
+    assert "Confident pixels" not in report(results, read_published())
+    for run, share in zip(results["rows"]["CE"]["30"], (0.02, 0.04), strict=True):
+        run["confident"] = share
+    results["rows"]["DyCE"]["30"][0]["confident"] = 0.0
+    table = "| CE | 3.00 | – |\n| WCE | – | – |\n| DyCE | 0.00 | – |\n"
+    assert table in report(results, read_published())
+
+
 def test_a_grid_of_which_the_paper_has_no_number_says_so(results):
     results |= {"paper": "Figure 5", "paper_rows": {}}
     text = report(results, read_published())
@@ -139,7 +168,7 @@ def test_plots_show_every_seed(results, tmp_path):
 
 def test_published_numbers_are_for_rows_that_a_grid_names():
     published = read_published()
-    named = {row for path in GRIDS.glob("*.toml") for _, row in load_grid(path.stem).paper_rows}
+    named = {row.paper for path in GRIDS.glob("*.toml") for row in load_grid(path.stem).rows}
     assert set(published.numbers) <= named
     for path in GRIDS.glob("*.toml"):
         assert load_grid(path.stem).paper
@@ -154,10 +183,22 @@ def test_grids_and_published_numbers_are_checked(tmp_path):
     with pytest.raises(ValueError, match="compare must be the labels of two rows"):
         load_grid(str(path))
     path.write_text(
-        'setting = ""\naverage = []\n[[number]]\ntable = "T"\nrow = "r"\nlabels = [1]\nmean_iou = []\nnote = ""\n'
+        'kind = ""\nsetting = ""\n'
+        'average = []\n[[number]]\ntable = "T"\nrow = "r"\nlabels = [1]\nmean_iou = []\nnote = ""\n'
     )
     with pytest.raises(ValueError, match="T, r must have as many mean_iou as labels"):
         read_published(path)
+
+
+def test_the_published_tables_are_grids_of_the_shipped_configurations():
+    """Their runs lie where `examples.semidavil.train CONFIG` puts them, so that a table can be made run by run."""
+    for name in ("table1", "synthia_budgets", "table3", "table6"):
+        found = load_grid(name)
+        for row, budget in product(found.rows, found.budgets):
+            config = load_config(row.config.format(budget=budget))
+            assert config.data.budget == budget
+            folder = run_folder(Path("runs"), row.config.format(budget=budget), config.as_dict())
+            assert (row.folder(Path("runs"), budget, 0) == folder) == (not row.overrides)
 
 
 def test_table_3_has_every_combination():

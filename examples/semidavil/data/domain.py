@@ -31,13 +31,14 @@ class Domain(Protocol):
 
 
 class FileDomain:
-    """Image and label files, decoded when they are asked for, and resized: bilinear images, nearest labels.
+    """Image and label files, decoded when they are asked for; images are resized bilinearly, labels to the nearest.
 
     Args:
         names: a name for each image.
         read_image: index -> RGB image.
         read_label: index -> train ids, uint8 (H, W), of the image's own size.
         size: (height, width) to resize to; None keeps the files' size.
+        resize_labels: labels too; else they keep the files' size, to score predictions at.
     """
 
     def __init__(
@@ -46,22 +47,23 @@ class FileDomain:
         read_image: Callable[[int], Image.Image],
         read_label: Callable[[int], NDArray[np.uint8]],
         size: Size | None = None,
+        *,
+        resize_labels: bool = True,
     ) -> None:
         self.names = tuple(names)
-        self._read_image, self._read_label, self._size = read_image, read_label, size
+        self._read_image, self._read_label = read_image, read_label
+        self._size, self._label_size = size, size if resize_labels else None
 
     def image(self, index: int) -> Tensor:
         """Image `index`, float32 (3, H, W) in [0, 1]."""
-        image = self._resized(self._read_image(index), Image.Resampling.BILINEAR)
+        image = _resized(self._read_image(index), self._size, Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255).contiguous()
 
     def label(self, index: int) -> Tensor:
         """Its class indices, int64 (H, W)."""
-        label = self._resized(Image.fromarray(self._read_label(index)), Image.Resampling.NEAREST)
+        label = Image.fromarray(self._read_label(index))
+        label = _resized(label, self._label_size, Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(label)).long()
-
-    def _resized(self, image: Image.Image, how: Image.Resampling) -> Image.Image:
-        return image if self._size is None else image.resize((self._size[1], self._size[0]), how)
 
 
 class PairDomain:
@@ -107,3 +109,7 @@ def select(domain: Domain, names: Sequence[str]) -> Subset:
     if missing := [name for name in names if name not in place]:
         raise ValueError(f"the data has no image named {missing[:3]}: was the split written for other data?")
     return Subset(domain, [place[name] for name in names])
+
+
+def _resized(image: Image.Image, size: Size | None, how: Image.Resampling) -> Image.Image:
+    return image if size is None else image.resize((size[1], size[0]), how)

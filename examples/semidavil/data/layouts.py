@@ -58,13 +58,16 @@ def synthia(folder: str | Path, size: Size | None = (760, 1280)) -> FileDomain:
     return _domain(images, labels, _read_synthia, size)
 
 
-def cityscapes(folder: str | Path, split: str, size: Size | None = (512, 1024)) -> FileDomain:
-    """Cityscapes (Cordts et al., 2016), fine annotations. Score at full size: `size=None`.
+def cityscapes(
+    folder: str | Path, split: str, size: Size | None = (512, 1024), *, resize_labels: bool = True
+) -> FileDomain:
+    """Cityscapes (Cordts et al., 2016), fine annotations.
 
     Args:
         folder: the folder with `leftImg8bit` and `gtFine`.
         split: `"train"` or `"val"`.
-        size: (height, width) to resize to.
+        size: (height, width) to resize to; None keeps the files' size.
+        resize_labels: labels too; scores are taken at the labels' own size.
 
     Raises:
         FileNotFoundError: a folder or a label is missing; the message names it and the layout.
@@ -73,7 +76,7 @@ def cityscapes(folder: str | Path, split: str, size: Size | None = (512, 1024)) 
     folder = Path(folder)
     images = _listed(folder / "leftImg8bit" / split, "*/*_leftImg8bit.png", CITYSCAPES_LAYOUT)
     labels = [_existing(_cityscapes_label(folder, split, path), CITYSCAPES_LAYOUT) for path in images]
-    return _domain(images, labels, _read_cityscapes, size)
+    return _domain(images, labels, _read_cityscapes, size, resize_labels=resize_labels)
 
 
 def _cityscapes_label(folder: Path, split: str, image: Path) -> Path:
@@ -81,9 +84,13 @@ def _cityscapes_label(folder: Path, split: str, image: Path) -> Path:
     return folder / "gtFine" / split / image.parent.name / name
 
 
-def _domain(images: list[Path], labels: list[Path], read: _Read, size: Size | None) -> FileDomain:
+def _domain(
+    images: list[Path], labels: list[Path], read: _Read, size: Size | None, *, resize_labels: bool = True
+) -> FileDomain:
     names = [path.stem.removesuffix("_leftImg8bit") for path in images]
-    return FileDomain(names, lambda i: _read_rgb(images[i]), lambda i: read(labels[i]), size)
+    return FileDomain(
+        names, lambda i: _read_rgb(images[i]), lambda i: read(labels[i]), size, resize_labels=resize_labels
+    )
 
 
 def _read_rgb(path: Path) -> Image.Image:

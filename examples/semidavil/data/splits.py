@@ -12,8 +12,6 @@ from pathlib import Path
 
 from examples.common.training import write_atomically
 
-CITYSCAPES_BUDGETS = (0, 100, 200, 500, 1000, 2975)
-CAMVID_BUDGETS = (0, 10, 30, 100, 294)
 SEED = 42  # of the shuffle, as in the released code
 
 

@@ -59,14 +59,17 @@ def load_task(config: DataConfig, folder: Path) -> Task:
 
     Raises:
         FileNotFoundError: a data folder is missing or has another layout.
-        ValueError: the label budget exceeds the target's images, or classes of source and target differ.
+        ValueError: no folder is named, the label budget exceeds the target's images, or classes of source and target
+            differ.
     """
+    _check_named("target", config.target, config.kind)
     if config.kind == "streets-camvid":
         return _streets_to_camvid(config, folder)
+    _check_named("source", config.source, config.kind)
     read_source = layouts.gta5 if config.kind == "gta5-cityscapes" else layouts.synthia
     source = read_source(config.source, config.source_size)
     target = layouts.cityscapes(config.target, "train", config.target_size)
-    tests = {"val": layouts.cityscapes(config.target, "val", config.test_size)}
+    tests = {"val": layouts.cityscapes(config.target, "val", config.test_size, resize_labels=False)}
     return Task(
         source,
         target,
@@ -109,6 +112,13 @@ def streams(
     if unlabelled:
         add("unlabelled", UNLABELLED, task.unlabelled, rare=False, labelled=False)
     return chosen
+
+
+def _check_named(key: str, folder: str, kind: str) -> None:
+    if not folder:
+        raise ValueError(
+            f"{kind} needs the folder of its {key}: --{key} FOLDER, or data.{key} in the configuration"
+        )
 
 
 def _labelled(config: DataConfig, target: Domain, folder: Path) -> tuple[str, ...]:

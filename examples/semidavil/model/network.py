@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from examples.semidavil.config import Config
+from examples.semidavil.data.domain import Size
 from examples.semidavil.model.guidance import DenseLanguageGuidance
 from examples.semidavil.model.text import Text, TextEncoder, build_text
 from examples.semidavil.model.vision import VisionEncoder, build_vision, freeze
-
-Size = tuple[int, int]
 
 
 class Decoder(nn.Module):
@@ -101,9 +100,11 @@ def build_networks(config: Config, num_classes: int) -> Networks:
     """Student and teacher with decoders of different initialisation, and their encoders.
 
     The student's weights are drawn from `training.seed`, the teacher's from another seed. The encoders' random weights,
-    where a name asks for such, are the same for all seeds.
+    where a name asks for such, are the same for all seeds. An encoder that stands in for the pretrained one is trained
+    whatever `model.train_vision` says: features of frozen random weights would tell nothing about pretraining.
     """
     model, parts, seed = config.model, config.components, config.training.seed
+    train_vision = model.train_vision or not parts.pretraining
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vision = build_vision(model.vision if parts.pretraining else model.vision_without_vlp)
@@ -122,11 +123,11 @@ def build_networks(config: Config, num_classes: int) -> Networks:
         decoder = Decoder(
             vision.channels, guided_channels, model.decoder_channels, num_classes, model.dropout
         )
-        return Segmenter(vision if model.train_vision else None, guidance, decoder)
+        return Segmenter(vision if train_vision else None, guidance, decoder)
 
     student, other = (_seeded(head, 2 * seed + offset) for offset in range(2))
     teacher = ema_teacher(student, other, config.consistency.ema_decay, warmup=config.consistency.ema_warmup)
-    return Networks(student, teacher, None if model.train_vision else freeze(vision), text)
+    return Networks(student, teacher, None if train_vision else freeze(vision), text)
 
 
 def ema_teacher(
