@@ -22,6 +22,7 @@ _NAMES = {
     "cps": "CPS",
     "depl": "DePL",
     "dhc": "DHC",
+    "a_and_d": "A&D",
 }
 
 
