@@ -112,8 +112,13 @@ class TrainingConfig:
 class EvaluationConfig:
     """The sliding window, and whose conventions the metrics follow: see `evaluation.py`."""
 
-    overlap: float = 0.5
+    overlap: float | tuple[float, float, float] = 0.5  # of neighbouring windows, one share or one an axis
     published: bool = False
+
+    def __post_init__(self) -> None:
+        shares = self.overlap if isinstance(self.overlap, tuple) else (self.overlap,)
+        if not all(0 <= share < 1 for share in shares):
+            raise ValueError(f"overlap must be in [0, 1), got {self.overlap}")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A&D's network: a V-Net whose encoder sees an image, alone or with a noisy label, and three decoders.
 
-No library has it, so its blocks are here: convolution, ReLU, batch norm, dropout 0.1, in the released code's order, with
-its numbers of convolutions and its additive skips. Strides follow the patch as those of `dyn_unet` do: the published
-ones, 2 along each axis, wherever the axes are about as long as each other.
+No library has it, so its blocks are here: convolution, ReLU, batch norm, dropout 0.1, in the released code's order,
+with its numbers of convolutions and its additive skips. Strides follow the patch as those of `dyn_unet` do: the
+published ones, 2 along each axis, for 64 x 128 x 128; flat patches keep their few slices longer.
 """
 
 from __future__ import annotations
@@ -157,6 +157,4 @@ def sines(time: Tensor) -> Tensor:
 
 
 def _stage(width: int, number: int, *, timed: bool) -> nn.ModuleList:
-    return nn.ModuleList(
-        Block(width, width, timed=timed and place + 1 < number) for place in range(number)
-    )
+    return nn.ModuleList(Block(width, width, timed=timed and place + 1 < number) for place in range(number))

@@ -1,7 +1,7 @@
 """MONAI's networks, fitted to the patches.
 
-The published V-Net has 32 filters in its first stage; MONAI's has 16, which is no option of it. MONAI's also differs in
-its activations (ELU) and in adding the input to the first stage.
+The published V-Net has 32 filters in its first stage, kernels of 3 x 3 x 3, ReLU, and dropout at the deepest and the
+finest features; MONAI's has 16, 5 x 5 x 5, ELU here, and dropout in every stage, and adds the input to the first one.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@ Wang and Li, "Towards Generic Semi-supervised Framework for Volumetric Medical I
 release, GenericSSL, computes it. One encoder, three decoders (`diffusion_network.py`):
 
     supervised    CE + Dice of xi, which cleans a label of noise of a random strength beside its image,
-                  + CE + Dice of psi, both weighted by difficulty: DiffDW of xi's predictions, not divided by its maximum
+                  + CE + Dice of psi, both weighted by difficulty: DiffDW of xi's predictions, not scaled to a maximum
     unsupervised  CE + Dice of theta on labels that xi and psi give to unlabelled patches:
                   argmax(smoothed softmax(x + Gumbel noise) + softmax(psi)), x sampled from xi in ten steps
 
-The smoothing is a Gaussian of deviation 1 over 3 x 3 x 3 voxels. Before each step theta moves by 1 % towards the mean of
-xi and psi; their parameters of the time embedding have no counterpart in it. Theta is what is scored.
+The smoothing is a Gaussian of deviation 1 over 3 x 3 x 3 voxels. Before each step theta moves by 1 % towards the mean
+of xi and psi; xi's parameters of the time have no counterpart in it. Theta is what is scored.
 
 With DyCE, both cross-entropies of the supervised term are replaced; psi's loses its class weights with it, as in DHC.
 
@@ -101,8 +101,8 @@ class AAndD(Method):
 
 
 def smoothed(volume: Tensor) -> Tensor:
-    """Volumes (N, C, D, H, W) under a Gaussian of deviation 1 over three voxels along each axis, 0 beyond the border."""
-    weight = torch.exp(-torch.tensor([-1.0, 0.0, 1.0], device=volume.device) ** 2 / 2)
+    """Volumes (N, C, D, H, W) under a Gaussian of deviation 1 over three voxels an axis, 0 beyond the border."""
+    weight = torch.exp(-(torch.tensor([-1.0, 0.0, 1.0], device=volume.device) ** 2) / 2)
     weight = weight / weight.sum()
     flat = volume.flatten(0, 1)[:, None]
     for axis in range(3):
