@@ -303,7 +303,7 @@ def test_grids_name_valid_runs_that_differ():
         axes = (found.methods, found.pixels, found.budgets, found.seeds)
         runs = {run_folder(Path(), "x", found.run(*choice).as_dict()) for choice in product(*axes)}
         assert len(runs) == math.prod(map(len, axes))
-    with pytest.raises(FileNotFoundError, match="those here are acdc_methods"):
+    with pytest.raises(FileNotFoundError, match="those here are acdc_budgets, acdc_methods"):
         load_grid("nonesuch")
     urpc = load_grid("btcv_methods").run("urpc", "DyCE", 0.2, 1)
     assert (urpc.model.network, urpc.supervised.pixel, urpc.training.seed) == ("dyn_unet", "DyCE", 1)
