@@ -132,6 +132,13 @@ def _checked(expected: Any, value: Any, where: str) -> Any:
         fits, wanted = _is_list(value, int) and len(value) in (0, 3), "three integers, or [] for none"
     elif expected == tuple[int, int, int]:
         fits, wanted = _is_list(value, int) and len(value) == 3, "three integers"
+    elif expected == (float | tuple[float, float, float]):
+        value = [float(item) for item in value] if _is_list(value, int, float) else value
+        value = float(value) if type(value) is int else value
+        fits, wanted = (
+            type(value) is float or (_is_list(value, float) and len(value) == 3),
+            "one or three numbers",
+        )
     elif expected == tuple[int, ...]:
         fits, wanted = _is_list(value, int) and bool(value), "a list of integers"
     elif expected in (bool, int, float, str):
@@ -144,5 +151,5 @@ def _checked(expected: Any, value: Any, where: str) -> Any:
     return (tuple(value) or None) if isinstance(value, list) else value
 
 
-def _is_list(value: Any, kind: type[Any]) -> bool:
-    return isinstance(value, list) and all(type(item) is kind for item in value)
+def _is_list(value: Any, *kinds: type[Any]) -> bool:
+    return isinstance(value, list) and all(type(item) in kinds for item in value)

@@ -1,4 +1,4 @@
-"""DHC's class weights: by how often the pseudo-labels have a class, and by how well it is learned.
+"""The class weights of DHC and A&D: by how often the pseudo-labels have a class, and by how well it is learned.
 
 Wang and Li, "Dual-debiased Heterogeneous Co-training Framework for Class-Imbalanced Semi-supervised Medical Image
 Segmentation", MICCAI 2023, as its released code computes them. Both are buffers, so that checkpoints hold them.
@@ -57,6 +57,7 @@ class DiffDW(nn.Module):
     Args:
         num_classes: C.
         window: in steps; the averages' momentum is 1 - 1 / window.
+        scaled: divide u by its maximum, as DHC does. A&D does not: w = C * u.
     """
 
     last: Tensor
@@ -64,9 +65,9 @@ class DiffDW(nn.Module):
     unlearned: Tensor
     missed: Tensor
 
-    def __init__(self, num_classes: int, window: int = 50) -> None:
+    def __init__(self, num_classes: int, window: int = 50, *, scaled: bool = True) -> None:
         super().__init__()
-        self.momentum = 1 - 1 / window
+        self.momentum, self.scaled = 1 - 1 / window, scaled
         self.register_buffer("last", torch.full((num_classes,), _TINY))
         self.register_buffer("learned", torch.zeros(num_classes))
         self.register_buffer("unlearned", torch.zeros(num_classes))
@@ -83,7 +84,9 @@ class DiffDW(nn.Module):
         self.missed = self._average(self.missed, 1 - dice)
         self.last = dice
         difficulty = ((self.unlearned + _TINY) / (self.learned + _TINY)) ** 0.2 * self.missed
-        return len(dice) * difficulty / difficulty.max().clamp(min=_TINY)
+        if self.scaled:
+            difficulty = difficulty / difficulty.max().clamp(min=_TINY)
+        return len(dice) * difficulty
 
     def _average(self, former: Tensor, value: Tensor) -> Tensor:
         return self.momentum * former + (1 - self.momentum) * value

@@ -12,14 +12,14 @@ from examples.synapse_ssl.data.config import DataConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
-MethodName = Literal["supervised", "ua_mt", "urpc", "cps", "depl", "dhc"]
+MethodName = Literal["supervised", "ua_mt", "urpc", "cps", "depl", "dhc", "a_and_d"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The network; methods with two networks have two of the kind."""
 
-    network: Literal["vnet", "basic_unet", "dyn_unet"] = "vnet"
+    network: Literal["vnet", "basic_unet", "dyn_unet", "diff_vnet"] = "vnet"  # diff_vnet: of A&D alone
     features: tuple[int, ...] = (16, 32, 64, 128, 256, 16)  # vnet has none to choose; basic_unet has six
     dropout: float = 0.5
 
@@ -80,7 +80,7 @@ class DeplConfig:
 
 @dataclass(frozen=True)
 class DhcConfig:
-    """The class weights of DHC."""
+    """The class weights of DHC; A&D's have the same window."""
 
     momentum: float = 0.99  # of DistDW
     window: int = 50  # steps over which DiffDW averages
@@ -119,8 +119,13 @@ class TrainingConfig:
 class EvaluationConfig:
     """The sliding window, and whose conventions the metrics follow: see `evaluation.py`."""
 
-    overlap: float = 0.5
+    overlap: float | tuple[float, float, float] = 0.5  # of neighbouring windows, one share or one an axis
     published: bool = False
+
+    def __post_init__(self) -> None:
+        shares = self.overlap if isinstance(self.overlap, tuple) else (self.overlap,)
+        if not all(0 <= share < 1 for share in shares):
+            raise ValueError(f"overlap must be in [0, 1), got {self.overlap}")
 
 
 @dataclass(frozen=True)

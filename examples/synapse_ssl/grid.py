@@ -33,7 +33,7 @@ else:
     import tomli as tomllib
 
 GRIDS = Path(__file__).parent / "grids"
-_KEPT = ("note", "scores", "class_share", "tested_step", "seconds", "device", "commit", "versions")
+_KEPT = ("note", "data", "scores", "class_share", "tested_step", "seconds", "device", "commit", "versions")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """MONAI's networks, fitted to the patches.
 
-The published V-Net has 32 filters in its first stage; MONAI's has 16, which is no option of it. MONAI's also differs in
-its activations (ELU) and in adding the input to the first stage.
+The published V-Net has 32 filters in its first stage, kernels of 3 x 3 x 3, ReLU, and dropout at the deepest and the
+finest features; MONAI's has 16, 5 x 5 x 5, ELU here, and dropout in every stage, and adds the input to the first one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ def build_network(config: ModelConfig, num_classes: int, patch: Size, *, heads: 
 
     Raises:
         ValueError: the patch does not divide by the network's stride, the features are not as many as the network
-            has stages, or it cannot have so many heads.
+            has stages, it cannot have so many heads, or it is A&D's (`diffusion_network.py`).
     """
+    if config.network == "diff_vnet":
+        raise ValueError('model.network = "diff_vnet" is for method = "a_and_d" alone')
     if config.network == "dyn_unet":
         return _dyn_unet(config, num_classes, patch, heads)
     if heads > 1:
@@ -55,7 +57,7 @@ def _dyn_unet(config: ModelConfig, num_classes: int, patch: Size, heads: int) ->
             f"model.features must be at least {max(3, heads + 1)} numbers for dyn_unet with {heads} "
             f"output{'s' if heads > 1 else ''}, got {config.features}"
         )
-    kernels, strides = _stages(patch, stages)
+    kernels, strides = stages_of(patch, stages, "dyn_unet")
     options: dict[str, Any] = {"deep_supervision": True, "deep_supr_num": heads - 1} if heads > 1 else {}
     network: nn.Module = DynUNet(
         3,
@@ -71,10 +73,13 @@ def _dyn_unet(config: ModelConfig, num_classes: int, patch: Size, heads: int) ->
     return network
 
 
-def _stages(patch: Size, stages: int) -> tuple[list[Size], list[Size]]:
+def stages_of(patch: Size, stages: int, network: str) -> tuple[list[Size], list[Size]]:
     """Kernels and strides of each stage: an axis is left alone while another one is more than twice as long.
 
     So flat patches, as those of hearts with ten slices, keep their few slices until the others are as few.
+
+    Raises:
+        ValueError: an axis is odd where it should be halved; `network` is named as the one whose patch it is.
     """
     extent, kernels, strides = list(patch), [], [(1, 1, 1)]
     for stage in range(stages):
@@ -83,7 +88,7 @@ def _stages(patch: Size, stages: int) -> tuple[list[Size], list[Size]]:
         if stage + 1 < stages:
             if any(wide and side % 2 for wide, side in zip(long, extent, strict=True)):
                 raise ValueError(
-                    f"data.patch must be halved {stages - 1} times by dyn_unet with {stages} features, and {patch} "
+                    f"data.patch must be halved {stages - 1} times by {network} with {stages} features, and {patch} "
                     f"has come to {tuple(extent)}: take another patch or fewer features"
                 )
             strides.append(_size(2 if wide else 1 for wide in long))

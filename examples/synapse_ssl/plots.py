@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from examples.synapse_ssl.report import label_of, rows_of, spread
+from examples.synapse_ssl.report import label_of, pairs_of, rows_of, spread
 
 _COLORS = {"CE": "#7a8793", "DyCE": "#c8553d"}
 
@@ -45,7 +45,7 @@ def gain_against_frequency(results: dict[str, Any], budget: float) -> Figure:
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     for method in dict.fromkeys(run["method"] for run in runs):
-        pairs = _pairs([run for run in runs if run["method"] == method])
+        pairs = pairs_of([run for run in runs if run["method"] == method])
         if pairs:
             share = pairs[0][0]["class_share"][1:]
             gains = [
@@ -68,14 +68,3 @@ def gain_against_frequency(results: dict[str, Any], budget: float) -> Figure:
     if axes.lines[1:]:
         axes.legend(fontsize=8)
     return figure
-
-
-def _pairs(runs: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(CE, DyCE) of the seeds that have both."""
-    found = {(run["pixel"], run["seed"]): run for run in runs}
-    seeds = sorted({seed for _, seed in found})
-    return [
-        (found["CE", seed], found["DyCE", seed])
-        for seed in seeds
-        if ("CE", seed) in found and ("DyCE", seed) in found
-    ]

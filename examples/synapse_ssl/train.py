@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,8 +58,8 @@ def train(
         task: the data, where it is at hand; None loads the configuration's.
 
     Raises:
-        ValueError: nothing is labelled, the patch does not fit the network, or the folder has a checkpoint of
-            another configuration.
+        ValueError: nothing is labelled, the patch does not fit the network, or the folder has a checkpoint that
+            cannot be read or is of another configuration.
         FloatingPointError: the loss is not finite.
         OSError: a checkpoint cannot be written; the former one is whole.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
@@ -124,12 +125,22 @@ def _engine(config: Config, counts: torch.Tensor, folder: Path, device: torch.de
     torch.manual_seed(config.training.seed)
     engine = Engine(config, counts, device)
     if (folder / CHECKPOINT).is_file():
-        # Random states must stay on the CPU; load_state_dict moves the rest.
-        engine.load_state_dict(torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu"))
+        engine.load_state_dict(_load(folder / CHECKPOINT))
     else:
         text = json.dumps(config.as_dict(), indent=1) + "\n"
         write_atomically(folder / "config.json", lambda path: path.write_text(text))
     return engine
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU: random states must stay there, `Engine.load_state_dict` moves the rest."""
+    try:
+        content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} cannot be read, it may be cut short: put a copy back, or delete it to start over: {error}"
+        ) from error
+    return content
 
 
 def _validate(engine: Engine, task: Task, logs: Logs) -> None:

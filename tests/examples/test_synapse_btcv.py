@@ -153,6 +153,17 @@ def test_prepared_scans_are_kept_until_a_file_or_a_choice_changes(btcv_folder, t
     assert len(read) == 60
 
 
+def test_a_damaged_prepared_scan_is_named(written, tmp_path):
+    kept = tmp_path / "kept"
+    load_task(_config(written), kept)
+    (path,) = kept.rglob("0002-*.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"0002-.*npz cannot be read, delete it to have it prepared again"):
+        load_task(_config(written), kept)
+    path.unlink()
+    assert load_task(_config(written), kept).classes == btcv.CLASSES
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-300])
 
@@ -246,7 +257,7 @@ def test_a_scan_smaller_than_the_patch_is_refused(btcv_folder, tmp_path):
     for path, volume in zip(_files(btcv_folder, "0031"), scan("0031"), strict=True):
         _write(path, volume[:7])
     with pytest.raises(
-        ValueError, match=r"scan 0031 is \(7, 8, 6\).*smaller than the patch.*lower data.patch"
+        ValueError, match=r"scan 0031, prepared, is \(7, 8, 6\).*smaller than the patch.*lower data.patch"
     ):
         load_task(config, tmp_path / "kept")
     for path, volume in zip(_files(btcv_folder, "0031"), scan("0031"), strict=True):

@@ -113,11 +113,20 @@ def test_a_task_of_phantoms_parts_labelled_from_unlabelled(tiny, tmp_path):
         ({"size": (8, 8)}, "size must be three numbers"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"kind": "btcv", "preprocessing": "half"}, "drop data.size"),
+        (
+            {"patch": (8, 32, 16)},
+            r"data.size is \(12, 24, 20\), smaller than the patch, \(8, 32, 16\): lower",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
+
+
+def test_a_patch_that_no_phantom_holds_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"phantoms' size is \(48, 96, 96\), smaller than the patch"):
+        load_task(DataConfig(patch=(64, 64, 64)), tmp_path)
 
 
 def test_budgets_are_nested_seeded_and_at_least_one_patient():

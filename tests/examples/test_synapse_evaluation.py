@@ -11,6 +11,9 @@ import torch.nn.functional as F
 
 pytest.importorskip("monai", reason="MONAI's windows and surfaces are used")
 
+from monai.metrics import compute_average_surface_distance, compute_dice
+
+from examples.synapse_ssl.config import load_config
 from examples.synapse_ssl.data.organs import render_organs
 from examples.synapse_ssl.data.task import Stored
 from examples.synapse_ssl.evaluation import (
@@ -63,6 +66,21 @@ def test_surface_distances_equal_loops_over_voxels(seed):
     assert published.tolist() == pytest.approx(directed, rel=1e-6)
     assert surface_distance_per_class(prediction, label, 4).tolist() == pytest.approx(symmetric, rel=1e-6)
     assert directed != pytest.approx(symmetric, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # MONAI's own, of what its mean calls
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_equal_monais_where_both_sides_have_the_organ(seed):
+    prediction, label = _blobs(seed), _blobs(seed + 100)
+    pair = [F.one_hot(volume, 4).movedim(-1, 0)[None] for volume in (prediction, label)]
+    dice = compute_dice(*pair, include_background=False)[0]
+    assert dice_per_class(prediction, label, 4).tolist() == pytest.approx((100 * dice).tolist(), rel=1e-5)
+    directed = compute_average_surface_distance(*pair)[0].tolist()
+    assert surface_distance_per_class(prediction, label, 4, published=True).tolist() == pytest.approx(
+        directed, rel=1e-5
+    )
+    symmetric = compute_average_surface_distance(*pair, symmetric=True)[0].tolist()
+    assert surface_distance_per_class(prediction, label, 4).tolist() == pytest.approx(symmetric, rel=1e-5)
 
 
 def test_the_interior_of_a_mask_is_no_surface():
@@ -165,8 +183,16 @@ def test_the_published_strides_are_shares_of_the_patch():
     segment(predict, torch.zeros(1, 10, 20, 20), patch=(8, 16, 16), overlap=0.75)
     assert len(windows) == 2 * 2 * 2
     windows.clear()
-    segment(predict, torch.zeros(1, 20, 40, 40), patch=(16, 32, 32), overlap=(0.9375, 0.875, 0.875))
+    generic = load_config("btcv_cps", ["evaluation.overlap=[0.9375, 0.875, 0.875]"]).evaluation.overlap
+    segment(predict, torch.zeros(1, 20, 40, 40), patch=(16, 32, 32), overlap=generic)
     assert len(windows) == 5 * 3 * 3
+    for value, message in (
+        ("1.0", r"in \[0, 1\)"),
+        ("[0.5, 1.5, 0]", r"in \[0, 1\)"),
+        ("[0.5]", "one or three"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_config("btcv_cps", [f"evaluation.overlap={value}"])
 
 
 def test_probabilities_are_averaged_and_not_logits():

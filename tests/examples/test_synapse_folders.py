@@ -44,7 +44,7 @@ def test_folders_are_split_by_patient(acdc_folder, tmp_path):
 
 
 def test_folder_volumes_are_resampled_to_a_size(acdc_folder, tmp_path):
-    config = DataConfig(kind="chaos", folder=str(acdc_folder), size=(4, 12, 10))
+    config = DataConfig(kind="chaos", folder=str(acdc_folder), size=(4, 12, 10), patch=(4, 8, 8))
     test = load_task(config, tmp_path).test
     assert (test.image(0).shape, test.label(0).shape) == ((1, 4, 12, 10), (4, 12, 10))
     stored = np.load(acdc_folder / "val" / "patient004_frame01.npz")
@@ -67,6 +67,32 @@ def test_a_folder_with_one_patient_is_refused(acdc_folder, tmp_path):
     for path in (acdc_folder / "train").glob("patient00[23]*"):
         path.unlink()
     with pytest.raises(ValueError, match="has 1 patient: expected two or more"):
+        load_task(DataConfig(kind="acdc", folder=str(acdc_folder)), tmp_path)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _without_label(path: Path) -> None:
+    np.savez_compressed(path, image=np.zeros((4, 8, 8), np.uint8))
+
+
+def _fifth_class(path: Path) -> None:
+    np.savez_compressed(path, image=np.zeros((4, 8, 8), np.uint8), label=np.full((4, 8, 8), 4, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (_truncate, r"patient002_frame12\.npz cannot be read as \.npz, it may be cut short"),
+        (_without_label, r"patient002_frame12\.npz has no array.*label"),
+        (_fifth_class, r"patient002_frame12\.npz holds labels \[4\]: expected 0 to 3"),
+    ],
+)
+def test_a_broken_volume_is_named(acdc_folder, tmp_path, fault, message):
+    fault(acdc_folder / "train" / "patient002_frame12.npz")
+    with pytest.raises(ValueError, match=message):
         load_task(DataConfig(kind="acdc", folder=str(acdc_folder)), tmp_path)
 
 

@@ -45,8 +45,8 @@ def toy_config(method: str = "ua_mt", *overrides: str) -> Config:
             f"data.patch={list(SIZE)}",
             f"data.size={list(SIZE)}",
             "data.batch_size=1",
-            'model.network="dyn_unet"',
-            f"model.features={[4, 8, 8, 8, 8] if method == 'urpc' else [4, 8, 8]}",
+            f'model.network="{"diff_vnet" if method == "a_and_d" else "dyn_unet"}"',
+            f"model.features={[4, 8, 8, 8, 8] if method in ('urpc', 'a_and_d') else [4, 8, 8]}",
             "model.dropout=0.2",
             "training.checkpoint_every=4",
             "training.validate_every=2",
@@ -253,6 +253,11 @@ def test_refusals(task, tmp_path):
     train(toy_config(), tmp_path / "run", tmp_path, progress=False, task=task, stop_after=1)
     with pytest.raises(ValueError, match="another configuration"):
         train(toy_config("cps"), tmp_path / "run", tmp_path, progress=False, task=task)
+    checkpoint = tmp_path / "run" / CHECKPOINT
+    for length in (checkpoint.stat().st_size // 2, 0):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:length])
+        with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read.*delete it to start over"):
+            train(toy_config(), tmp_path / "run", tmp_path, progress=False, task=task)
     config = toy_config("supervised", "training.lr=1e30")
     with pytest.raises(FloatingPointError, match=r"at step \d: lower training\.lr"):
         train(config, tmp_path / "other", tmp_path, progress=False, task=task)
@@ -298,7 +303,7 @@ def test_grids_name_valid_runs_that_differ():
         axes = (found.methods, found.pixels, found.budgets, found.seeds)
         runs = {run_folder(Path(), "x", found.run(*choice).as_dict()) for choice in product(*axes)}
         assert len(runs) == math.prod(map(len, axes))
-    with pytest.raises(FileNotFoundError, match="those here are acdc_methods"):
+    with pytest.raises(FileNotFoundError, match="those here are acdc_budgets, acdc_methods"):
         load_grid("nonesuch")
     urpc = load_grid("btcv_methods").run("urpc", "DyCE", 0.2, 1)
     assert (urpc.model.network, urpc.supervised.pixel, urpc.training.seed) == ("dyn_unet", "DyCE", 1)
@@ -337,19 +342,33 @@ def test_a_grid_from_runs_to_its_table_and_plots(tmp_path, capsys):
 
 def test_the_tables_numbers():
     runs = [
-        {"budget": 0.1, "method": method, "pixel": "CE", "seed": seed, "note": "A note.", "scores": scores}
-        for method, seed, scores in (
+        {"budget": 0.1, "method": method, "pixel": pixel, "seed": seed, "note": "A note.", "scores": scores}
+        | {"data": "acdc"}
+        for method, pixel, seed, scores in (
             (
                 "ua_mt",
+                "CE",
                 0,
                 {"dsc": 10.0, "dsc_per_class": [5.0, 15.0], "asd": 4.0, "asd_per_class": [3.0, 5.0]},
             ),
             (
                 "ua_mt",
+                "CE",
                 1,
                 {"dsc": 20.0, "dsc_per_class": [5.0, 35.0], "asd": 6.0, "asd_per_class": [5.0, 7.0]},
             ),
-            ("depl", 0, {"dsc": 1.25, "dsc_per_class": [1.0, 1.5], "asd": 1.0, "asd_per_class": [1.0, 1.0]}),
+            (
+                "ua_mt",
+                "DyCE",
+                1,
+                {"dsc": 27.5, "dsc_per_class": [20.0, 35.0], "asd": 4.0, "asd_per_class": [3.0, 5.0]},
+            ),
+            (
+                "depl",
+                "CE",
+                0,
+                {"dsc": 1.25, "dsc_per_class": [1.0, 1.5], "asd": 1.0, "asd_per_class": [1.0, 1.0]},
+            ),
         )
     ]
     text = report({"title": "T", "classes": ["background", "left_lung", "b"], "runs": runs})
@@ -357,10 +376,17 @@ def test_the_tables_numbers():
     assert "| UA-MT | 15.0 ± 7.1 (2) | 5.0 ± 0.0 | 25.0 ± 14.1 |" in text
     assert "| UA-MT | 5.0 ± 1.4 (2) | 4.0 ± 1.4 | 6.0 ± 1.4 |" in text
     assert "| DePL | 1.2 (1) | 1.0 | 1.5 |" in text
-    assert "another data set" in text
-    assert "| UA-MT | not at hand | not at hand | +27.9 | 71.7 | not at hand |" in text
-    assert "| DePL | not at hand | not at hand | not at hand | 36.0 | 9.2 |" in text
+    assert "## Published, on another data set: Synapse" in text
+    assert "| DSC gain here, 10% | ASD gain here, 10% |" in text
+    assert (
+        "| UA-MT | not at hand | not at hand | +27.9 | 71.7 | not at hand | +7.5 | -2.0 |" in text
+    )  # seed 1
+    assert "| DePL | not at hand | not at hand | not at hand | 36.0 | 9.2 | – | – |" in text
     assert "| CPS |" not in text
+    same = [run | {"data": "btcv"} for run in runs]
+    text = report({"title": "T", "classes": ["background", "left_lung", "b"], "runs": same})
+    assert "## Published, by another pipeline: Synapse" in text
+    assert "another data set" not in text
 
 
 def test_the_plots_show_the_gain():

@@ -23,7 +23,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.common.training import write_atomically
-from examples.synapse_ssl.data.config import DataConfig, Size
+from examples.synapse_ssl.data.config import DataConfig, Size, check_patch
 from examples.synapse_ssl.data.nifti import read_nifti
 from examples.synapse_ssl.data.resample import resize_image, resize_label
 from examples.synapse_ssl.data.splits import kept_labelled, read_list
@@ -79,7 +82,7 @@ def btcv_task(config: DataConfig, kept: Path, *, progress: bool = False) -> Task
         files = images / f"img{name}.nii.gz", labels / f"label{name}.nii.gz"
         paths[name] = prepared(*files, config, kept / f"btcv-{config.preprocessing}")
     for name in ids["train"]:
-        _check_patch(name, paths[name], config)
+        check_patch(f"scan {name}, prepared,", tuple(_read(paths[name], "shape").tolist()), config.patch)
     cases = _cases(names, paths)
     # Ids are the same for everybody, so lists of any folder and size may share a place.
     lists = kept / "splits" / f"btcv-seed{config.split_seed}"
@@ -170,19 +173,17 @@ def _read_label(path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.uint8))
 
 
-def _check_patch(name: str, path: Path, config: DataConfig) -> None:
-    with np.load(path) as file:
-        shape = tuple(file["shape"].tolist())
-    if any(have < want for have, want in zip(shape, config.patch, strict=True)):
-        raise ValueError(
-            f"scan {name} is {shape} after preparation, smaller than the patch, {config.patch}: "
-            "lower data.patch, or choose a larger data.size"
-        )
+def _read(path: Path, array: str) -> NDArray[Any]:
+    """One array of a prepared scan; the others are not read."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return np.asarray(file[array])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read, delete it to have it prepared again: {error}") from error
 
 
 def _cases(names: list[str], paths: dict[str, Path]) -> Stored:
     def read(index: int, array: str) -> Tensor:
-        with np.load(paths[names[index]]) as file:  # only the array that is asked for is read
-            return torch.from_numpy(file[array])
+        return torch.from_numpy(_read(paths[names[index]], array))
 
     return Stored(names, lambda index: read(index, "image")[None], lambda index: read(index, "label"))

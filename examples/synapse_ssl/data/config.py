@@ -38,3 +38,13 @@ class DataConfig:
             raise ValueError(
                 'preprocessing = "half" keeps each volume\'s depth: drop data.size, or take "resize"'
             )
+        if self.size is not None:
+            check_patch("data.size", self.size, self.patch)
+
+
+def check_patch(name: str, size: Size, patch: Size) -> None:
+    """Raise ValueError where a volume of this size does not hold a patch: padding would stand for data."""
+    if any(have < want for have, want in zip(size, patch, strict=True)):
+        raise ValueError(
+            f"{name} is {size}, smaller than the patch, {patch}: lower data.patch, or choose a larger data.size"
+        )

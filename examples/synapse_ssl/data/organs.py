@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.synapse_ssl.data.config import DataConfig, Size
+from examples.synapse_ssl.data.config import DataConfig, Size, check_patch
 from examples.synapse_ssl.data.splits import kept_labelled
 from examples.synapse_ssl.data.task import Stored, Subset, Task
 
@@ -66,8 +66,13 @@ _BY_SIZE = sorted(range(len(ORGANS)), key=lambda number: ORGANS[number].share)
 
 
 def organs_task(config: DataConfig, kept: Path) -> Task:
-    """Phantoms as a task; see `load_task`."""
+    """Phantoms as a task; see `load_task`.
+
+    Raises:
+        ValueError: the patch is larger than the phantoms.
+    """
     size = config.size or SIZE
+    check_patch("the phantoms' size", size, config.patch)
     train, validation, test = (
         _cases(split, number, size) for split, number in zip(_FIRST, config.cases, strict=True)
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from examples.synapse_ssl.config import Config
+from examples.synapse_ssl.methods.a_and_d import AAndD
 from examples.synapse_ssl.methods.base import Method
 from examples.synapse_ssl.methods.cps import Cps
 from examples.synapse_ssl.methods.depl import Depl
@@ -22,6 +23,7 @@ METHODS: Mapping[str, type[Method]] = {
     "cps": Cps,
     "depl": Depl,
     "dhc": Dhc,
+    "a_and_d": AAndD,
 }
 
 

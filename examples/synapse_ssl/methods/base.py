@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -83,11 +83,11 @@ class Method(nn.Module):
         """A new network."""
         return build_network(self.config.model, self.num_classes, self.config.data.patch, heads=heads)
 
-    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+    def logits(self, network: Callable[..., Tensor], images: Tensor, *others: Tensor) -> Tensor:
         """A network's output as float32: losses are computed outside of mixed precision."""
         amp = self.config.training.amp
         with torch.autocast(images.device.type, _AMP[amp], enabled=amp != "off"):
-            output: Tensor = network(images)
+            output = network(images, *others)
         return output.float()
 
 
