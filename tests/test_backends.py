@@ -285,66 +285,8 @@ def test_nan_in_a_valid_pixel_is_not_hidden() -> None:
     assert F.cross_entropy(here.input, here.target).isnan()
 
 
-WITHOUT_KERNELS = {"DualFocalLoss", "DualCrossEntropyLoss"}
-TRITON = [case for case in CASES if case.loss not in WITHOUT_KERNELS and "smoothing" not in case.variant]
-
-
-_OLD_INTERPRETER = pytest.mark.filterwarnings(
-    "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
-)
-
-
-@_OLD_INTERPRETER
-@over([case for case in TRITON if case.core])
-def test_triton_under_every_loss_that_has_kernels(case: Case) -> None:
-    """Interpreted where there is no device; the kernels have tests of their own."""
-    pytest.importorskip("triton")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    here = sample(2, weighted=True, dtype=torch.float32)
-    there = replace(
-        here,
-        input=here.input.to(device),
-        target=here.target.to(device),
-        pixel_weight=None if here.pixel_weight is None else here.pixel_weight.to(device),
-        features=None if here.features is None else here.features.to(device),
-    ).leaf()
-    with use_backend("triton"):
-        loss = case(there)
-        gradient = grad(loss, there)
-    expected = case.expected(here)
-    close(loss.cpu(), expected.mean, rtol=1e-5)
-    close(gradient.cpu(), expected.mean_grad, rtol=1e-4, atol=1e-6)
-
-
-def test_triton_says_why_it_cannot() -> None:
-    pytest.importorskip("triton")
-    here = sample(2)
-    with use_backend("triton"):
-        with pytest.raises(ValueError, match="not float16, bfloat16 or float32"):
-            DyCELoss()(here.input, here.target)
-        with pytest.raises(ValueError, match="no kernel for losses of all probabilities"):
-            classbalance_losses.DualFocalLoss()(here.input.float(), here.target)
-
-
 def test_triton_is_asked_for_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch, "_HAS_TRITON", False)
     here = sample(2)
     with use_backend("triton"), pytest.raises(ValueError, match=r"classbalance_losses\[triton\]"):
         DyCELoss()(here.input.float(), here.target)
-
-
-@_OLD_INTERPRETER
-@over([case for case in TRITON if case in DEFAULTS])
-def test_triton_in_a_whole_graph(case: Case) -> None:
-    """A chosen backend holds inside torch.compile, without a break in the graph."""
-    pytest.importorskip("triton")
-    here = sample(2, shape=(2, 5, 7), dtype=torch.float32).leaf()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    there = replace(here, input=here.input.detach().to(device), target=here.target.to(device)).leaf()
-    compiled = torch.compile(lambda x: case(there, input=x), fullgraph=True, backend="aot_eager")
-    with use_backend("triton"):
-        loss = compiled(there.input)
-        gradient = grad(loss, there)
-    with use_backend("reference"):
-        close(loss.cpu(), case(here).item(), rtol=1e-5)
-        close(gradient.cpu(), grad(case(here), here).double().numpy(), rtol=1e-4, atol=1e-7)

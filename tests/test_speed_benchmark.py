@@ -75,6 +75,8 @@ def test_the_sizes_are_those_that_are_published() -> None:
     shapes = {(4, 19, 512, 512), (2, 150, 512, 512), (1, 14, 96, 160, 160), (8, 11, 180, 240)}
     assert shapes <= set(settings.pixel_shapes)
     assert {case.dtype for case in CASES} == {"float32", "bfloat16"}
+    enlarged = {((8, 19, 128, 256), (512, 1024)), ((4, 150, 128, 128), (512, 512))}
+    assert enlarged <= set(Settings("cuda").upsample_shapes)
 
 
 @pytest.mark.parametrize("case", SWIFT, ids=str)

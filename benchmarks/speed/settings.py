@@ -41,12 +41,13 @@ class Settings:
 
     @property
     def upsample_shapes(self) -> tuple[tuple[Shape, Shape], ...]:
-        """Logits (N, C, *) at low resolution, and the target's spatial size."""
+        """Logits (N, C, *) at low resolution, and the target's spatial size: whole batches on a GPU."""
         if self.quick:
             return (((1, 3, 4, 5), (16, 20)), ((1, 3, 2, 3, 3), (8, 12, 12)))
+        street, scenes = (8, 4) if self.device == "cuda" else (2, 1)
         return (
-            ((2, 19, 128, 256), (512, 1024)),
-            ((1, 150, 128, 128), (512, 512)),
+            ((street, 19, 128, 256), (512, 1024)),
+            ((scenes, 150, 128, 128), (512, 512)),
             ((1, 14, 24, 40, 40), (96, 160, 160)),
         )
 

@@ -20,6 +20,7 @@ from classbalance_losses.kernels.blocks import (
     class_rows,
     flat_pixels,
 )
+from classbalance_losses.kernels.masks import kept_or_zero
 
 # logits (n, C, *), target (n, *), keep (n, *) -> a number for each pixel (n, *): the reference of what is computed
 PixelFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -112,8 +113,10 @@ class _CrossEntropy(torch.autograd.Function):
         # Of ignored pixels, which may be NaN, too. A sum of numbers >= 0 hides none that is not finite.
         ctx.is_finite = math.isfinite(loss.sum())
         ctx.set_materialize_grads(False)
+        if with_error:
+            error = kept_or_zero(error.view(keep.shape), keep)
         ctx.mark_non_differentiable(error)
-        return _where_kept(loss, keep), _where_kept(error, keep) if with_error else error
+        return kept_or_zero(loss.view(keep.shape), keep), error
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -126,7 +129,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits = ctx.layout(input)
         for block in logits.blocks():
             keep_here, x = block.of(kept), logits.load(block)
-            wanted = torch.where(keep_here, block.of(grads), 0)
+            wanted = kept_or_zero(block.of(grads), keep_here)
             power = _exp_(torch.sub(x, block.of(largest), out=logits.place(block)))
             gradient = power.mul_(wanted / power.sum(1, keepdim=True))
             gradient.scatter_add_(1, _class_index(block.of(labels), input.shape[1]), -wanted)
@@ -191,8 +194,3 @@ def _differentiable(ctx: Any, input: Tensor, target: Tensor, keep: Tensor, grad:
 def _class_index(labels: Tensor, num_classes: int) -> Tensor:
     """Return labels as an index along the class axis; an ignored one becomes any class."""
     return labels.clamp(0, num_classes - 1)
-
-
-def _where_kept(values: Tensor, keep: Tensor) -> Tensor:
-    """(N, 1, P) → (N, *), 0 where not kept."""
-    return torch.where(keep, values.view(keep.shape), 0)

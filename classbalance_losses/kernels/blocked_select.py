@@ -1,8 +1,7 @@
 """Exact selection on a CPU: the k-th largest value by counting the 16-bit digits of its bits, highest first.
 
-A non-negative float keeps its order when its bits are read as an integer, and the digits of that integer lie in memory
-as they are: looking at one costs no arithmetic. Once a digit of the answer is known, the next one is counted among the
-few entries that share it.
+A non-negative float keeps its order when its bits are read as an integer. Once a digit of the answer is known, the next
+one is counted among the few entries that share it.
 """
 
 from __future__ import annotations
@@ -12,20 +11,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from classbalance_losses.kernels.masks import bits_of
+
 _DIGIT = 16
 _BINS = 1 << _DIGIT
 
 
-def kth_largest_bits(value: Tensor, dropped: int, k: Tensor, joined: Callable[[Tensor], Tensor]) -> int:
-    """Return the bits of the k-th largest of (P,) non-negative floats.
+def ordered_bits(value: Tensor, keep: Tensor) -> Tensor:
+    """Return int32 or int64 that sort as non-negative floats do, 0 where not kept; NaN counts as the largest."""
+    bits = bits_of(value)
+    return (bits & torch.iinfo(bits.dtype).max).mul_(keep)  # -0.0 and NaN may have a sign, too
+
+
+def kth_largest_bits(bits: Tensor, dropped: int, k: Tensor, joined: Callable[[Tensor], Tensor]) -> int:
+    """Return the k-th largest of (P,) `ordered_bits`.
 
     ``dropped`` is how many of them do not take part; those must be 0. ``k`` (1,) counts the entries of all ranks, and
     ``joined`` adds up (1, 2^16) counts over them. Where k is 0 the answer, 0, means nothing.
     """
-    digits = value.contiguous().view(torch.int16).view(value.numel(), value.element_size() // 2)
-    bits, wanted = 0, int(k)
-    for place in range(digits.shape[1] - 1, -1, -1):  # the highest digit lies last
-        digit = digits[:, place].int() & (_BINS - 1)
+    answer, wanted = 0, int(k)
+    for shift in range(8 * bits.element_size() - _DIGIT, -1, -_DIGIT):
+        digit = (bits >> shift) & (_BINS - 1)
         histogram = torch.bincount(digit, minlength=_BINS)
         histogram[0] -= dropped
         at_least = joined(histogram.unsqueeze(0)).squeeze(0).flip(0).cumsum(0)  # from the highest bin down
@@ -33,8 +39,8 @@ def kth_largest_bits(value: Tensor, dropped: int, k: Tensor, joined: Callable[[T
         found = _BINS - 1 - rank
         if rank:
             k = k - at_least[rank - 1]
-        bits = (bits << _DIGIT) | found
-        digits = digits[digit == found]
+        answer = (answer << _DIGIT) | found
+        bits = bits.masked_select(digit == found)
         dropped = 0 if found else dropped
     # Not before the loop: another rank, which may search in another way, waits for these counts.
-    return bits if wanted else 0
+    return answer if wanted else 0

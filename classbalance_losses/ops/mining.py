@@ -18,6 +18,7 @@ from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import all_reduce_sum, resolve
 from classbalance_losses._validate import is_transformed
 from classbalance_losses.kernels import blocked_select
+from classbalance_losses.kernels.masks import bits_of
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
@@ -32,12 +33,8 @@ def ordered_bits(value: Tensor) -> Tensor:
     # abs() clears the sign of -0.0 and of NaN, which would otherwise read as negative integers.
     value = value.detach().abs()
     # torch 2.6's vmap has no rule of its own for a view as another dtype.
-    bits = _Bits.apply(value) if is_transformed(value) else _bits(value)  # type: ignore[no-untyped-call]
+    bits = _Bits.apply(value) if is_transformed(value) else bits_of(value)  # type: ignore[no-untyped-call]
     return bits.long()
-
-
-def _bits(value: Tensor) -> Tensor:
-    return value.view(torch.int64 if value.dtype == torch.float64 else torch.int32)
 
 
 class _Bits(torch.autograd.Function):
@@ -45,7 +42,7 @@ class _Bits(torch.autograd.Function):
 
     @staticmethod
     def forward(value: Tensor) -> Tensor:
-        return _bits(value)
+        return bits_of(value)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -131,7 +128,7 @@ def hardest(
     valid = all_reduce_sum(own, group)
     k = hard_count(valid, fraction, min_kept)
     if kept.shape[1] >= _SHORT and backend_for(loss, blocked_from=0) == "blocked":
-        bits = _bits(torch.where(keep, loss.detach(), 0).abs()).reshape(rows)
+        bits = blocked_select.ordered_bits(loss.detach(), keep).reshape(rows)
         threshold = _kth_by_digits(bits, kept.shape[1] - own, k, group)
     else:
         bits = ordered_bits(loss).reshape(rows)
