@@ -28,7 +28,7 @@ def fourier_style(content: Tensor, style: Tensor, beta: float = 0.01, window: st
     Args:
         content: what the image shows, float (N, channels, H, W).
         style: where the amplitude comes from, of the same shape.
-        beta: β, in [0, 0.5]. T2S-DA does not give it; FDA's README uses 0.01, its multi-band models 0.01, 0.05 and 0.09.
+        beta: β, in [0, 0.5]. T2S-DA does not give it; FDA's README has 0.01, for several bands 0.01, 0.05 and 0.09.
         window: "numpy" or "torch".
 
     Returns:

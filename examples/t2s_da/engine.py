@@ -95,7 +95,7 @@ class Engine:
     def mix(self, source: Images, target: Images) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mixed images (N, 3, H, W), their labels and weights (N, H, W), and the mean r of all ranks."""
         rule = self.config.self_training
-        assert source.label is not None  # noqa: S101 (the source is labelled)
+        assert source.label is not None
         confidence, pseudo_labels = self.teacher.module.predict(target.image).float().softmax(1).max(1)
         share = confident_shares(confidence, rule.threshold, rule.confidence)
         pasted = class_masks(source.label, self._seeds(source, _MIXED))
@@ -110,7 +110,7 @@ class Engine:
         """Pseudo-target images: the source's, of which the labels hold, in another style."""
         rule = self.config.translation
         if rule.engine == "fda":
-            assert target is not None  # noqa: S101 (the configuration refuses FDA without a target)
+            assert target is not None  # the configuration refuses FDA without one
             return fourier_style(source.image, target.image, rule.beta, rule.window)
         if rule.engine == "photometric":
             return self.style(source.image, self._seeds(source, _STYLE))
@@ -131,7 +131,7 @@ class Engine:
     def _pull_loss(
         self, queries: Tensor, source: Images, source_keys: Tensor, target_keys: Tensor, probabilities: Tensor
     ) -> Tensor:
-        assert source.label is not None  # noqa: S101 (the source is labelled)
+        assert source.label is not None
         labels = shrink(source.label, queries.shape[-2:])
         draws = torch.Generator(self.device)
         draws.manual_seed(seed_of(self.config.training.seed, self.step * world_size() + rank(), _DRAWS))

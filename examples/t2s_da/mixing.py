@@ -33,7 +33,7 @@ def class_masks(labels: Tensor, seeds: Sequence[int]) -> Tensor:
 
 
 def confident_shares(confidence: Tensor, threshold: float, over: str) -> Tensor:
-    """r of each image, (N,): the share of its pixels (N, H, W) whose confidence exceeds the threshold.
+    """Of each image r, (N,): the share of its pixels (N, H, W) whose confidence exceeds the threshold.
 
     The paper's index reads as one share an image (`over` = "image"); DACS and DAFormer take one for the whole batch
     ("batch", here of all ranks).
