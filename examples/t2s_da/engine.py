@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,15 @@ from examples.t2s_da.model import Segmenter, build_student, build_teacher, resiz
 from examples.t2s_da.pull import Pull
 
 _MIXED, _STYLE, _DRAWS, _STRONG = 11, 12, 13, 15  # streams of random numbers
+
+
+class Mixed(NamedTuple):
+    """Mixed images (N, 3, H, W), their labels and weights (N, H, W), and the mean r of all ranks."""
+
+    image: Tensor
+    label: Tensor
+    weight: Tensor
+    confident: Tensor
 
 
 class Engine:
@@ -62,26 +71,24 @@ class Engine:
         self.student.train()
         self.teacher.eval()
         with self.autocast():
-            classified, labels, embedded = [source.image], [source.label], []
-            weight: Tensor | None = None
-            confident = source.image.new_zeros(())
-            if parts.self_training and target is not None:
-                mixed, mixed_labels, weight, confident = self.mix(source, target)
-                classified.append(mixed)
-                labels.append(mixed_labels)
-            if parts.pull:
-                styled = self.restyle(source, target)
-                embedded.append(styled)
-                keys = self._keys(source, styled if target is None else target.image)
-            logits, embeddings = self.replica(classified, embedded)
+            styled = self.restyle(source, target) if parts.pull else None
+            other = styled if target is None else target.image
+            seen, judged = (None, None) if other is None else self.judge(other)
+            mixed = self.mix(source, target, judged) if parts.self_training else None
+            keys = self._keys(source.image, other, seen) if parts.pull else None
+            logits, embeddings = self.replica(
+                [source.image] if mixed is None else [source.image, mixed.image],
+                [] if styled is None else [styled],
+            )
             found = [resize(x.float(), source.image.shape[-2:]) for x in logits]
-            values = {"source": self.supervised(found[0], labels[0])}
+            values = {"source": self.supervised(found[0], source.label)}
             loss = values["source"]
-            if weight is not None:
-                values |= {"target": mixed_loss(found[1], labels[1], weight), "confident": confident}
+            if mixed is not None:
+                values["target"] = mixed_loss(found[1], mixed.label, mixed.weight)
+                values["confident"] = mixed.confident
                 loss = loss + config.self_training.weight * values["target"]
-            if parts.pull:
-                values["pull"] = self._pull_loss(embeddings[0], source, *keys)
+            if keys is not None:
+                values["pull"] = self._pull_loss(embeddings[0], source, *keys, judged)
                 loss = loss + config.pull.weight * values["pull"]
         self.optimizer.zero_grad()
         loss.backward()
@@ -92,18 +99,25 @@ class Engine:
         return {"loss": loss.detach()} | {name: value.detach() for name, value in values.items()}
 
     @torch.no_grad()
-    def mix(self, source: Images, target: Images) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mixed images (N, 3, H, W), their labels and weights (N, H, W), and the mean r of all ranks."""
+    def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's features (N, width, h, w) of images (N, 3, H, W), and its logits (N, C, h, w)."""
+        teacher: Segmenter = self.teacher.module  # type: ignore[assignment]
+        features = teacher.features(images)
+        return features, teacher.classify(features).float()
+
+    @torch.no_grad()
+    def mix(self, source: Images, target: Images, judged: Tensor) -> Mixed:
+        """Target images with parts of source images; `judged` are the teacher's logits of the target, (N, C, h, w)."""
         rule = self.config.self_training
         assert source.label is not None
-        confidence, pseudo_labels = self.teacher.module.predict(target.image).float().softmax(1).max(1)
+        confidence, pseudo_labels = resize(judged, target.image.shape[-2:]).softmax(1).max(1)
         share = confident_shares(confidence, rule.threshold, rule.confidence)
         pasted = class_masks(source.label, self._seeds(source, _MIXED))
         image = torch.where(pasted[:, None], source.image, target.image)
         label = torch.where(pasted, source.label, pseudo_labels)
         weight = torch.where(pasted, 1.0, share[:, None, None])
         view = self.strong(image, self._seeds(target, _STRONG))
-        return view, label, weight, all_sum(share.mean()) / world_size()
+        return Mixed(view, label, weight, all_sum(share.mean()) / world_size())
 
     @torch.no_grad()
     def restyle(self, source: Images, target: Images | None) -> Tensor:
@@ -117,25 +131,24 @@ class Engine:
         return source.image
 
     @torch.no_grad()
-    def _keys(self, source: Images, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of source and target, and the teacher's probabilities of the target's pixels; all (N, ., h, w)."""
-        teacher: Segmenter = self.teacher.module  # type: ignore[assignment]
-        keeper = teacher if self.config.pull.keys == "teacher" else self.student.eval()
-        seen = teacher.features(target)
-        probabilities = teacher.classify(seen).float().softmax(1)
-        own = seen if keeper is teacher else keeper.features(target)
-        keys = keeper.embed(keeper.features(source.image)), keeper.embed(own), probabilities
+    def _keys(self, source: Tensor, target: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, D, h, w) of source and target; `seen` are the teacher's features of the target."""
+        if self.config.pull.keys == "teacher":
+            teacher: Segmenter = self.teacher.module  # type: ignore[assignment]
+            return teacher.embed(teacher.features(source)), teacher.embed(seen)
+        self.student.eval()
+        keys = [self.student.embed(self.student.features(images)) for images in (source, target)]
         self.student.train()
-        return keys
+        return keys[0], keys[1]
 
     def _pull_loss(
-        self, queries: Tensor, source: Images, source_keys: Tensor, target_keys: Tensor, probabilities: Tensor
+        self, queries: Tensor, source: Images, source_keys: Tensor, target_keys: Tensor, judged: Tensor
     ) -> Tensor:
         assert source.label is not None
         labels = shrink(source.label, queries.shape[-2:])
         draws = torch.Generator(self.device)
         draws.manual_seed(seed_of(self.config.training.seed, self.step * world_size() + rank(), _DRAWS))
-        value: Tensor = self.pull(queries, labels, source_keys, labels, target_keys, probabilities, draws)
+        value: Tensor = self.pull(queries, labels, source_keys, labels, target_keys, judged.softmax(1), draws)
         return value
 
     def _seeds(self, images: Images, stream: int) -> Sequence[int]:

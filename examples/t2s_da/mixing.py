@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.common.distributed import all_sum, joined_sum
+from examples.common.distributed import all_sum, joined_sum, world_size
 from examples.semidavil.data.labels import IGNORE_INDEX
 
 
@@ -41,8 +41,7 @@ def confident_shares(confidence: Tensor, threshold: float, over: str) -> Tensor:
     shares = (confidence > threshold).float().flatten(1).mean(1)
     if over == "image":
         return shares
-    ranks = all_sum(torch.ones_like(shares[:1]))
-    return (all_sum(shares.mean()) / ranks).expand(len(shares))
+    return (all_sum(shares.mean()) / world_size()).expand(len(shares))
 
 
 def mixed_loss(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:

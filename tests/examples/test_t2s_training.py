@@ -133,7 +133,8 @@ def test_mixed_images_wear_the_labels_of_their_pixels(config, tmp_path):
     batch = Steps(_streams(config, task, tmp_path), 0, 0, 1)[0]
     engine = Engine(config, len(task.classes), torch.device("cpu"))
     engine.teacher.eval()
-    image, label, weight, confident = engine.mix(batch["source"], batch["target"])
+    _, judged = engine.judge(batch["target"].image)
+    image, label, weight, confident = engine.mix(batch["source"], batch["target"], judged)
     guess = engine.teacher.module.predict(batch["target"].image).argmax(1)
     pasted = weight == 1
     assert image.shape == batch["source"].image.shape
