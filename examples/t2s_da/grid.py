@@ -1,0 +1,111 @@
+"""Many runs of one configuration, and their table: the method, and each of its parts removed or replaced.
+
+    python -m examples.t2s_da.grid run camvid_parts --target FOLDER
+    python -m examples.t2s_da.grid report camvid_parts --out benchmarks/results/t2s_da
+
+A grid names a configuration, and for each row of the table a label and overrides. Finished runs are kept and shared
+between grids; processes that run other `--seeds` of one grid may work side by side. `report` writes GRID.json, GRID.md
+and plots from the finished runs; it needs no data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from examples.common.config import run_folder
+from examples.common.distributed import process_group, rank
+from examples.t2s_da.config import Config, load_config
+from examples.t2s_da.train import add_folders, train, with_folders
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GRIDS = Path(__file__).parent / "grids"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows × seeds. The first row is what the others are compared with."""
+
+    name: str
+    title: str
+    config: str
+    seeds: tuple[int, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]  # label, overrides
+    paper: str  # what of the paper the grid is laid out after
+
+    def run(self, overrides: Sequence[str], seed: int) -> Config:
+        """The configuration of one run."""
+        return load_config(self.config, [f"training.seed={seed}", *overrides])
+
+    def folder(self, runs: Path, config: Config) -> Path:
+        """Where a run lies."""
+        return run_folder(runs, self.config, config.as_dict())
+
+
+def load_grid(name: str) -> Grid:
+    """A grid by path, or by the name of a file in `examples/t2s_da/grids`.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists those there are.
+        ValueError: a key is missing, or an override does not fit the configuration.
+    """
+    path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no grid {path}; those here are {', '.join(sorted(p.stem for p in GRIDS.glob('*.toml')))}"
+        )
+    content = tomllib.loads(path.read_text())
+    try:
+        rows = tuple((row["label"], tuple(row["set"])) for row in content["row"])
+        title, config, seeds = content["title"], content["config"], tuple(content["seeds"])
+        grid = Grid(path.stem, title, config, seeds, rows, content["paper"])
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the key {error}") from error
+    for _, overrides in rows:
+        grid.run(overrides, grid.seeds[0])
+    return grid
+
+
+def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
+    """Carry out what is not finished, seed by seed."""
+    for seed in given.seeds or grid.seeds:
+        for label, overrides in grid.rows:
+            config = with_folders(grid.run(overrides, seed), given)
+            if rank() == 0:
+                print(f"{label}, seed {seed}", flush=True)
+            train(config, grid.folder(given.runs, config), given.runs / "kept", device=device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("run", "report"))
+    parser.add_argument("grid", help="a file, or a name in examples/t2s_da/grids")
+    add_folders(parser)
+    parser.add_argument("--seeds", type=int, nargs="*", help="of the grid's seeds")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/t2s_da"))
+    given = parser.parse_args(arguments)
+    grid = load_grid(given.grid)
+    if given.action == "run":
+        with process_group(given.device) as device:
+            run(grid, given, str(device))
+        return
+    from examples.t2s_da.report import write_report  # noqa: PLC0415 (matplotlib)
+
+    print(write_report(grid, given.runs, given.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""A grid's page from its finished runs: scores, differences to the first row, each class, CCD and PDD, and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib import pyplot as plt
+
+from examples.common.training import write_atomically
+from examples.semidavil.collect import RARE, rare_mean
+from examples.t2s_da.grid import Grid
+from examples.t2s_da.train import METRICS
+
+Run = Mapping[str, Any]
+Rows = Mapping[str, Sequence[Run]]
+_ONE = "†"  # marks what only one seed says
+
+
+def collect(grid: Grid, runs: Path) -> dict[str, list[Run]]:
+    """The finished runs of each row: everything in `metrics.json`, the seed and the number of steps."""
+    found: dict[str, list[Run]] = {}
+    for label, overrides in grid.rows:
+        found[label] = []
+        for seed in grid.seeds:
+            config = grid.run(overrides, seed)
+            path = grid.folder(runs, config) / METRICS
+            if path.is_file():
+                recipe = {"seed": seed, "steps": config.training.iterations}
+                found[label].append(recipe | json.loads(path.read_text()))
+    return found
+
+
+def write_report(grid: Grid, runs: Path, out: Path) -> str:
+    """Write `OUT/GRID.json`, `OUT/GRID.md` and `OUT/plots/GRID_SET.png`; return the page."""
+    rows = collect(grid, runs)
+    content = json.dumps({"title": grid.title, "paper": grid.paper, "rows": rows}, indent=1) + "\n"
+    write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
+    page = report(grid, rows)
+    for test in _tests(rows):
+        name = f"{grid.name}_{test}.png"
+        _plot(grid, rows, test, out / "plots" / name)
+        page += f"\n![mean IoU of each row on {test}](plots/{name})\n"
+    write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
+    return page
+
+
+def report(grid: Grid, rows: Rows) -> str:
+    """The page in Markdown, without its plots."""
+    runs = [run for row in rows.values() for run in row]
+    if not runs:
+        return f"# {grid.title}\n\nNo run is finished.\n"
+    lines = [f"# {grid.title}", "", f"Laid out after {grid.paper}.", "", _reading(), "", _recipe(runs)]
+    for test in _tests(rows):
+        lines += ["", f"## {test}", "", *_scores(rows, test)]
+        lines += ["", f"## IoU of each class on {test}", "", *_classes(rows, test)]
+    return "\n".join(lines) + "\n"
+
+
+def _reading() -> str:
+    return (
+        "In percent, mean ± standard deviation over the seeds, whose number stands in brackets; "
+        f"{_ONE} marks one seed, whose deviation nobody knows. “Rare” is the mean IoU of the {RARE} classes with the "
+        "fewest test pixels. The difference is to the first row, over the seeds that both have. CCD: the spread of a "
+        "class over its distance to the others, small is good; PDD: how much nearer a pixel is to its own class's "
+        "centre, large is good. Differences within the deviations are none."
+    )
+
+
+def _recipe(runs: Sequence[Run]) -> str:
+    def of(key: str) -> str:
+        return ", ".join(map(str, sorted({run[key] for run in runs})))
+
+    crops = sorted({"×".join(map(str, run["crop"])) or "whole images" for run in runs})
+    hours = sum(run["seconds"] for run in runs) / 3600
+    return (
+        f"Runs: {len(runs)}, of {of('steps')} steps; crops of {', '.join(crops)} (height×width); seeds {of('seed')}; "
+        f"{hours:.2f} hours of training in all. Device: {of('device')}; threads: {of('threads')}; processes: "
+        f"{of('ranks')}; commit: {of('commit')}."
+    )
+
+
+def _tests(rows: Rows) -> list[str]:
+    return next((list(run["scores"]) for row in rows.values() for run in row), [])
+
+
+def _main(run: Run, test: str) -> float:
+    """The mean IoU over all classes."""
+    value: float = next(iter(run["scores"][test]["mean_iou"].values()))
+    return value
+
+
+def _scores(rows: Rows, test: str) -> list[str]:
+    base = {run["seed"]: run for run in next(iter(rows.values()))}
+    lines = []
+    for label, runs in rows.items():
+        entries = [run["scores"][test] for run in runs]
+        pairs = [_main(run, test) - _main(base[run["seed"]], test) for run in runs if run["seed"] in base]
+        measured = [entry for entry in entries if "ccd" in entry]
+        lines.append(
+            [
+                label,
+                _spread([100 * _main(run, test) for run in runs]),
+                _spread([100 * rare_mean(entry) for entry in entries]),
+                _spread([100 * value for value in pairs], signed=True),
+                _spread([entry["ccd"]["mean"] for entry in measured], digits=3),
+                _spread([entry["pdd"]["mean"] for entry in measured], digits=4),
+                f"({len(runs)}{_ONE if len(runs) == 1 else ''})",
+            ]
+        )
+    return _table(["", "mIoU", "rare", "difference", "CCD", "PDD", "seeds"], lines)
+
+
+def _classes(rows: Rows, test: str) -> list[str]:
+    first = next(run for row in rows.values() for run in row)
+    pixels = first["scores"][test]["pixels"]
+    order = sorted((c for c, count in enumerate(pixels) if count), key=lambda c: pixels[c])
+    heads = [
+        f"{first['classes'][c].replace('_', ' ')} ({100 * pixels[c] / sum(pixels):.2g} %)" for c in order
+    ]
+    lines = []
+    for label, runs in rows.items():
+        if runs:
+            values = [mean(run["scores"][test]["iou"][c] for run in runs) for c in order]
+            lines.append([label, *(f"{100 * value:.1f}" for value in values)])
+    return _table(["", *heads], lines)
+
+
+def _spread(values: Sequence[float], *, digits: int = 1, signed: bool = False) -> str:
+    if not values:
+        return "–"
+    sign = "+" if signed else ""
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.{digits}f}{deviation}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def _plot(grid: Grid, rows: Rows, test: str, path: Path) -> None:
+    """A bar a row, a dot a seed. Without a date or a version in it, so that equal plots are equal files."""
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(rows)))
+    for place, runs in enumerate(rows.values()):
+        values = [100 * _main(run, test) for run in runs]
+        if values:
+            axes.barh(place, mean(values), 0.7, color="C0", alpha=0.45)
+            axes.plot(values, [place] * len(values), "o", color="C0", markersize=4)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set(xlabel="mean IoU, %", title=f"{grid.title}, {test}: bars are means, dots seeds")
+    axes.grid(axis="x", alpha=0.3)
+    write_atomically(
+        path,
+        lambda partial: figure.savefig(
+            partial, dpi=110, bbox_inches="tight", format="png", metadata={"Software": None}
+        ),
+    )
+    plt.close(figure)

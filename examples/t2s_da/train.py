@@ -1,0 +1,225 @@
+"""Train T2S-DA, or any part of it: python -m examples.t2s_da.train CONFIG --set training.seed=1.
+
+RUNS/CONFIG-HASH/config.json      what is run
+RUNS/CONFIG-HASH/log.csv          losses, learning rate, throughput, memory; scores_SET.csv: the IoU on a test set
+RUNS/CONFIG-HASH/tensorboard      the same for TensorBoard
+RUNS/CONFIG-HASH/checkpoint.pt    where a run that was stopped goes on
+RUNS/CONFIG-HASH/metrics.json     the final scores, commit, versions, cost; it exists when the run is finished
+
+On several GPUs: torchrun --nproc-per-node 2 -m examples.t2s_da.train CONFIG
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from examples.common.config import run_folder
+from examples.common.distributed import any_rank, first_rank_first, process_group, rank, world_size
+from examples.common.logs import Logs
+from examples.common.meter import Meter
+from examples.common.provenance import provenance
+from examples.common.sampling import seed_of
+from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically
+from examples.semidavil.data.batches import Share, Steps, Stream
+from examples.semidavil.data.task import Task, load_task, streams
+from examples.semidavil.evaluation import table
+from examples.t2s_da.config import Config, load_config
+from examples.t2s_da.engine import Engine
+from examples.t2s_da.evaluation import evaluate, feature_metrics
+
+METRICS = "metrics.json"
+RUNS = Path("runs/t2s_da")
+_RANKS = 14  # the stream of random numbers that sets ranks apart
+
+
+def train(
+    config: Config,
+    folder: Path,
+    kept: Path,
+    *,
+    device: str = "cpu",
+    stop_after: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Carry a run out, or go on with it, and return its metrics; a finished run is not repeated.
+
+    Where a process group is up, all ranks call this, each with its own device; the first of them writes. `folder` and
+    `kept` must be the same files to all of them.
+
+    Args:
+        config: the run.
+        folder: its files.
+        kept: where runs share what is computed once: class counts, rendered streets.
+        device: of torch.
+        stop_after: stop after this step with a checkpoint, and return nothing; 0 goes on to the end.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: the batch cannot be shared between ranks, or the folder has a checkpoint of another configuration.
+        FloatingPointError: the loss is not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
+    """
+    if (folder / METRICS).is_file():
+        return _read_metrics(folder)
+    seed, last = config.training.seed, config.training.iterations
+    share = Share(rank(), world_size())
+    share.places(config.data.batch_size)  # refuse now what no step could be made of
+    with first_rank_first():
+        task = load_task(config.data, kept)
+        sources = _streams(config, task, kept)
+    engine, seconds = _engine(config, task, folder, torch.device(device))
+    steps = in_order(Steps(sources, seed, engine.step, last, share), config.training.workers, device)
+    first, entries = rank() == 0, {}
+    progress = progress and first
+    with (
+        stop_request() as stop,
+        Logs(folder, engine.step) if first else nullcontext() as logs,
+        tqdm(total=last, initial=engine.step, disable=not progress) as bar,
+    ):
+        meter = Meter(engine, logs, seconds)
+        for batch in steps:
+            meter.advance(batch)
+            bar.update()
+            every, done = config.training.eval_every, engine.step == last
+            if done or (every and engine.step % every == 0):
+                with meter.pause():
+                    entries = _evaluate(engine, task, logs, progress=progress)
+            interrupted = any_rank(stop.is_set())
+            stopping = interrupted or engine.step == stop_after
+            if done or stopping or engine.step % config.training.checkpoint_every == 0:
+                with meter.pause() as seconds:
+                    _save(engine, folder, seconds)
+            if interrupted and not done:
+                raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
+            if stopping and not done:
+                return {}
+    # A run may have been ended between its last checkpoint and its metrics.
+    entries = entries or evaluate(engine, task, progress=progress)
+    if config.training.feature_metrics:
+        features = feature_metrics(engine, task, progress=progress)
+        entries = {name: {**entry, **features[name]} for name, entry in entries.items()}
+    with first_rank_first():
+        if first:
+            _finish(engine, task, folder, entries, seconds, list(sources["source"].crop or ()))
+    return _read_metrics(folder)
+
+
+def _streams(config: Config, task: Task, kept: Path) -> dict[str, Stream]:
+    """The labelled source, and the target's images where training reads them."""
+    found = streams(task, config.data, kept, config.training.seed, unlabelled=config.uses_target)
+    chosen = {"source": found["source"]}
+    return chosen | {"target": found["unlabelled"]} if config.uses_target else chosen
+
+
+def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> tuple[Engine, float]:
+    """A new engine, or the one that the folder's checkpoint holds; and the seconds that its steps took."""
+    seed = config.training.seed
+    torch.manual_seed(seed)
+    engine = Engine(config, len(task.classes), device)
+    if rank() > 0:  # other draws of dropout than the first rank's
+        torch.manual_seed(seed_of(seed, rank(), _RANKS))
+    if (folder / CHECKPOINT).is_file():
+        # Random states must stay on the CPU; load_state_dict moves the rest.
+        state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
+        engine.load_state_dict(state)
+        return engine, state["seconds"]
+    if rank() == 0:
+        text = json.dumps(config.as_dict(), indent=1) + "\n"
+        write_atomically(folder / "config.json", lambda path: path.write_text(text))
+    return engine, 0.0
+
+
+def _save(engine: Engine, folder: Path, seconds: float) -> None:
+    """Write the checkpoint; all ranks have a part in it, the first one writes."""
+    state = engine.state_dict() | {"seconds": seconds}
+    if rank() == 0:
+        write_atomically(folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+
+def _evaluate(engine: Engine, task: Task, logs: Logs | None, *, progress: bool) -> dict[str, Any]:
+    entries = evaluate(engine, task, progress=progress)
+    if logs is not None:
+        for name, entry in entries.items():
+            logs.write(f"scores_{name}", engine.step, entry["mean_iou"])
+    return entries
+
+
+def _finish(
+    engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float, crop: list[int]
+) -> None:
+    tables = "".join(f"{name}\n\n{table(entry, task)}\n\n" for name, entry in entries.items())
+    write_atomically(folder / "scores.md", lambda path: path.write_text(tables))
+    metrics = {
+        "note": engine.config.note,
+        "classes": list(task.classes),
+        "crop": crop,
+        "scores": entries,
+        "class_weight": engine.pull.criterion.class_weight.tolist(),
+        **provenance(engine.device, seconds, world_size()),
+    }
+    text = json.dumps(metrics, indent=1) + "\n"
+    write_atomically(folder / METRICS, lambda path: path.write_text(text))
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    return metrics
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The options that say where data and runs lie."""
+    parser.add_argument("--source", default="", help="the folder of GTA5 or SYNTHIA")
+    parser.add_argument("--target", default="", help="the folder of Cityscapes, or one in CamVid's layout")
+    parser.add_argument("--runs", type=Path, default=RUNS)
+
+
+def with_folders(config: Config, given: argparse.Namespace) -> Config:
+    """The configuration with the folders of the command line, where it names them."""
+    source, target = given.source or config.data.source, given.target or config.data.target
+    return replace(config, data=replace(config.data, source=source, target=target))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("config", nargs="?", help="a file, or a name in examples/t2s_da/configs")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="e.g. training.seed=1 pull.objective='\"mse\"'",
+    )
+    add_folders(parser)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--smoke", action="store_true", help="both modes on toy data, in half a minute")
+    given = parser.parse_args(arguments)
+    if given.smoke:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            parser.error("--smoke is for one process")
+        from examples.t2s_da.smoke import smoke  # noqa: PLC0415
+
+        smoke(given.set, device=given.device)
+        return
+    if given.config is None:
+        parser.error("name a configuration, or --smoke")
+    config = with_folders(load_config(given.config, given.set), given)
+    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
+    with process_group(given.device) as device:
+        train(config, folder, given.runs / "kept", device=str(device))
+        if rank() == 0:
+            print((folder / "scores.md").read_text() + f"in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""T2S-DA's grids, their report, and the commands of its page in the documentation."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("kornia")
+
+from examples.common.config import run_folder
+from examples.t2s_da import grid
+from examples.t2s_da.config import CONFIGS, load_config
+from examples.t2s_da.grid import GRIDS, load_grid
+
+PAGE = Path(__file__).parents[2] / "docs" / "reproducing" / "t2s_da.md"
+
+
+def test_grids_name_valid_runs_that_differ():
+    paths = sorted(GRIDS.glob("*.toml"))
+    assert paths
+    for path in paths:
+        found = load_grid(path.stem)
+        runs = [found.run(overrides, found.seeds[0]) for _, overrides in found.rows]
+        assert len({run_folder(Path(), "x", config.as_dict()) for config in runs}) == len(runs)
+        assert len({label for label, _ in found.rows}) == len(found.rows)
+        assert found.rows[0][1] == ()  # what the others are compared with
+    with pytest.raises(FileNotFoundError, match="those here are camvid_generalization"):
+        load_grid("nonesuch")
+
+
+def test_a_grid_that_lacks_a_key_is_refused(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text('title = "Bad"\nconfig = "smoke"\nseeds = [0]\n[[row]]\nlabel = "a"\nset = []\n')
+    with pytest.raises(ValueError, match="lacks the key 'paper'"):
+        load_grid(str(path))
+
+
+def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
+    path = tmp_path / "tiny.toml"
+    short = '"training.iterations=1", "training.eval_every=0", "data.streets=3"'
+    path.write_text(
+        'title = "Tiny"\nconfig = "smoke"\nseeds = [0, 1]\npaper = "nothing"\n'
+        f'[[row]]\nlabel = "all"\nset = [{short}]\n'
+        f'[[row]]\nlabel = "DACS"\nset = [{short}, "components.pull=false"]\n'
+    )
+    places = [
+        "--target",
+        str(street_folder),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    grid.main(["report", str(path), *places])
+    assert "No run is finished" in capsys.readouterr().out
+    grid.main(["run", str(path), "--device", "cpu", "--seeds", "0", *places])
+    grid.main(["run", str(path), "--device", "cpu", *places])
+    (run_folder(tmp_path / "runs", "smoke", load_grid(str(path)).run([*_short(path)], 1).as_dict())).rename(
+        tmp_path / "away"
+    )
+    grid.main(["report", str(path), *places])
+    text = (tmp_path / "out" / "tiny.md").read_text()
+    rows = json.loads((tmp_path / "out" / "tiny.json").read_text())["rows"]
+    assert [[run["seed"] for run in rows[label]] for label in ("all", "DACS")] == [[0], [0, 1]]
+    scores = [rows[label][0]["scores"]["val_alt"]["mean_iou"]["mIoU11"] for label in ("all", "DACS")]
+    ccd = rows["all"][0]["scores"]["val_alt"]["ccd"]["mean"]
+    line = next(line for line in text.splitlines() if line.startswith("| all | "))
+    assert line.startswith(f"| all | {100 * scores[0]:.1f} | ")
+    assert line.endswith(" | (1†) |")
+    assert f" | +0.0 | {ccd:.3f} | " in line
+    line = next(line for line in text.splitlines() if line.startswith("| DACS | "))
+    assert f" | {100 * (scores[1] - scores[0]):+.1f} | " in line  # over the one seed that both have
+    assert line.endswith(" | (2) |")
+    assert "Runs: 3, of 1 steps; crops of 32×48 (height×width); seeds 0, 1; " in text
+    assert (tmp_path / "out" / "plots" / "tiny_val_alt.png").is_file()
+    assert "(plots/tiny_val_alt.png)" in text
+
+
+def _short(path: Path) -> tuple[str, ...]:
+    return load_grid(str(path)).rows[0][1]
+
+
+def _commands() -> list[list[str]]:
+    blocks = re.findall(r"^```\{code-block\} sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if "-m examples." in line]
+    found = []
+    for line in lines:
+        words = shlex.split(line.split("-m ", 1)[1].split("; done")[0], comments=True)
+        names = line.split(" in ")[1].split(";")[0].split() if "$grid" in line else [None]
+        found += [[name if word == "$grid" else word for word in words] for name in names]
+    return found
+
+
+def test_the_pages_commands_name_what_exists_and_all_of_it():
+    named = set()
+    for module, *words in _commands():
+        if "--smoke" in words:
+            continue
+        name = words[1] if module.endswith("grid") else words[0]
+        named.add(name)
+        assert load_grid(name) if module.endswith("grid") else load_config(name)
+    assert {path.stem for path in GRIDS.glob("*.toml")} <= named
+    assert {path.stem for path in CONFIGS.glob("*.toml")} - named == {"smoke"}
+
+
+def test_every_switch_of_the_page_is_a_key():
+    config = load_config("smoke")
+    sections = "data|components|translation|self_training|pull|model|training"
+    keys = re.findall(rf"`({sections})\.(\w+)", PAGE.read_text())
+    assert len(keys) > 20
+    for section, key in keys:
+        assert hasattr(getattr(config, section), key), f"{section}.{key}"
