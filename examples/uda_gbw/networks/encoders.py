@@ -18,6 +18,7 @@ _SIZES: Mapping[str, dict[str, Any]] = {
         "depths": (1, 1, 1, 1),
         "num_attention_heads": (1, 1, 2, 2),
         "sr_ratios": (4, 2, 1, 1),
+        "drop_path_rate": 0.0,
     },  # for tests
     "mit-b0": {"hidden_sizes": (32, 64, 160, 256), "depths": (2, 2, 2, 2)},
     "mit-b1": {"hidden_sizes": _WIDE, "depths": (2, 2, 2, 2)},
