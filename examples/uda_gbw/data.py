@@ -75,8 +75,9 @@ def load_task(config: DataConfig, kept: Path) -> Task:
 
 def source_classes(task: Task, config: DataConfig, kept: Path) -> Classes:
     """Count the source's labels, once: `kept` keeps the counts."""
-    size = "own" if config.source_size is None else "{}x{}".format(*config.source_size)
-    counts = class_counts(task.source, len(task.classes), kept / f"source_counts-{config.kind}-{size}.pt")
+    height, width = task.source.image(0).shape[-2:]  # the streets have the target's size, whatever that is
+    cache = kept / f"source_counts-{config.kind}-{height}x{width}.pt"
+    counts = class_counts(task.source, len(task.classes), cache)
     return Classes(task.classes, counts)
 
 
