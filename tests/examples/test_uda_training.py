@@ -157,6 +157,19 @@ def test_labels_of_the_target_change_nothing(place, tmp_path, overrides):
     assert _different(*states) == []
 
 
+def _same_gradients(alone: dict[int, Any], joined: dict[int, Any]) -> None:
+    """Adam's averages of all steps' gradients agree.
+
+    The weights themselves say less: a key's bias, or one before BatchNorm, has a gradient of rounding alone, and Adam
+    makes steps of full length of it.
+    """
+    assert alone.keys() == joined.keys()
+    for number, one in alone.items():
+        gradient, other = one["exp_avg"], joined[number]["exp_avg"]
+        difference = float((gradient - other).abs().max())
+        assert difference <= 5e-7 + 2e-3 * float(gradient.abs().max()), number
+
+
 def test_two_ranks_are_one_process(place, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -173,12 +186,9 @@ def test_two_ranks_are_one_process(place, tmp_path):
         for loss, history in metrics["class_weights"].items():
             for one, joined in zip(history["weights"], both["class_weights"][loss]["weights"], strict=True):
                 assert joined == pytest.approx(one, abs=2e-4)
-        alone, joined = (_state(tmp_path / folder)["method"] for folder in (f"alone-{name}", name))
-        assert alone.keys() == joined.keys()
-        for key, value in alone.items():
-            # A softmax does not see a key's bias: its gradient is rounding alone, which Adam scales up.
-            if "key.bias" not in key and "k_proj.bias" not in key:
-                torch.testing.assert_close(joined[key], value, rtol=1e-3, atol=5e-6, msg=f"{name} {key}")
+        alone, joined = (_state(tmp_path / folder) for folder in (f"alone-{name}", name))
+        for part in ("optimizer", "critic") if name == "adversarial" else ("optimizer",):
+            _same_gradients(alone[part]["state"], joined[part]["state"])
     for own in range(2):
         assert "must be a multiple of 2 ranks" in torch.load(tmp_path / f"rank{own}.pt")["refusal"]
 
