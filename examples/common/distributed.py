@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -109,6 +109,41 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of all ranks' random numbers, for a checkpoint; all ranks must ask for it."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    random = gathered((torch.get_rng_state(), cuda))
+    return {
+        "random_state": random[0][0],
+        "cuda_random_states": [state for _, states in random for state in states],
+        "rank_random_states": [state for state, _ in random[1:]],
+    }
+
+
+def restore_random_states(state: Mapping[str, Any], device: torch.device) -> None:
+    """Go on with this rank's random numbers; a rank that the checkpoint does not know keeps the draws that it has."""
+    own = rank()
+    on_cpu = [state["random_state"], *state.get("rank_random_states", ())]
+    if own < len(on_cpu):
+        torch.set_rng_state(on_cpu[own])
+    if device.type == "cuda" and own < len(state["cuda_random_states"]):
+        torch.cuda.set_rng_state(state["cuda_random_states"][own], device)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace the gradients by their means over the ranks: what DistributedDataParallel does, after the fact.
+
+    For training steps with several networks, passes and backward passes. All ranks must have gradients in the same
+    parameters; those without one are left out.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if world_size() == 1 or not gradients:
+        return
+    total = all_sum(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
+    for gradient, mean in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def join_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:

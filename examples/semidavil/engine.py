@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from examples.common.distributed import all_sum, gathered, join_batch_norm, rank, world_size
+from examples.common.distributed import (
+    all_sum,
+    join_batch_norm,
+    random_states,
+    restore_random_states,
+    world_size,
+)
 from examples.common.sampling import seed_of
 from examples.semidavil.config import Config, TrainingConfig
 from examples.semidavil.data.batches import Images
@@ -132,15 +138,11 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on to the same bits; all ranks must ask for it."""
-        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        random = gathered((torch.get_rng_state(), cuda))
         return {
             "config": self.config.as_dict(),
             "step": self.step,
             **{name: part.state_dict() for name, part in self._parts().items()},
-            "random_state": random[0][0],
-            "cuda_random_states": [state for _, states in random for state in states],
-            "rank_random_states": [state for state, _ in random[1:]],
+            **random_states(self.device),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -154,12 +156,7 @@ class Engine:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.step = state["step"]
-        own = rank()
-        on_cpu = [state["random_state"], *state.get("rank_random_states", ())]
-        if own < len(on_cpu):  # a rank that the checkpoint does not know keeps the draws that it has
-            torch.set_rng_state(on_cpu[own])
-        if self.device.type == "cuda" and own < len(state["cuda_random_states"]):
-            torch.cuda.set_rng_state(state["cuda_random_states"][own], self.device)
+        restore_random_states(state, self.device)
 
     def _parts(self) -> dict[str, Any]:
         return {

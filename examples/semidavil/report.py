@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+from examples.common.markdown import distinct, markdown_table, spread
 from examples.common.training import write_atomically
 from examples.semidavil.collect import RARE, Run, all_runs, by_rarity, collect, rare_mean, shares, tests
 from examples.semidavil.grid import Grid
@@ -58,12 +59,12 @@ def _recipe(runs: Sequence[Run]) -> str:
     """What was run, on what, for how long; several values where the runs differ."""
 
     def of(key: str) -> str:
-        return _distinct(run["recipe"][key] for run in runs)
+        return distinct(run["recipe"][key] for run in runs)
 
     def recorded(key: str) -> str:
-        return _distinct(run.get(key) for run in runs)
+        return distinct(run.get(key) for run in runs)
 
-    size = _distinct("×".join(map(str, run["image_size"])) for run in runs if "image_size" in run)
+    size = distinct("×".join(map(str, run["image_size"])) for run in runs if "image_size" in run)
     timed = [run["seconds"] for run in runs if "seconds" in run]
     hours = f"{sum(timed) / 3600:.2f} hours of training in all" if timed else "hours not recorded"
     if timed and len(timed) < len(runs):
@@ -86,7 +87,7 @@ def _main_table(results: Mapping[str, Any], test: str, main: str, published: Pub
     for label, row in results["rows"].items():
         ours = [_cell(runs, test, main) for runs in row.values()]
         rows.append([label, *ours, *published.cells(results["paper_rows"].get(label), labels)])
-    return _table(["", *heads], rows)
+    return markdown_table(["", *heads], rows)
 
 
 def _beside(results: Mapping[str, Any], published: Published) -> list[str]:
@@ -116,7 +117,7 @@ def _confident_table(results: Mapping[str, Any]) -> list[str]:
         "Pixels of the unlabelled images that passed the threshold of equation 4, in percent: the mean over the logged "
         "steps and the seeds. At 0 consistency training did nothing. –: it was off, or not recorded."
     )
-    table = _table(["", *(f"{budget} labels" for budget in budgets)], rows)
+    table = markdown_table(["", *(f"{budget} labels" for budget in budgets)], rows)
     return ["", "## Confident pixels", "", head, "", *table]
 
 
@@ -130,31 +131,16 @@ def _class_table(results: Mapping[str, Any], test: str, budget: str) -> list[str
         if runs:
             values = [mean(run["scores"][test]["iou"][c] for run in runs) for c in order]
             rows.append([f"{label} ({_seeds(runs)})", *(f"{100 * value:.1f}" for value in values)])
-    return _table(["", *heads], rows) if rows else ["No run is finished."]
+    return markdown_table(["", *heads], rows) if rows else ["No run is finished."]
 
 
 def _cell(runs: Sequence[Run], test: str, main: str) -> str:
     if not runs:
         return "–"
     entries = [run["scores"][test] for run in runs]
-    overall = _spread([entry["mean_iou"][main] for entry in entries])
-    return f"{overall} / {_spread([rare_mean(entry) for entry in entries])} ({_seeds(runs)})"
+    overall = spread([entry["mean_iou"][main] for entry in entries])
+    return f"{overall} / {spread([rare_mean(entry) for entry in entries])} ({_seeds(runs)})"
 
 
 def _seeds(runs: Sequence[Run]) -> str:
     return f"{len(runs)}{_ONE if len(runs) == 1 else ''}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{deviation}"
-
-
-def _distinct(values: Any) -> str:
-    """The different values in order, those that were not recorded said so."""
-    found = sorted({value for value in values if value is not None})
-    return ", ".join(map(str, found)) if found else "not recorded"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]

@@ -16,21 +16,18 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from examples.common.config import run_folder
-from examples.common.distributed import any_rank, first_rank_first, process_group, rank, world_size
-from examples.common.logs import Logs
-from examples.common.meter import Meter
+from examples.common.distributed import first_rank_first, process_group, rank, world_size
+from examples.common.loop import Outcome, carry_out, restored
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
-from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically
+from examples.common.training import in_order, write_atomically
 from examples.semidavil.config import Config, load_config
 from examples.semidavil.data.batches import Share, Steps
 from examples.semidavil.data.task import Task, load_task, streams
@@ -83,36 +80,21 @@ def train(
         raise ValueError("nothing is labelled: raise data.budget or set data.use_source = true")
     engine, seconds = _engine(config, task, folder, torch.device(device))
     steps = in_order(Steps(sources, seed, engine.step, last, share), config.training.workers, device)
-    first, entries = rank() == 0, {}
-    progress = progress and first
-    with (
-        stop_request() as stop,
-        Logs(folder, engine.step) if first else nullcontext() as logs,
-        tqdm(total=last, initial=engine.step, disable=not progress) as bar,
-    ):
-        meter = Meter(engine, logs, seconds)
-        for batch in steps:
-            meter.advance(batch)
-            bar.update()
-            every, done = config.training.eval_every, engine.step == last
-            if done or (every and engine.step % every == 0):
-                with meter.pause():
-                    entries = _evaluate(engine, task, logs, progress=progress)
-            interrupted = any_rank(stop.is_set())
-            stopping = interrupted or engine.step == stop_after
-            if done or stopping or engine.step % config.training.checkpoint_every == 0:
-                with meter.pause() as seconds:
-                    _save(engine, folder, seconds)
-            if interrupted and not done:
-                raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
-            if stopping and not done:
-                return {}
-    # A run may have been ended between its last checkpoint and its metrics.
-    entries = entries or evaluate(engine, task, progress=progress)
+    outcome = carry_out(
+        engine,
+        steps,
+        folder,
+        seconds,
+        lambda: evaluate(engine, task, progress=progress and rank() == 0),
+        stop_after=stop_after,
+        progress=progress,
+    )
+    if not outcome.finished:
+        return {}
     with first_rank_first():
-        if first:
+        if rank() == 0:
             image = next(iter(sources.values())).batch(0, seed, share).image
-            _finish(engine, task, folder, entries, seconds, list(image.shape[-2:]))
+            _finish(engine, task, folder, outcome, list(image.shape[-2:]))
     return _read_metrics(folder)
 
 
@@ -123,35 +105,11 @@ def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> t
     engine = Engine(config, task, device)
     if rank() > 0:  # other draws of dropout than the first rank's
         torch.manual_seed(seed_of(seed, rank(), _RANKS))
-    if (folder / CHECKPOINT).is_file():
-        # Random states must stay on the CPU; load_state_dict moves the rest.
-        state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
-        engine.load_state_dict(state)
-        return engine, state.get("seconds", 0.0)
-    if rank() == 0:
-        text = json.dumps(config.as_dict(), indent=1) + "\n"
-        write_atomically(folder / "config.json", lambda path: path.write_text(text))
-    return engine, 0.0
+    return engine, restored(engine, folder)
 
 
-def _save(engine: Engine, folder: Path, seconds: float) -> None:
-    """Write the checkpoint; all ranks have a part in it, the first one writes."""
-    state = engine.state_dict() | {"seconds": seconds}
-    if rank() == 0:
-        write_atomically(folder / CHECKPOINT, lambda path: torch.save(state, path))
-
-
-def _evaluate(engine: Engine, task: Task, logs: Logs | None, *, progress: bool) -> dict[str, Any]:
-    entries = evaluate(engine, task, progress=progress)
-    if logs is not None:
-        for name, entry in entries.items():
-            logs.write(f"scores_{name}", engine.step, entry["mean_iou"])
-    return entries
-
-
-def _finish(
-    engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float, image_size: list[int]
-) -> None:
+def _finish(engine: Engine, task: Task, folder: Path, outcome: Outcome, image_size: list[int]) -> None:
+    entries = outcome.entries
     name, test = next(iter(task.tests.items()))
     write_pictures(engine, test, task.classes, folder, name)
     tables = "".join(f"{name}\n\n{table(entry, task)}\n\n" for name, entry in entries.items())
@@ -162,7 +120,7 @@ def _finish(
         "labelled": len(task.labelled),
         "image_size": image_size,
         "scores": entries,
-        **provenance(engine.device, seconds, world_size()),
+        **provenance(engine.device, outcome.seconds, world_size()),
     }
     text = json.dumps(metrics, indent=1) + "\n"
     write_atomically(folder / METRICS, lambda path: path.write_text(text))

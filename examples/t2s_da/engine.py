@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from classbalance_losses import WeightedCrossEntropyLoss
-from examples.common.distributed import all_sum, gathered, join_batch_norm, rank, world_size
+from examples.common.distributed import (
+    all_sum,
+    join_batch_norm,
+    random_states,
+    rank,
+    restore_random_states,
+    world_size,
+)
 from examples.common.fourier import fourier_style
 from examples.common.sampling import seed_of
 from examples.semidavil.data.batches import Images
@@ -171,12 +178,11 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on to the same bits; all ranks must ask for it."""
-        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         return {
             "config": self.config.as_dict(),
             "step": self.step,
             **{name: part.state_dict() for name, part in self._parts().items()},
-            "random_states": gathered((torch.get_rng_state(), cuda)),
+            **random_states(self.device),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -190,11 +196,7 @@ class Engine:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.step = state["step"]
-        if rank() < len(state["random_states"]):  # a rank that the checkpoint does not know keeps its draws
-            own, cuda = state["random_states"][rank()]
-            torch.set_rng_state(own)
-            if self.device.type == "cuda" and cuda:
-                torch.cuda.set_rng_state(cuda[0], self.device)
+        restore_random_states(state, self.device)
 
     def _parts(self) -> dict[str, Any]:
         return {

@@ -9,35 +9,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
-from examples.common.distributed import all_sum, rank, world_size
+from examples.common.distributed import rank, world_size
 from examples.common.feature_distance import ClassCentres, Discrimination
+from examples.common.scoring import confusion_of, scores_entry, sliding_window
 from examples.semidavil.data.domain import Domain
 from examples.semidavil.data.labels import IGNORE_INDEX
 from examples.semidavil.data.task import Task
-from examples.semidavil.evaluation import scores_entry, sliding_window
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.model import shrink
 
 
 def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, dict[str, Any]]:
-    """Score the engine's network on each test set of the task, as `semidavil.evaluation.scores_entry` has it.
+    """Score the engine's network on each test set of the task, as `common.scoring.scores_entry` has it.
 
     The ranks share the images, and each gets the scores of all; where there are several, all must call this.
     """
     entries = {}
     for name, domain in task.tests.items():
-        confusion = MulticlassConfusionMatrix(
-            len(task.classes), ignore_index=IGNORE_INDEX, validate_args=False
-        ).to(engine.device)
-
-        def count(image: Tensor, label: Tensor, metric: MulticlassConfusionMatrix = confusion) -> None:
-            metric.update(predict(engine, image).argmax(1), label[None].to(engine.device))
-
-        _visit(engine, domain, count, progress=progress)
-        entries[name] = scores_entry(all_sum(confusion.confmat).cpu(), task.means)
+        with _evaluating(engine):
+            confusion = confusion_of(
+                lambda _, image: predict(engine, image[None].to(engine.device))[0],
+                domain,
+                len(task.classes),
+                IGNORE_INDEX,
+                engine.device,
+                progress=progress,
+            )
+        entries[name] = scores_entry(confusion, task.means)
     return entries
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from examples.semidavil.model.network import ema_teacher
+from examples.common.ema import ema_teacher
 from examples.semidavil.model.vision import VisionEncoder
 from examples.t2s_da.config import Config
 from examples.t2s_da.vision import build_vision

@@ -15,24 +15,21 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from examples.common.config import run_folder
-from examples.common.distributed import any_rank, first_rank_first, process_group, rank, world_size
-from examples.common.logs import Logs
-from examples.common.meter import Meter
+from examples.common.distributed import first_rank_first, process_group, rank, world_size
+from examples.common.loop import carry_out, restored
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
-from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically
+from examples.common.scoring import scores_table
+from examples.common.training import in_order, write_atomically
 from examples.semidavil.data.batches import Share, Steps, Stream
 from examples.semidavil.data.task import Task, load_task, streams
-from examples.semidavil.evaluation import table
 from examples.t2s_da.config import Config, load_config
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.evaluation import evaluate, feature_metrics
@@ -78,39 +75,25 @@ def train(
         task = load_task(config.data, kept)
         sources = _streams(config, task, kept)
     engine, seconds = _engine(config, task, folder, torch.device(device))
-    steps = in_order(Steps(sources, seed, engine.step, last, share), config.training.workers, device)
-    first, entries = rank() == 0, {}
-    progress = progress and first
-    with (
-        stop_request() as stop,
-        Logs(folder, engine.step) if first else nullcontext() as logs,
-        tqdm(total=last, initial=engine.step, disable=not progress) as bar,
-    ):
-        meter = Meter(engine, logs, seconds)
-        for batch in steps:
-            meter.advance(batch)
-            bar.update()
-            every, done = config.training.eval_every, engine.step == last
-            if done or (every and engine.step % every == 0):
-                with meter.pause():
-                    entries = _evaluate(engine, task, logs, progress=progress)
-            interrupted = any_rank(stop.is_set())
-            stopping = interrupted or engine.step == stop_after
-            if done or stopping or engine.step % config.training.checkpoint_every == 0:
-                with meter.pause() as seconds:
-                    _save(engine, folder, seconds)
-            if interrupted and not done:
-                raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
-            if stopping and not done:
-                return {}
-    # A run may have been ended between its last checkpoint and its metrics.
-    entries = entries or evaluate(engine, task, progress=progress)
+    steps = Steps(sources, seed, engine.step, last, share)
+    outcome = carry_out(
+        engine,
+        in_order(steps, config.training.workers, device),
+        folder,
+        seconds,
+        lambda: evaluate(engine, task, progress=progress and rank() == 0),
+        stop_after=stop_after,
+        progress=progress,
+    )
+    if not outcome.finished:
+        return {}
+    entries = outcome.entries
     if config.training.feature_metrics:
-        features = feature_metrics(engine, task, progress=progress)
+        features = feature_metrics(engine, task, progress=progress and rank() == 0)
         entries = {name: {**entry, **features[name]} for name, entry in entries.items()}
     with first_rank_first():
-        if first:
-            _finish(engine, task, folder, entries, seconds, list(sources["source"].crop or ()))
+        if rank() == 0:
+            _finish(engine, task, folder, entries, outcome.seconds, list(sources["source"].crop or ()))
     return _read_metrics(folder)
 
 
@@ -128,36 +111,16 @@ def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> t
     engine = Engine(config, len(task.classes), device)
     if rank() > 0:  # other draws of dropout than the first rank's
         torch.manual_seed(seed_of(seed, rank(), _RANKS))
-    if (folder / CHECKPOINT).is_file():
-        # Random states must stay on the CPU; load_state_dict moves the rest.
-        state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
-        engine.load_state_dict(state)
-        return engine, state["seconds"]
-    if rank() == 0:
-        text = json.dumps(config.as_dict(), indent=1) + "\n"
-        write_atomically(folder / "config.json", lambda path: path.write_text(text))
-    return engine, 0.0
-
-
-def _save(engine: Engine, folder: Path, seconds: float) -> None:
-    """Write the checkpoint; all ranks have a part in it, the first one writes."""
-    state = engine.state_dict() | {"seconds": seconds}
-    if rank() == 0:
-        write_atomically(folder / CHECKPOINT, lambda path: torch.save(state, path))
-
-
-def _evaluate(engine: Engine, task: Task, logs: Logs | None, *, progress: bool) -> dict[str, Any]:
-    entries = evaluate(engine, task, progress=progress)
-    if logs is not None:
-        for name, entry in entries.items():
-            logs.write(f"scores_{name}", engine.step, entry["mean_iou"])
-    return entries
+    return engine, restored(engine, folder)
 
 
 def _finish(
     engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float, crop: list[int]
 ) -> None:
-    tables = "".join(f"{name}\n\n{table(entry, task)}\n\n" for name, entry in entries.items())
+    main = next(iter(task.means.values()))
+    tables = "".join(
+        f"{name}\n\n{scores_table(entry, task.classes, main)}\n\n" for name, entry in entries.items()
+    )
     write_atomically(folder / "scores.md", lambda path: path.write_text(tables))
     metrics = {
         "note": engine.config.note,

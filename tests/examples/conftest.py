@@ -67,3 +67,11 @@ def acdc_folder(tmp_path: Path) -> Path:
 def street_folder(tmp_path: Path) -> Path:
     """Rendered streets in CamVid's layout: four of train_alt, two of val_alt."""
     return write_street_folder(tmp_path / "street-camvid", size=(24, 32), train=4, test=2)
+
+
+@pytest.fixture(scope="session")
+def uda_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`target`, a folder in CamVid's layout, and `kept`, where the rendered source of examples/uda_gbw stays."""
+    folder = tmp_path_factory.mktemp("uda")
+    write_street_folder(folder / "target", size=(32, 48), train=4, test=2)
+    return folder

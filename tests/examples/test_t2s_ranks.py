@@ -80,7 +80,7 @@ def test_two_stopped_ranks_go_on_to_the_same_bits(place):
     for part in ("student", "teacher", "pull"):
         assert [key for key in whole[part] if not torch.equal(whole[part][key], parts[part][key])] == []
     assert _rows(place / "drawn") == _rows(place / "parts")
-    states = [[own for own, _ in state["random_states"]] for state in (whole, parts)]
+    states = [[state["random_state"], *state["rank_random_states"]] for state in (whole, parts)]
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     assert not torch.equal(*states[0])  # the ranks drop other channels
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from examples.common.ema import ema_teacher
 from examples.semidavil.config import Config
 from examples.semidavil.data.domain import Size
 from examples.semidavil.model.guidance import DenseLanguageGuidance
@@ -128,38 +129,6 @@ def build_networks(config: Config, num_classes: int) -> Networks:
     student, other = (_seeded(head, 2 * seed + offset) for offset in range(2))
     teacher = ema_teacher(student, other, config.consistency.ema_decay, warmup=config.consistency.ema_warmup)
     return Networks(student, teacher, None if train_vision else freeze(vision), text)
-
-
-def ema_teacher(
-    student: nn.Module, initial: nn.Module, decay: float, *, warmup: bool = False
-) -> AveragedModel:
-    """The exponential moving average of a student, that starts from weights of its own.
-
-    `AveragedModel` keeps the number of updates and the buffers (BatchNorm's are copied from the student, as in the
-    released code) in its state. Its first update would copy the student; counting from 1 prevents that.
-
-    Args:
-        student: whom it follows.
-        initial: a network of the same shape: where it starts.
-        decay: α of the average.
-        warmup: use min(α, 1 − 1/(t+1)) in step t, which forgets the start within a few steps.
-    """
-    average = _warmed_up(decay) if warmup else get_ema_multi_avg_fn(decay)
-    teacher = AveragedModel(student, multi_avg_fn=average)
-    teacher.module.load_state_dict(initial.state_dict())
-    teacher.n_averaged.fill_(1)
-    return teacher.eval().requires_grad_(False)
-
-
-def _warmed_up(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    @torch.no_grad()
-    def average(averages: Sequence[Tensor], currents: Sequence[Tensor], updates: Tensor | int) -> None:
-        step = torch.as_tensor(updates, dtype=torch.float32, device=averages[0].device)
-        weight = (1 / (step + 1)).clamp(min=1 - decay)
-        for mean, current in zip(averages, currents, strict=True):
-            mean.lerp_(current, weight.to(mean.dtype))
-
-    return average
 
 
 def _seeded(build: Callable[[], Segmenter], seed: int) -> Segmenter:

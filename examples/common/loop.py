@@ -1,0 +1,131 @@
+"""The loop over an engine's steps: logs, checkpoints to go on from, evaluation, a clean stop; for one rank or many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sized
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from tqdm import tqdm
+
+from examples.common.distributed import any_rank, rank
+from examples.common.logs import Logs
+from examples.common.meter import Engine as Steps
+from examples.common.meter import Meter
+from examples.common.training import CHECKPOINT, stop_request, write_atomically
+
+Entries = dict[str, Any]  # {test set: scores}
+
+
+class Engine(Steps, Protocol):
+    """What makes steps, and can be saved. `config.training` has `eval_every` and `checkpoint_every` too."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from it."""
+
+
+class Outcome(NamedTuple):
+    """How a loop ended: `finished` or stopped on request, with the last scores (empty: none) and the seconds."""
+
+    finished: bool
+    entries: Entries
+    seconds: float
+
+
+class Batches(Iterable[Mapping[str, Any]], Sized, Protocol):
+    """The streams of each step that is left, in order."""
+
+
+def restored(engine: Engine, folder: Path) -> float:
+    """Load the folder's checkpoint where there is one, and return the seconds that its steps took.
+
+    A new folder gets `config.json`, by the first rank.
+    """
+    if (folder / CHECKPOINT).is_file():
+        # Random states must stay on the CPU; load_state_dict moves the rest.
+        state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
+        engine.load_state_dict(state)
+        return float(state.get("seconds", 0.0))
+    if rank() == 0:
+        text = json.dumps(engine.config.as_dict(), indent=1) + "\n"
+        write_atomically(folder / "config.json", lambda path: path.write_text(text))
+    return 0.0
+
+
+def carry_out(
+    engine: Engine,
+    steps: Batches,
+    folder: Path,
+    seconds: float,
+    evaluate: Callable[[], Entries],
+    *,
+    record: Callable[[Logs], None] | None = None,
+    stop_after: int = 0,
+    progress: bool = True,
+) -> Outcome:
+    """Carry out the steps that are left. All ranks call this; the first one writes.
+
+    Args:
+        engine: what steps; where it stands is where the loop goes on.
+        steps: their batches.
+        folder: of logs and checkpoints.
+        seconds: what training took before.
+        evaluate: scores each test set; called every `training.eval_every` steps and at the end, by all ranks.
+        record: called after every step with the logs, on the first rank alone.
+        stop_after: stop after this step with a checkpoint; 0 goes on to the end.
+        progress: show a progress bar.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
+    """
+    recipe, first = engine.config.training, rank() == 0
+    spent = seconds
+    entries: Entries = {}
+    last = recipe.iterations
+    with (
+        stop_request() as stop,
+        Logs(folder, engine.step) if first else nullcontext() as logs,
+        tqdm(total=last, initial=engine.step, disable=not (progress and first)) as bar,
+    ):
+        meter = Meter(engine, logs, seconds)
+        for batch in steps:
+            meter.advance(batch)
+            bar.update()
+            done = engine.step == last
+            if logs is not None and record is not None:
+                record(logs)
+            if done or (recipe.eval_every and engine.step % recipe.eval_every == 0):
+                with meter.pause():
+                    entries = evaluate()
+                    _log_scores(logs, engine.step, entries)
+            interrupted = any_rank(stop.is_set())
+            stopping = interrupted or engine.step == stop_after
+            if done or stopping or engine.step % recipe.checkpoint_every == 0:
+                with meter.pause() as spent:
+                    _save(engine, folder, spent)
+            if interrupted and not done:
+                raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
+            if stopping and not done:
+                return Outcome(False, {}, spent)
+    # A run may have been ended between its last checkpoint and its metrics.
+    return Outcome(True, entries or evaluate(), spent)
+
+
+def _save(engine: Engine, folder: Path, seconds: float) -> None:
+    """Write the checkpoint; all ranks have a part in it, the first one writes."""
+    state = engine.state_dict() | {"seconds": seconds}
+    if rank() == 0:
+        write_atomically(folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+
+def _log_scores(logs: Logs | None, step: int, entries: Entries) -> None:
+    if logs is not None:
+        for name, entry in entries.items():
+            logs.write(f"scores_{name}", step, entry["mean_iou"])

@@ -1,0 +1,81 @@
+"""From a grid's finished runs to plain data, and the numbers that its tables and plots are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from examples.common.config import run_folder
+from examples.uda_gbw.grid import Grid
+from examples.uda_gbw.train import METRICS
+
+RARE = 5
+Run = Mapping[str, Any]
+
+
+def collect(grid: Grid, runs: Path) -> dict[str, Any]:
+    """The finished runs, {"rows": {row: {variant: [run]}}}, and what the grid says of itself, as plain data.
+
+    A run has its folder's name, its seed, its recipe and everything in its `metrics.json`: `scores` with the IoU of
+    each class, `class_weights` of each loss over time, commit, versions, seconds and device.
+    """
+    found: dict[str, Any] = {
+        "title": grid.title,
+        "config": grid.config,
+        "paper": grid.paper,
+        "paper_numbers": {row.label: list(row.paper) for row in grid.rows},
+        "weights_of": [list(cell) for cell in grid.weights_of],
+        "rows": {row.label: {variant.label: [] for variant in grid.variants} for row in grid.rows},
+    }
+    for row in grid.rows:
+        for variant in grid.variants:
+            for seed in grid.seeds:
+                config = grid.run(row, variant, seed)
+                path = run_folder(runs, grid.config, config.as_dict()) / METRICS
+                if path.is_file():
+                    recipe = {"steps": config.training.iterations, "batch_size": config.data.batch_size}
+                    own = {"run": path.parent.name, "seed": seed, "recipe": recipe}
+                    entry = own | json.loads(path.read_text())
+                    found["rows"][row.label][variant.label].append(entry)
+    return found
+
+
+def all_runs(results: Mapping[str, Any]) -> list[Run]:
+    """Every run; one that several cells share comes several times."""
+    return [run for row in results["rows"].values() for runs in row.values() for run in runs]
+
+
+def tests(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The test sets, and the main mean IoU of each: (`val`, `mIoU19`)."""
+    scores = all_runs(results)[0]["scores"]
+    return [(name, next(iter(entry["mean_iou"]))) for name, entry in scores.items()]
+
+
+def by_rarity(pixels: Sequence[int]) -> list[int]:
+    """The classes that have pixels, the rarest first."""
+    return sorted((c for c, count in enumerate(pixels) if count), key=lambda c: pixels[c])
+
+
+def rare_mean(entry: Mapping[str, Any]) -> float:
+    """The mean IoU of the classes with the fewest test pixels, of those that occur."""
+    return mean(entry["iou"][c] for c in by_rarity(entry["pixels"])[:RARE])
+
+
+def gains(results: Mapping[str, Any], row: str, test: str, main: str) -> list[float]:
+    """Of each seed that both columns of a table of two have: the second one's mean IoU less the first one's."""
+    cells = list(results["rows"][row].values())
+    if len(cells) != 2:
+        return []
+    before, after = ({run["seed"]: run["scores"][test]["mean_iou"][main] for run in runs} for runs in cells)
+    return [after[seed] - before[seed] for seed in before if seed in after]
+
+
+def weight_ranges(run: Run) -> dict[str, list[tuple[float, float, float]]]:
+    """Of each loss and class: the least, mean and greatest weight over the logged steps."""
+    return {
+        loss: [(min(values), mean(values), max(values)) for values in zip(*history["weights"], strict=True)]
+        for loss, history in run["class_weights"].items()
+    }

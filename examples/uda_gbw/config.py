@@ -1,0 +1,246 @@
+"""Typed configurations from TOML files, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.common.config import at_least, build, load_toml, plain
+
+CONFIGS = Path(__file__).parent / "configs"
+_PLACES = {"data": ("source", "target")}  # where folders lie decides no outcome
+
+Kind = Literal["gta5-cityscapes", "synthia-cityscapes", "streets-camvid"]
+MethodName = Literal["source_only", "entropy", "advent", "adaptsegnet", "dacs", "daformer"]
+Scheme = Literal["none", "image_frequency", "pixel_frequency", "loss", "curriculum", "gbw"]
+Reading = Literal["pixel_mean", "class_logits", "official", "bias", "loss"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from. Sizes are (height, width)."""
+
+    kind: Kind = "streets-camvid"
+    source: str = ""  # folder of GTA5 or SYNTHIA; streets need none
+    target: str = ""  # folder of Cityscapes, or one in CamVid's layout
+    source_size: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
+    test_size: tuple[int, int] | None = None  # None: score at the files' size
+    crop: tuple[int, int] | None = None  # None: whole images
+    batch_size: int = 2  # of source and of target each, of all ranks together
+    rare_class_sampling: bool = False  # of the source
+    rare_class_temperature: float = 0.01
+    rare_class_min_pixels: int = 1
+    streets: int = 300  # images of the source, streets-camvid alone
+    train_split: str = "train_alt"
+    test_splits: tuple[str, ...] = ("val_alt",)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "streets", "rare_class_min_pixels")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. Weights that cannot be had offline are read from a folder or from the model hub."""
+
+    # "efficientnet-lite0" (ImageNet), "mit-b0" to "mit-b5" and "mit-tiny" (random), "mit:PATH-OR-HUB-NAME"
+    encoder: str = "efficientnet-lite0"
+    decoder: Literal["pyramid", "context"] = "pyramid"
+    channels: int = 64  # of the decoder
+    dropout: float = 0.1  # of whole channels, before the decoder's last layer
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "channels")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True)
+class WeightingConfig:
+    """How every loss weighs its classes: Table 4b. See `weighting.ClassWeightedLoss`."""
+
+    scheme: Scheme = "none"
+    pixel_loss: Literal["ce", "focal"] = "ce"
+    gamma: float = 2.0  # of "focal"
+    power: float = 1.0  # of "pixel_frequency": 0.5 tempers it
+    regularization: float = 1.0  # λ of "gbw" and "loss"
+    gradient: Reading = "pixel_mean"  # of "gbw"
+    classes: Literal["all", "present"] = "all"  # of "gbw" and "loss": which share the sum of weights
+    confidence: bool = (
+        True  # of "gbw" and "loss": eq 12, the confidence scales the gradient too; False as released
+    )
+    curriculum_start: float = 25.0  # of "curriculum": percent of the classes that are active first
+    curriculum_increment: float = 25.0  # percent more after every ...
+    curriculum_every: int = 1000  # ... steps
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "gamma", "power")
+        at_least(self, 1, "curriculum_every")
+        if self.regularization <= 0:
+            raise ValueError(f"regularization must be positive, got {self.regularization}")
+
+
+@dataclass(frozen=True)
+class EntropyConfig:
+    """Entropy minimisation."""
+
+    weight: float = 0.001
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """The discriminators of advent and adaptsegnet."""
+
+    weight: float = 0.001  # of the output level
+    feature_level: bool = (
+        False  # adaptsegnet's second discriminator, on an auxiliary classifier of coarse features
+    )
+    feature_weight: float = 0.0002
+    auxiliary_weight: float = 0.1  # of the auxiliary classifier's cross-entropy
+    channels: int = 64  # of a discriminator's first layer; each of the next three has twice as many
+    lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "channels")
+
+
+@dataclass(frozen=True)
+class SelfTrainingConfig:
+    """The teacher and the mixed images of dacs and daformer."""
+
+    threshold: float = 0.968  # the confidence of a target image's labels is the share of pixels above it
+    ema_decay: float = 0.999
+    ema_warmup: bool = True  # min(decay, 1 - 1/(step + 1))
+    strength: float = 0.2  # of the mixed images' change of colours
+    ignore_top: int = 0  # rows of the target without a pseudo-label: frames and bonnets of cars
+    ignore_bottom: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "ignore_top", "ignore_bottom")
+        if not 0 <= self.threshold <= 1 or not 0 <= self.ema_decay <= 1:
+            raise ValueError(
+                f"threshold and ema_decay must be in [0, 1], got {self.threshold} and {self.ema_decay}"
+            )
+
+
+@dataclass(frozen=True)
+class FeatureDistanceConfig:
+    """daformer: keep the source's features of things near to those of the first, pretrained encoder."""
+
+    weight: float = 0.005
+    # "": those of the data set, see data.THINGS
+    classes: tuple[str, ...] = ()
+    share: float = 0.75  # a cell belongs to a class that has at least this share of its pixels
+
+
+@dataclass(frozen=True)
+class HrdaConfig:
+    """Two resolutions: a context crop at half size, and a detail crop of half its sides at full size."""
+
+    enabled: bool = False
+    detail_weight: float = 0.1  # of the detail crop's own loss; the fused one has the rest
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.detail_weight <= 1:
+            raise ValueError(f"detail_weight must be in [0, 1], got {self.detail_weight}")
+
+
+@dataclass(frozen=True)
+class MicConfig:
+    """Masked image consistency: label the target where blocks of it are hidden."""
+
+    enabled: bool = False
+    weight: float = 1.0
+    ratio: float = 0.7  # of the blocks that are hidden
+    block: int = 64  # side of a block, in pixels
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "block")
+        if not 0 <= self.ratio <= 1:
+            raise ValueError(f"ratio must be in [0, 1], got {self.ratio}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The recipe: AdamW, a linear warm-up and a polynomial decay, the decoder's rate a multiple of the encoder's."""
+
+    iterations: int = 40_000
+    lr: float = 6e-5
+    decoder_lr: float = 10.0  # times lr
+    weight_decay: float = 0.01
+    warmup: int = 1500  # steps
+    power: float = 1.0
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 50  # losses and class weights
+    eval_every: int = 0  # 0: at the end alone
+    checkpoint_every: int = 1000
+    evaluate: Literal["student", "teacher"] = "student"
+    window: tuple[int, int] | None = None  # of the sliding window; None: whole images
+    stride: tuple[int, int] | None = None  # None: two thirds of the window
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
+        at_least(self, 0, "eval_every", "workers", "warmup")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    method: MethodName = "source_only"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
+    feature_distance: FeatureDistanceConfig = field(default_factory=FeatureDistanceConfig)
+    hrda: HrdaConfig = field(default_factory=HrdaConfig)
+    mic: MicConfig = field(default_factory=MicConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    note: str = ""  # what published number it belongs to
+
+    def __post_init__(self) -> None:
+        teaches = self.method in ("dacs", "daformer")
+        for name in ("hrda", "mic"):
+            if getattr(self, name).enabled and not teaches:
+                raise ValueError(
+                    f"{name} needs a teacher: expected method dacs or daformer, got {self.method!r}"
+                )
+        if self.hrda.enabled and (self.data.crop is None or any(side % 16 for side in self.data.crop)):
+            raise ValueError(
+                f"hrda needs data.crop with sides that are multiples of 16, got {self.data.crop}"
+            )
+        if self.training.evaluate == "teacher" and not teaches:
+            raise ValueError(f'method {self.method!r} has no teacher: set training.evaluate = "student"')
+        rows = self.self_training.ignore_top + self.self_training.ignore_bottom
+        if self.data.crop is not None and rows >= self.data.crop[0]:
+            raise ValueError(
+                f"ignore_top and ignore_bottom leave nothing of {self.data.crop[0]} rows, got {rows}"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
+        content: dict[str, Any] = plain(asdict(self))
+        for section, keys in _PLACES.items():
+            for key in keys:
+                del content[section][key]
+        return content
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration by path, or by the name of a file in `examples/uda_gbw/configs`.
+
+    A file may build on another one of its folder: `base = "gta5"`. `overrides` are `KEY=VALUE` with a dotted key and a
+    TOML value: `training.seed=1`, `method="dacs"`.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists those of its folder.
+        ValueError: an unknown key, or a value of the wrong type or out of range.
+    """
+    file = Path(path) if Path(path).suffix else CONFIGS / path
+    config: Config = build(Config, load_toml(file, overrides), str(path))
+    return config

@@ -1,0 +1,113 @@
+"""Source and target of a run: domains, streams, and how frequent the source's classes are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from examples.common.sampling import Sampler, Shuffled
+from examples.semidavil.config import DataConfig as AdaptationData
+from examples.semidavil.data.batches import Stream
+from examples.semidavil.data.sampling import SOURCE, UNLABELLED, RareClassSampler, class_counts
+from examples.semidavil.data.task import Task
+from examples.semidavil.data.task import load_task as load_adaptation
+from examples.uda_gbw.config import DataConfig
+
+THINGS: Mapping[str, tuple[str, ...]] = {
+    "cityscapes": (
+        "traffic light",
+        "traffic sign",
+        "person",
+        "rider",
+        "car",
+        "truck",
+        "bus",
+        "train",
+        "motorcycle",
+        "bicycle",
+    ),
+    "camvid": ("sign_symbol", "car", "pedestrian", "bicyclist"),
+}
+"""The classes whose features daformer keeps near to ImageNet's: things, which ImageNet has, and no stuff."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes, and what the source holds of each: `counts` (images, C), pixels of each class in each image."""
+
+    names: tuple[str, ...]
+    counts: Tensor
+
+    @property
+    def pixels(self) -> Tensor:
+        """Labelled pixels of each class, (C,) int64."""
+        return self.counts.sum(0)
+
+    @property
+    def images(self) -> Tensor:
+        """Images that contain each class, (C,) int64."""
+        return (self.counts > 0).sum(0)
+
+
+def load_task(config: DataConfig, kept: Path) -> Task:
+    """The task of a configuration; no image of its target is labelled. `kept` keeps what is computed once.
+
+    Raises:
+        FileNotFoundError: a data folder is missing or has another layout.
+        ValueError: classes of source and target differ.
+    """
+    shared = {
+        "kind": config.kind,
+        "source": config.source,
+        "target": config.target,
+        "source_size": config.source_size,
+        "target_size": config.target_size,
+        "test_size": config.test_size,
+        "streets": config.streets,
+        "train_split": config.train_split,
+        "test_splits": config.test_splits,
+    }
+    return load_adaptation(AdaptationData(**shared, budget=0), kept)
+
+
+def source_classes(task: Task, config: DataConfig, kept: Path) -> Classes:
+    """Count the source's labels, once: `kept` keeps the counts."""
+    height, width = task.source.image(0).shape[-2:]  # the streets have the target's size, whatever that is
+    cache = kept / f"source_counts-{config.kind}-{height}x{width}.pt"
+    counts = class_counts(task.source, len(task.classes), cache)
+    return Classes(task.classes, counts)
+
+
+def streams(task: Task, classes: Classes, config: DataConfig, seed: int) -> dict[str, Stream]:
+    """The labelled source, and the target, of which no label is ever read."""
+    sampler: Sampler = Shuffled(len(task.source.names), seed, SOURCE)
+    if config.rare_class_sampling:
+        sampler = RareClassSampler(
+            classes.counts,
+            seed,
+            SOURCE,
+            temperature=config.rare_class_temperature,
+            min_pixels=config.rare_class_min_pixels,
+        )
+    target = task.unlabelled
+    others = Shuffled(len(target.names), seed, UNLABELLED)
+    size, crop = config.batch_size, config.crop
+    return {
+        "source": Stream(SOURCE, task.source, sampler, size, crop, labelled=True),
+        "target": Stream(UNLABELLED, target, others, size, crop, labelled=False),
+    }
+
+
+def thing_classes(names: tuple[str, ...], chosen: tuple[str, ...]) -> list[int]:
+    """The indices of the thing classes, those chosen or the data set's own.
+
+    Raises:
+        ValueError: a chosen class does not exist.
+    """
+    if unknown := [name for name in chosen if name not in names]:
+        raise ValueError(f"feature_distance.classes must be among {', '.join(names)}, got {unknown[0]!r}")
+    things = chosen or next(group for group in THINGS.values() if set(group) <= set(names))
+    return [names.index(name) for name in things]

@@ -1,0 +1,151 @@
+"""Many runs of one configuration, and their table: methods, class weights, λ, readings of the gradient, seeds.
+
+    python -m examples.uda_gbw.grid run table1 --target FOLDER
+    python -m examples.uda_gbw.grid report table1 --out benchmarks/results/uda_gbw
+
+A grid has rows and variants, the columns of its table: each a label and overrides, the row's after the variant's.
+Finished runs are kept and shared between grids; processes that run other `--seeds` or `--rows` of one grid may work
+side by side. `report` writes GRID.json, GRID.md and plots from the finished runs; it needs no data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.common.config import run_folder
+from examples.common.distributed import process_group, rank
+from examples.uda_gbw.config import Config, load_config
+from examples.uda_gbw.train import add_folders, train, with_folders
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GRIDS = Path(__file__).parent / "grids"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row or a variant: its label, its overrides, and what the paper prints in that row, variant by variant."""
+
+    label: str
+    overrides: tuple[str, ...]
+    paper: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows × variants × seeds."""
+
+    name: str
+    title: str
+    config: str
+    seeds: tuple[int, ...]
+    rows: tuple[Part, ...]
+    variants: tuple[Part, ...]
+    overrides: tuple[str, ...] = ()  # of all runs
+    paper: str = ""  # where the paper's numbers stand
+    weights_of: tuple[tuple[str, str], ...] = ()  # the cells, (row, variant), whose class weights are drawn
+
+    def run(self, row: Part, variant: Part, seed: int) -> Config:
+        """The configuration of one run."""
+        own = [*self.overrides, *variant.overrides, *row.overrides]
+        return load_config(self.config, [*own, f"training.seed={seed}"])
+
+
+def load_grid(name: str) -> Grid:
+    """A grid by path, or by the name of a file in `examples/uda_gbw/grids`. `rows_of` takes another one's parts.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists those there are.
+        ValueError: a key is missing, `weights_of` names no cell, or an override does not fit the configuration.
+    """
+    path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
+    content = _read(path)
+    try:
+        parts = _read(path.with_name(f"{content['rows_of']}.toml")) if "rows_of" in content else content
+        grid = Grid(
+            path.stem,
+            content["title"],
+            content["config"],
+            tuple(content["seeds"]),
+            tuple(map(_part, parts["row"])),
+            tuple(map(_part, parts["variant"])),
+            tuple(content.get("set", ())),
+            content.get("paper", ""),
+            tuple((row, variant) for row, variant in content.get("weights_of", ())),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the key {error}") from error
+    cells = {(row.label, variant.label) for row, variant in product(grid.rows, grid.variants)}
+    if unknown := sorted(set(grid.weights_of) - cells):
+        raise ValueError(f"{path}: weights_of must be pairs of a row and a variant, got {list(unknown[0])}")
+    for row, variant in product(grid.rows, grid.variants):
+        grid.run(row, variant, grid.seeds[0])
+    return grid
+
+
+def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
+    """Carry out what is not finished, seed by seed.
+
+    Raises:
+        ValueError: `--rows` names a row that the grid does not have.
+    """
+    labels = [row.label for row in grid.rows]
+    if unknown := sorted(set(given.rows or ()) - set(labels)):
+        raise ValueError(f"{grid.name} has the rows {', '.join(labels)}, got {unknown[0]!r}")
+    for seed, row, variant in product(given.seeds or grid.seeds, grid.rows, grid.variants):
+        if given.rows and row.label not in given.rows:
+            continue
+        config = with_folders(grid.run(row, variant, seed), given)
+        if rank() == 0:
+            print(f"{row.label}, {variant.label}, seed {seed}", flush=True)
+        folder = run_folder(given.runs, grid.config, config.as_dict())
+        train(config, folder, given.runs / "kept", device=device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("run", "report"))
+    parser.add_argument("grid", help="a file, or a name in examples/uda_gbw/grids")
+    add_folders(parser)
+    parser.add_argument("--seeds", type=int, nargs="*", help="of the grid's seeds")
+    parser.add_argument("--rows", nargs="*", help="of the grid's rows, by label")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/uda_gbw"))
+    given = parser.parse_args(arguments)
+    grid = load_grid(given.grid)
+    if given.action == "run":
+        with process_group(given.device) as device:
+            run(grid, given, str(device))
+        return
+    from examples.uda_gbw.report import write_report  # noqa: PLC0415 (matplotlib)
+
+    print(write_report(grid, given.runs, given.out))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in GRIDS.glob("*.toml")))
+        raise FileNotFoundError(f"no grid {path}; those here are {known}")
+    return tomllib.loads(path.read_text())
+
+
+def _part(content: Mapping[str, Any]) -> Part:
+    return Part(content["label"], tuple(content["set"]), tuple(content.get("paper", ())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+r"""DAFormer: DACS, and features of things that do not forget ImageNet.
+
+Hoyer, Dai and Van Gool, "DAFormer: Improving Network Architectures and Training Strategies for Domain-Adaptive Semantic
+Segmentation", CVPR 2022. The strategy of the training step is here: where source pixels are things, the coarsest
+features stay near to those of the first encoder,
+
+.. math:: L_{FD} = \lambda \frac{\sum_{j \in things} \lVert F^{first}_j - F_j \rVert_2}{|things|}.
+
+The others are parts of the configuration: the MiT encoder, the context-aware decoder (`model`), rare-class sampling and
+warm-up (`data`, `training`). A cell j is one of things when at least `feature_distance.share` of its pixels belong to
+one class, a thing. GBW does not weigh this term: it has no logits.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from examples.common.distributed import all_sum, joined_sum
+from examples.semidavil.data.batches import Images
+from examples.semidavil.data.labels import IGNORE_INDEX
+from examples.uda_gbw.config import Config
+from examples.uda_gbw.data import Classes, thing_classes
+from examples.uda_gbw.methods.base import labels_of
+from examples.uda_gbw.methods.dacs import Dacs
+from examples.uda_gbw.networks.decoders import resized
+
+
+class DAFormer(Dacs):
+    """Self-training on mixed images with the feature distance."""
+
+    def __init__(self, config: Config, classes: Classes) -> None:
+        super().__init__(config, classes)
+        self.first = copy.deepcopy(self.student.encoder).eval().requires_grad_(False)
+        self.things = thing_classes(classes.names, config.feature_distance.classes)
+        self.num_classes = len(classes.names)
+
+    def train(self, mode: bool = True) -> DAFormer:
+        """The first encoder stays in evaluation mode."""
+        super().train(mode)
+        self.first.eval()
+        return self
+
+    def learn_source(self, source: Images, number: int) -> dict[str, Tensor]:
+        """Collect the gradients of the source's loss and of the feature distance."""
+        rule, label = self.config.feature_distance, labels_of(source)
+        seen = self.see(source.image, number)
+        supervised = self.loss_of("source", seen, label)
+
+        now = seen.features[-1]
+        with torch.no_grad():
+            before = self._first_features(source.image)
+        cells = thing_cells(label, self.things, self.num_classes, now.shape[-2:], rule.share)
+        distance = masked_mean((before - now).float().norm(dim=1), cells)
+        (supervised + rule.weight * distance).backward()
+        return {"source": supervised.detach(), "feature_distance": rule.weight * distance.detach()}
+
+    def _first_features(self, images: Tensor) -> Tensor:
+        """The first encoder's coarsest features, at the resolution that the network has seen."""
+        if self.config.hrda.enabled:
+            images = resized(images, (images.shape[-2] // 2, images.shape[-1] // 2))
+        x = (images - self.student.mean) / self.student.std
+        features: Tensor = self.first(x)[-1]
+        return features
+
+
+def thing_cells(label: Tensor, things: list[int], num_classes: int, size: torch.Size, share: float) -> Tensor:
+    """Which cells of a feature map belong to a thing: (N, H, W) -> bool (N, *size)."""
+    codes = torch.where(label == IGNORE_INDEX, num_classes, label)
+    planes = F.one_hot(codes, num_classes + 1).permute(0, 3, 1, 2).float()
+    most, cell = F.adaptive_avg_pool2d(planes, size).max(1)
+    return torch.isin(cell, torch.tensor(things, device=label.device)) & (most >= share)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the chosen cells of all ranks; 0, in the graph, where there are none."""
+    count = all_sum(mask.sum()).clamp(min=1)
+    return joined_sum(torch.where(mask, values, 0).sum() / count)

@@ -1,0 +1,1 @@
+"""Encoders, decoders, HRDA's fusion of two resolutions, and discriminators."""

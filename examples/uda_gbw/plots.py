@@ -1,0 +1,135 @@
+"""Plots of a grid, drawn from its collected results alone: scores, and the paper's Figures 2 and 6 of class weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from examples.common.training import write_atomically
+from examples.uda_gbw.collect import RARE, Run, all_runs, rare_mean, tests, weight_ranges
+
+_DPI = 110
+
+
+def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str, str]:
+    """Write `FOLDER/NAME_*.png`; returns {file: title}. Nothing is drawn of what no run is finished for."""
+    if not all_runs(results):
+        return {}
+    titles = {}
+    for test, main in tests(results):
+        file = f"{name}_scores_{test}.png"
+        titles[file] = f"scores of each row on {test}"
+        _save(scores(results, test, main), folder / file)
+    for row, variant in results["weights_of"]:
+        runs = results["rows"][row][variant]
+        if runs:
+            cell = re.sub(r"[^a-z0-9]+", "_", f"{row} {variant}".replace("λ", "lambda").lower()).strip("_")
+            for kind, draw in {"weights": weights_over_time, "ranges": weight_against_frequency}.items():
+                file = f"{name}_{kind}_{cell}.png"
+                titles[file] = f"class weights of {row}, {variant}: {kind}"
+                _save(draw(runs[0], f"{row}, {variant}, seed {runs[0]['seed']}"), folder / file)
+    return titles
+
+
+def scores(results: Mapping[str, Any], test: str, main: str) -> Figure:
+    """Two panels, mean IoU and that of the rarest classes: a bar a row and variant, a dot a seed."""
+    panels: list[tuple[str, Callable[[Run], float]]] = [
+        (f"{main}, %", lambda run: 100 * run["scores"][test]["mean_iou"][main]),
+        (f"mean IoU of the {RARE} rarest classes, %", lambda run: 100 * rare_mean(run["scores"][test])),
+    ]
+    labels = list(results["rows"])
+    variants = list(results["rows"][labels[0]])
+    height = 0.8 / len(variants)
+    size = (11, 1.4 + 0.32 * len(labels) * len(variants))
+    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, squeeze=False)
+    for panel, (title, score) in zip(axes[0], panels, strict=True):
+        for number, variant in enumerate(variants):
+            for place, label in enumerate(labels):
+                values = [score(run) for run in results["rows"][label][variant]]
+                if values:
+                    y = place + (number - (len(variants) - 1) / 2) * height
+                    panel.barh(y, mean(values), height * 0.9, color=f"C{number}", alpha=0.45)
+                    panel.plot(values, [y] * len(values), "o", color=f"C{number}", markersize=4)
+            panel.barh([0], [0], color=f"C{number}", alpha=0.45, label=variant)
+        panel.set(xlabel=title)
+        panel.grid(axis="x", alpha=0.3)
+    axes[0, 0].set_yticks(range(len(labels)), labels)
+    axes[0, 0].invert_yaxis()
+    figure.legend(
+        *axes[0, 1].get_legend_handles_labels(),
+        fontsize=8,
+        ncols=len(variants),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+    )
+    figure.suptitle(f"{results['title']}, {test}: bars are means, dots seeds")
+    return figure
+
+
+def weights_over_time(run: Run, title: str) -> Figure:
+    """Figure 2: the weight of each class in the logged steps, a panel a loss."""
+    figure, panels = _panels(run, title)
+    for panel, history in zip(panels, run["class_weights"].values(), strict=True):
+        for number, (name, values) in enumerate(
+            zip(run["classes"], zip(*history["weights"], strict=True), strict=True)
+        ):
+            style = "-" if number < 10 else "--"  # matplotlib's colours come again after ten
+            panel.plot(
+                history["steps"],
+                values,
+                style,
+                color=f"C{number % 10}",
+                label=name.replace("_", " "),
+                linewidth=1.2,
+            )
+        panel.axhline(1, color="black", linewidth=0.6)
+        panel.set(xlabel="step")
+    panels[0].set_ylabel("class weight")
+    panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def weight_against_frequency(run: Run, title: str) -> Figure:
+    """Figure 6: from the least to the greatest weight of each class, a dot at the mean, by its share of the source."""
+    figure, panels = _panels(run, title)
+    total = sum(run["source_pixels"])
+    for panel, classes in zip(panels, weight_ranges(run).values(), strict=True):
+        for name, pixels, (low, middle, high) in zip(
+            run["classes"], run["source_pixels"], classes, strict=True
+        ):
+            if pixels:
+                share = 100 * pixels / total
+                panel.plot([share, share], [low, high], color="C0", linewidth=2, alpha=0.6)
+                panel.plot([share], [middle], "o", color="C0", markersize=4)
+                panel.annotate(name.replace("_", " "), (share, high), rotation=60, fontsize=6)
+        panel.axhline(1, color="black", linewidth=0.6)
+        panel.set(xscale="log", xlabel="share of the source's pixels, %")
+        panel.margins(y=0.2)
+    panels[0].set_ylabel("class weight")
+    return figure
+
+
+def _panels(run: Run, title: str) -> tuple[Figure, Any]:
+    losses = list(run["class_weights"])
+    figure, axes = plt.subplots(
+        1, len(losses), figsize=(1 + 4 * len(losses), 3.6), sharey=True, squeeze=False
+    )
+    for panel, loss in zip(axes[0], losses, strict=True):
+        panel.set_title(f"loss of {loss.replace('_', ', ')}", fontsize=9)
+        panel.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    return figure, axes[0]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    def save(partial: Path) -> None:
+        figure.savefig(partial, format="png", dpi=_DPI, bbox_inches="tight")
+
+    write_atomically(path, save)
+    plt.close(figure)

@@ -1,0 +1,197 @@
+"""Train a method of unsupervised domain adaptation, with or without GBW.
+
+    python -m examples.uda_gbw.train camvid --target FOLDER --set 'method="dacs"' 'weighting.scheme="gbw"'
+
+RUNS/CONFIG-HASH/config.json        what is run
+RUNS/CONFIG-HASH/log.csv            losses, learning rate, throughput, memory; scores_SET.csv: the IoU on a test set
+RUNS/CONFIG-HASH/weights_LOSS.csv   the class weights of each loss
+RUNS/CONFIG-HASH/tensorboard        the same for TensorBoard
+RUNS/CONFIG-HASH/checkpoint.pt      where a run that was stopped goes on
+RUNS/CONFIG-HASH/metrics.json       the final scores, class weights, commit, versions, cost; it ends the run
+
+On several GPUs: torchrun --nproc-per-node 2 -m examples.uda_gbw.train CONFIG
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.common.config import run_folder
+from examples.common.distributed import first_rank_first, process_group, rank, world_size
+from examples.common.logs import Logs, read_log
+from examples.common.loop import Outcome, carry_out, restored
+from examples.common.provenance import provenance
+from examples.common.sampling import seed_of
+from examples.common.scoring import scores_table
+from examples.common.training import in_order, write_atomically
+from examples.semidavil.data.batches import Share, Steps
+from examples.semidavil.data.task import Task
+from examples.uda_gbw.config import Config, load_config
+from examples.uda_gbw.data import Classes, load_task, source_classes, streams
+from examples.uda_gbw.engine import Engine
+
+METRICS = "metrics.json"
+RUNS = Path("runs/uda_gbw")
+_RANKS = 14  # the stream of random numbers that sets ranks apart
+_DIGITS = 5  # of a class weight in metrics.json
+
+
+def train(
+    config: Config,
+    folder: Path,
+    kept: Path,
+    *,
+    device: str = "cpu",
+    stop_after: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Carry a run out, or go on with it, and return its metrics; a finished run is not repeated.
+
+    Where a process group is up, all ranks call this, each with its own device. They train as one process would on the
+    joined batch; the first of them writes. `folder` and `kept` must be the same files to all of them.
+
+    Args:
+        config: the run.
+        folder: its files.
+        kept: where runs share what is computed once: class counts, rendered streets.
+        device: of torch.
+        stop_after: stop after this step with a checkpoint, and return nothing; 0 goes on to the end.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: the batch cannot be shared between the ranks, or the folder has a checkpoint of another
+            configuration.
+        FloatingPointError: the loss is not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
+    """
+    if (folder / METRICS).is_file():
+        return _read_metrics(folder)
+    seed, last = config.training.seed, config.training.iterations
+    share = Share(rank(), world_size())
+    share.places(config.data.batch_size)  # refuse now what no step could be made of
+    with first_rank_first():
+        task = load_task(config.data, kept)
+        classes = source_classes(task, config.data, kept)
+    torch.manual_seed(seed)
+    engine = Engine(config, classes, torch.device(device))
+    if rank() > 0:  # other draws of dropout than the first rank's
+        torch.manual_seed(seed_of(seed, rank(), _RANKS))
+    seconds = restored(engine, folder)
+    sources = streams(task, classes, config.data, seed)
+    if not engine.method.reads_target:
+        del sources["target"]
+    outcome = carry_out(
+        engine,
+        in_order(Steps(sources, seed, engine.step, last, share), config.training.workers, device),
+        folder,
+        seconds,
+        lambda: engine.evaluate(task, progress=progress and rank() == 0),
+        record=lambda logs: _log_weights(engine, task, logs),
+        stop_after=stop_after,
+        progress=progress,
+    )
+    if not outcome.finished:
+        return {}
+    with first_rank_first():
+        if rank() == 0:
+            image = sources["source"].batch(0, seed, share).image
+            _finish(engine, task, classes, folder, outcome, list(image.shape[-2:]))
+    return _read_metrics(folder)
+
+
+def _log_weights(engine: Engine, task: Task, logs: Logs) -> None:
+    """A row of each loss's class weights, with the rows of the losses."""
+    recipe = engine.config.training
+    if engine.step % recipe.log_every and engine.step != recipe.iterations:
+        return
+    for name, weights in engine.class_weights().items():
+        logs.write(f"weights_{name}", engine.step, dict(zip(task.classes, weights, strict=True)))
+
+
+def _finish(
+    engine: Engine, task: Task, classes: Classes, folder: Path, outcome: Outcome, image_size: list[int]
+) -> None:
+    main = next(iter(task.means.values()))
+    tables = "".join(
+        f"{name}\n\n{scores_table(entry, task.classes, main)}\n\n" for name, entry in outcome.entries.items()
+    )
+    write_atomically(folder / "scores.md", lambda path: path.write_text(tables))
+    metrics = {
+        "note": engine.config.note,
+        "method": engine.config.method,
+        "classes": list(task.classes),
+        "source_pixels": classes.pixels.tolist(),
+        "image_size": image_size,
+        "scores": outcome.entries,
+        "class_weights": {name: _weight_history(folder, name, task) for name in engine.class_weights()},
+        **provenance(engine.device, outcome.seconds, world_size()),
+    }
+    text = json.dumps(metrics) + "\n"
+    write_atomically(folder / METRICS, lambda path: path.write_text(text))
+
+
+def _weight_history(folder: Path, loss: str, task: Task) -> dict[str, list[Any]]:
+    """The logged weights of a loss: `steps` (T,) and `weights` (T, C)."""
+    rows = read_log(folder / f"weights_{loss}.csv")
+    return {
+        "steps": [int(row["step"]) for row in rows],
+        "weights": [[round(row[name], _DIGITS) for name in task.classes] for row in rows],
+    }
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    return metrics
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The options that say where data and runs lie."""
+    parser.add_argument("--source", default="", help="the folder of GTA5 or SYNTHIA")
+    parser.add_argument("--target", default="", help="the folder of Cityscapes, or one in CamVid's layout")
+    parser.add_argument("--runs", type=Path, default=RUNS)
+
+
+def with_folders(config: Config, given: argparse.Namespace) -> Config:
+    """The configuration with the folders of the command line, where it names them."""
+    source, target = given.source or config.data.source, given.target or config.data.target
+    return replace(config, data=replace(config.data, source=source, target=target))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("config", nargs="?", help="a file, or a name in examples/uda_gbw/configs")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. training.seed=1 method='\"dacs\"'"
+    )
+    add_folders(parser)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--smoke", action="store_true", help="every method on toy data, in a minute")
+    given = parser.parse_args(arguments)
+    if given.smoke:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            parser.error("--smoke is for one process")
+        from examples.uda_gbw.smoke import smoke  # noqa: PLC0415
+
+        smoke(given.set, device=given.device)
+        return
+    if given.config is None:
+        parser.error("name a configuration, or --smoke")
+    config = with_folders(load_config(given.config, given.set), given)
+    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
+    with process_group(given.device) as device:
+        train(config, folder, given.runs / "kept", device=str(device))
+        if rank() == 0:
+            print((folder / "scores.md").read_text() + f"in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The shipped configurations and grids, and a grid from its runs to its page."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("kornia")
+pytest.importorskip("matplotlib")
+
+from examples.common.config import run_folder
+from examples.common.training import one_thread
+from examples.uda_gbw import grid
+from examples.uda_gbw.config import CONFIGS, load_config
+from examples.uda_gbw.grid import GRIDS, load_grid
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+def test_shipped_configurations_are_valid_and_say_what_they_are():
+    configs = {path.stem: load_config(path) for path in sorted(CONFIGS.glob("*.toml"))}
+    assert {"camvid", "gta5", "gta5_hrda", "smoke", "synthia"} <= configs.keys()
+    assert all(config.note for config in configs.values())
+    assert len({json.dumps(config.as_dict()) for config in configs.values()}) == len(configs)
+
+
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
+def test_grids_name_valid_runs(path):
+    found = load_grid(path.stem)
+    folders = {
+        run_folder(Path(), "x", found.run(row, variant, seed).as_dict())
+        for row, variant, seed in product(found.rows, found.variants, found.seeds)
+    }
+    shared = len(found.seeds) if path.stem == "readings" else 0  # "no weights" is the same for every λ
+    assert len(folders) == len(found.rows) * len(found.variants) * len(found.seeds) - shared
+
+
+def test_grids_that_are_wrong_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="those here are gta5_table1, readings"):
+        load_grid("nonesuch")
+    path = tmp_path / "tiny.toml"
+    path.write_text('title = "Tiny"\n')
+    with pytest.raises(ValueError, match="lacks the key 'config'"):
+        load_grid(str(path))
+    parts = '[[row]]\nlabel = "a"\nset = []\n[[variant]]\nlabel = "b"\nset = []\n'
+    path.write_text('title = "Tiny"\nconfig = "smoke"\nseeds = [0]\nweights_of = [["a", "c"]]\n' + parts)
+    with pytest.raises(ValueError, match="weights_of must be pairs of a row and a variant"):
+        load_grid(str(path))
+
+
+def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        'title = "Tiny"\nconfig = "smoke"\nseeds = [0, 1]\nset = ["training.iterations=2"]\npaper = "Table 9"\n'
+        'weights_of = [["source only", "GBW"]]\n'
+        '[[variant]]\nlabel = "CE"\nset = [\'weighting.scheme="none"\']\n[[variant]]\nlabel = "GBW"\nset = []\n'
+        '[[row]]\nlabel = "source only"\nset = []\npaper = [73.8, 74.7]\n'
+        '[[row]]\nlabel = "MinEnt"\nset = [\'method="entropy"\']\n'
+    )
+    folders = [
+        "--target",
+        str(uda_place / "target"),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    grid.main(["report", str(path), *folders])
+    assert "No run is finished" in capsys.readouterr().out
+    grid.main(["run", str(path), "--rows", "source only", "--device", "cpu", *folders])
+    with pytest.raises(ValueError, match="has the rows source only, MinEnt, got 'other'"):
+        grid.main(["run", str(path), "--rows", "other", "--device", "cpu", *folders])
+    grid.main(["report", str(path), *folders])
+    text = (tmp_path / "out" / "tiny.md").read_text()
+    assert "|  | CE | GBW | difference | paper, CE | paper, GBW |" in text
+    assert "(2) | 73.8 | 74.7 |" in text
+    assert "| MinEnt | – | – | – | – | – |" in text
+    assert "| source only | CE | 1.0000 | 1.0000 | 0.0000 |" in text
+    assert (
+        "Runs: 4, of 2 steps; batch 2 of source and of target; training crops (height×width): 32×48; seeds 0, 1"
+        in text
+    )
+    content = json.loads((tmp_path / "out" / "tiny.json").read_text())
+    assert [run["seed"] for run in content["rows"]["source only"]["GBW"]] == [0, 1]
+    for name in ("tiny_scores_val_alt", "tiny_weights_source_only_gbw", "tiny_ranges_source_only_gbw"):
+        assert (tmp_path / "out" / "plots" / f"{name}.png").is_file()
+        assert f"(plots/{name}.png)" in text

@@ -1,0 +1,352 @@
+"""The parts of domain adaptation with GBW: class weights against plain loops, mixing, two resolutions, distances."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers")
+pytest.importorskip("kornia")
+
+from classbalance_losses import GBWLoss
+from examples.semidavil.data.batches import Images
+from examples.uda_gbw.config import WeightingConfig, load_config
+from examples.uda_gbw.data import Classes, thing_classes
+from examples.uda_gbw.methods import build_method
+from examples.uda_gbw.methods.daformer import masked_mean, thing_cells
+from examples.uda_gbw.methods.entropy import normalised_entropy
+from examples.uda_gbw.mixing import block_mask, class_mask, class_mix
+from examples.uda_gbw.networks.discriminators import SOURCE, TARGET, says
+from examples.uda_gbw.networks.encoders import build_encoder
+from examples.uda_gbw.networks.fusion import TwoResolutions, covering_boxes, draw_box
+from examples.uda_gbw.weighting import ClassWeightedLoss, per_pixel
+
+READINGS = ("pixel_mean", "class_logits", "official", "bias", "loss")
+COUNTS = torch.tensor([[50, 30, 20], [90, 10, 0], [70, 0, 0], [60, 40, 0]])  # of four images
+CLASSES = Classes(("road", "car", "sign_symbol"), COUNTS)
+
+
+@pytest.fixture
+def batch():
+    """Logits (2, 3, 4, 5), labels of which some are ignored, confidences."""
+    torch.manual_seed(0)
+    label = torch.randint(0, 3, (2, 4, 5))
+    label[0, 0] = 255
+    return torch.randn(2, 3, 4, 5) * 2, label, torch.rand(2, 4, 5)
+
+
+def _loop(logits, label, weights, confidence, *, gamma=0.0):
+    """The mean over labelled pixels of weight · confidence · (focal) cross-entropy, pixel by pixel."""
+    total, number = 0.0, 0
+    probability = logits.softmax(1)
+    for n, row, column in (label != 255).nonzero().tolist():
+        y = int(label[n, row, column])
+        p = float(probability[n, y, row, column])
+        total += float(weights[y]) * float(confidence[n, row, column]) * (1 - p) ** gamma * -math.log(p)
+        number += 1
+    return total / number
+
+
+@pytest.mark.parametrize(("pixel_loss", "gamma"), [("ce", 0.0), ("focal", 2.0)])
+@pytest.mark.parametrize(
+    ("scheme", "weights"),
+    [
+        ("none", [1.0, 1.0, 1.0]),
+        ("image_frequency", [1.0, 4 / 3, 4.0]),  # images: 4, 3, 1 of 4
+        ("pixel_frequency", [370 / (3 * 270), 370 / (3 * 80), 370 / (3 * 20)]),
+    ],
+)
+def test_frequency_weights_are_those_of_a_loop(batch, scheme, weights, pixel_loss, gamma):
+    logits, label, confidence = batch
+    loss = ClassWeightedLoss(WeightingConfig(scheme=scheme, pixel_loss=pixel_loss), CLASSES)
+    assert loss.class_weight.tolist() == pytest.approx(weights)
+    assert float(loss(logits, label, confidence)) == pytest.approx(
+        _loop(logits, label, weights, confidence, gamma=gamma)
+    )
+
+
+def test_a_tempered_pixel_frequency():
+    loss = ClassWeightedLoss(WeightingConfig(scheme="pixel_frequency", power=0.5), CLASSES)
+    assert loss.class_weight.tolist() == pytest.approx([math.sqrt(370 / (3 * n)) for n in (270, 80, 20)])
+
+
+def test_the_programme_on_losses_is_that_of_a_loop(batch):
+    """λ = 1 and three classes whose losses are near to each other: v_c = 1 + (m_c − mean m) / 2."""
+    logits, label, _ = batch
+    logits = logits / 2
+    loss = ClassWeightedLoss(WeightingConfig(scheme="loss"), CLASSES)
+    value = loss(logits, label)
+    means = []
+    for c in range(3):
+        own = [-math.log(p) for p in logits.softmax(1)[:, c][label == c].tolist()]
+        means.append(sum(own) / len(own))
+    weights = [1 + (m - sum(means) / 3) / 2 for m in means]
+    assert min(weights) > 0
+    assert loss.class_weight.tolist() == pytest.approx(weights)
+    assert float(value) == pytest.approx(_loop(logits, label, weights, torch.ones(label.shape)))
+
+
+@pytest.mark.parametrize("pixel_loss", ["ce", "focal"])
+def test_the_curriculum_takes_the_easiest_classes_first(batch, pixel_loss):
+    logits, label, confidence = batch
+    rule = WeightingConfig(
+        scheme="curriculum",
+        pixel_loss=pixel_loss,
+        curriculum_start=34,
+        curriculum_increment=34,
+        curriculum_every=2,
+    )
+    loss = ClassWeightedLoss(rule, CLASSES)
+    means = [-logits.log_softmax(1)[:, c][label == c].mean() for c in range(3)]
+    order = sorted(range(3), key=lambda c: means[c])
+    for active in (1, 1, 2, 2, 3):
+        value = loss(logits, label, confidence)
+        chosen = order[:active]
+        assert loss.class_weight.tolist() == [float(c in chosen) for c in range(3)]
+        kept = torch.where(torch.isin(label, torch.tensor(chosen)), label, 255)
+        gamma = 2.0 if pixel_loss == "focal" else 0.0
+        assert float(value) == pytest.approx(_loop(logits, kept, [1.0] * 3, confidence, gamma=gamma))
+
+
+@pytest.mark.parametrize("gradient", READINGS)
+@pytest.mark.parametrize("regularization", [1.0, 0.05])
+def test_gbw_is_the_librarys(batch, gradient, regularization):
+    logits, label, confidence = batch
+    rule = WeightingConfig(scheme="gbw", gradient=gradient, regularization=regularization)
+    ours = ClassWeightedLoss(rule, CLASSES)
+    theirs = GBWLoss(regularization=regularization, gradient=gradient, ignore_index=255)
+    one, other = (x.clone().requires_grad_() for x in (logits, logits))
+    value, wanted = ours(one, label, confidence), theirs(other, label, pixel_weight=confidence)
+    torch.testing.assert_close(value, wanted)
+    torch.testing.assert_close(ours.class_weight, theirs.class_weight)
+    assert not torch.allclose(ours.class_weight, torch.ones(3), atol=1e-4)
+    value.backward()
+    wanted.backward()
+    torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_confidence_stays_out_of_the_gradient_where_told(batch):
+    logits, label, confidence = batch
+    ours = ClassWeightedLoss(WeightingConfig(scheme="gbw", confidence=False), CLASSES)
+    value = ours(logits, label, confidence)
+    theirs = GBWLoss(ignore_index=255)
+    theirs(logits, label)
+    torch.testing.assert_close(ours.class_weight, theirs.class_weight)
+    assert float(value) == pytest.approx(_loop(logits, label, theirs.class_weight, confidence))
+
+
+def test_a_later_batch_leaves_an_earlier_loss_alone(batch):
+    """The weights of a loss that has not gone backward yet are not overwritten."""
+    logits, label, _ = batch
+    loss = ClassWeightedLoss(WeightingConfig(scheme="gbw"), CLASSES)
+    one, other = (logits.clone().requires_grad_() for _ in range(2))
+    first = loss(one, label)
+    loss(-logits, label)
+    first.backward()
+    loss(other, label).backward()
+    torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_each_pixels_weight():
+    label = torch.tensor([[[0, 2, 255]]])
+    assert per_pixel(torch.tensor([1.0, 2.0, 3.0]), label).tolist() == [[[1.0, 3.0, 0.0]]]
+
+
+def test_class_masks_have_half_of_the_classes():
+    label = torch.tensor([[0, 0, 1, 255], [2, 3, 4, 255]])
+    seen = set()
+    for seed in range(40):
+        mask = class_mask(label, torch.Generator().manual_seed(seed))
+        chosen = label[mask].unique().tolist()
+        assert len(chosen) == 3
+        assert 255 not in chosen
+        assert not torch.isin(label[~mask], torch.tensor(chosen)).any()  # a class goes as a whole
+        seen.add(tuple(chosen))
+        assert torch.equal(mask, class_mask(label, torch.Generator().manual_seed(seed)))
+    assert len(seen) == 10  # 3 of 5
+    assert not class_mask(torch.full((2, 2), 255), torch.Generator()).any()
+
+
+def test_mixtures_are_source_where_masked_and_target_elsewhere():
+    torch.manual_seed(0)
+    mask = torch.rand(2, 3, 4) < 0.5
+    image, under = torch.rand(2, 3, 3, 4), torch.rand(2, 3, 3, 4)
+    label, pseudo = torch.zeros(2, 3, 4, dtype=torch.long), torch.ones(2, 3, 4, dtype=torch.long)
+    mixed = class_mix(mask, image, label, under, pseudo, torch.full((2, 3, 4), 0.25))
+    for n, row, column in torch.cartesian_prod(*map(torch.arange, mask.shape)).tolist():
+        own = bool(mask[n, row, column])
+        assert torch.equal(mixed.image[n, :, row, column], (image if own else under)[n, :, row, column])
+        assert int(mixed.label[n, row, column]) == (0 if own else 1)
+        assert float(mixed.confidence[n, row, column]) == (1.0 if own else 0.25)
+
+
+def test_masks_hide_whole_blocks():
+    mask = block_mask(20, 30, 8, 0.7, torch.Generator().manual_seed(0))
+    assert mask.shape == (20, 30)
+    for top in range(0, 20, 8):
+        for left in range(0, 30, 8):
+            assert len(mask[top : top + 8, left : left + 8].unique()) == 1
+    big = block_mask(400, 400, 4, 0.7, torch.Generator().manual_seed(0))
+    assert float(big.mean()) == pytest.approx(0.3, abs=0.02)
+    assert not block_mask(8, 8, 4, 1.0, torch.Generator()).any()
+
+
+def test_entropy_lies_between_certainty_and_ignorance():
+    logits = torch.tensor([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]]).T[None, :, None]
+    torch.testing.assert_close(normalised_entropy(logits), torch.tensor([[[1.0, 0.0]]]))
+
+
+def test_boxes_cover_the_image_and_fit_into_it():
+    covered = torch.zeros(48, 80)
+    for box in covering_boxes(48, 80):
+        assert (box.height, box.width) == (24, 40)
+        assert covered[box.place].shape == (24, 40)
+        covered[box.place] += 1
+    assert covered.min() >= 1
+    drawn = {draw_box(48, 80, torch.Generator().manual_seed(seed)) for seed in range(200)}
+    assert {box.top for box in drawn} == {0, 8, 16, 24}
+    assert {box.left for box in drawn} == {0, 8, 16, 24, 32, 40}
+
+
+class Echo(nn.Module):
+    """An encoder that gives the image itself."""
+
+    def forward(self, x):
+        return [x]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_two_resolutions_are_fused_by_attention(share):
+    """Without attention the context's logits everywhere; with all of it the detail's inside the window."""
+    attention = nn.Conv2d(3, 3, 1)
+    nn.init.zeros_(attention.weight)
+    nn.init.constant_(attention.bias, 1e4 if share else -1e4)
+
+    def first(module):
+        return nn.Sequential(Take(), module)
+
+    net = TwoResolutions(Echo(), Take(), first(attention))
+    image = torch.rand(1, 3, 32, 48)
+    normal = (image - net.mean) / net.std
+    half = nn.functional.interpolate(image, scale_factor=0.5, mode="bilinear")
+    blurred = nn.functional.interpolate((half - net.mean) / net.std, scale_factor=2, mode="bilinear")
+    box = draw_box(32, 48, torch.Generator().manual_seed(1))
+    seen = net.see(image, box)
+    torch.testing.assert_close(seen.detail, normal[box.place])
+    wanted = blurred.clone()
+    if share:
+        wanted[box.place] = normal[box.place]
+    torch.testing.assert_close(seen.logits, wanted)
+    torch.testing.assert_close(net(image), normal if share else blurred, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="needs the window"):
+        net.see(image)
+
+
+class Take(nn.Module):
+    """The first of several maps."""
+
+    def forward(self, maps):
+        return maps[0]
+
+
+def test_cells_of_things():
+    label = torch.zeros(1, 4, 8, dtype=torch.long)
+    label[0, :, 4:] = 2
+    label[0, 0, 4] = 255
+    label[0, 3, 0] = 2
+    cells = thing_cells(label, [2], 3, torch.Size((1, 2)), 0.75)
+    assert cells.tolist() == [[[False, True]]]  # 15 of 16 pixels
+    assert not thing_cells(label, [2], 3, torch.Size((1, 2)), 0.95).any()
+    assert not thing_cells(label, [1], 3, torch.Size((1, 2)), 0.5).any()
+
+
+def test_the_mean_over_no_cells_is_0_in_the_graph():
+    values = torch.tensor([1.0, 3.0, float("inf")], requires_grad=True)
+    assert masked_mean(values, torch.tensor([True, True, False])) == 2
+    nothing = masked_mean(values, torch.zeros(3, dtype=torch.bool))
+    nothing.backward()
+    assert nothing == 0
+    assert values.grad.tolist() == [0, 0, 0]
+
+
+def test_thing_classes():
+    assert thing_classes(("sky", "car", "pedestrian", "sign_symbol", "bicyclist"), ()) == [3, 1, 2, 4]
+    assert thing_classes(("sky", "car"), ("car",)) == [1]
+    with pytest.raises(ValueError, match=r"feature_distance\.classes must be among sky, car, got 'lion'"):
+        thing_classes(("sky", "car"), ("lion",))
+
+
+def test_pretrained_mit_is_read_from_a_folder(tmp_path):
+    encoder = build_encoder("mit-tiny").eval()
+    encoder.model.save_pretrained(tmp_path)
+    again = build_encoder(f"mit:{tmp_path}").eval()
+    image = torch.rand(1, 3, 64, 96)
+    maps = encoder(image)
+    assert [tuple(x.shape) for x in maps] == [(1, 8, 16, 24), (1, 16, 8, 12), (1, 24, 4, 6), (1, 32, 2, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(maps, again(image), strict=True))
+    with pytest.raises(ValueError, match=r"model\.encoder must be one of efficientnet-lite0, mit-tiny"):
+        build_encoder("resnet")
+
+
+def _images(number, *, labelled):
+    torch.manual_seed(number)
+    label = torch.randint(0, 3, (2, 32, 48)) if labelled else None
+    return Images(torch.rand(2, 3, 32, 48), label, ("a", "b"), (0, 1))
+
+
+def test_a_discriminator_learns_from_its_own_loss_alone():
+    """Fooling it moves the network, not the discriminator."""
+    torch.manual_seed(0)
+    method = build_method(
+        load_config("smoke", ['method="adaptsegnet"', "model.dropout=0.0"]), CLASSES
+    ).train()
+    source, target = _images(1, labelled=True), _images(2, labelled=False)
+    method.step(source, target, 0)
+    judge = method.discriminators["source"]
+    got = [p.grad.clone() for p in judge.parameters()]
+    outputs = [method.student.see(images.image).logits.detach().softmax(1) for images in (source, target)]
+    loss = sum(says(judge, p, d) for p, d in zip(outputs, (SOURCE, TARGET), strict=True)) / 2
+    for gradient, wanted in zip(got, torch.autograd.grad(loss, list(judge.parameters())), strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_pseudo_labels_are_the_teachers_and_as_sure_as_it_is():
+    torch.manual_seed(0)
+    overrides = ['method="dacs"', "self_training.ignore_top=3", "self_training.ignore_bottom=2"]
+    method = build_method(load_config("smoke", overrides), CLASSES).train()
+    image = _images(3, labelled=False).image
+    probability = method.teacher(image).softmax(1)
+    theta = float(probability.amax(1).median())
+    method.config = load_config("smoke", [*overrides, f"self_training.threshold={theta}"])
+    label, confidence = method.pseudo_labels(image)
+    assert torch.equal(label, probability.argmax(1))
+    share = float((probability.amax(1) >= theta).float().mean())
+    assert 0.4 < share < 0.6
+    assert confidence[:, 3:-2].unique().tolist() == pytest.approx([share])
+    assert not confidence[:, :3].any()
+    assert not confidence[:, -2:].any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hrda.enabled=true"], "hrda needs a teacher: expected method dacs or daformer, got 'source_only'"),
+        (['method="advent"', "mic.enabled=true"], "mic needs a teacher"),
+        (['method="dacs"', "hrda.enabled=true", "data.crop=[24, 48]"], "sides that are multiples of 16"),
+        (['training.evaluate="teacher"'], "has no teacher"),
+        (['method="unknown"'], "must be one of 'source_only', 'entropy'"),
+        (["weighting.regularization=0.0"], "regularization must be positive"),
+        (['weighting.gradient="other"'], "must be one of 'pixel_mean', 'class_logits'"),
+        (["self_training.ignore_top=40"], "leave nothing of 32 rows"),
+        (["self_training.threshold=1.5"], r"must be in \[0, 1\]"),
+        (["mic.ratio=2.0"], r"ratio must be in \[0, 1\]"),
+        (["data.batch_size=0"], "batch_size must be at least 1"),
+        (["data.budget=3"], "unknown key 'budget'"),
+    ],
+)
+def test_bad_configurations_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("smoke", overrides)
