@@ -125,5 +125,5 @@ def test_training_by_mmengine_lowers_the_loss() -> None:
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=2.0))
     logs = [model.train_step({"inputs": image, "labels": label}, wrapper) for _ in range(15)]
     assert set(logs[0]) == {"loss", "loss_dyce", "loss_gbw"}
-    assert falls([float(log["loss"]) for log in logs])
+    assert falls([log["loss"].item() for log in logs])
     assert model.state_dict()["losses.1.loss.class_weight"].shape == (NUM_CLASSES,)
