@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_scenes import NUM_CLASSES, falls, scenes
 from torch import Tensor
+from toy_scenes import NUM_CLASSES, falls, scenes
 
 from classbalance_losses import DyCELoss, FocalLoss, GBWLoss, WeightedCrossEntropyLoss
 from classbalance_losses.adapters.huggingface import ComputeLoss
@@ -158,7 +158,9 @@ def test_accumulated_batches_give_the_gradient_of_one(tmp_path: Path) -> None:
         labels = run.train_dataset.labels
         labels[labels == 255] = -100
         run.model.eval()
-        run.model.train = lambda mode=True, model=run.model: model  # batch norm would tell one batch from four
+        run.model.train = lambda mode=True, model=run.model: (
+            model
+        )  # batch norm would tell one batch from four
         bias = run.model.decode_head.classifier.bias
         before = bias.detach().clone()
         run.train()

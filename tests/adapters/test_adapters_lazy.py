@@ -23,9 +23,7 @@ def test_no_framework_is_imported() -> None:
 @pytest.mark.parametrize(
     ("module", "package"), [("mmengine", "mmengine"), ("nnunet", "nnunetv2"), ("lightning", "lightning")]
 )
-def test_a_missing_framework_is_named(
-    module: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_framework_is_named(module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"classbalance_losses.adapters.{module}"
     monkeypatch.delitem(sys.modules, name, raising=False)
     for loaded in [m for m in sys.modules if m.split(".")[0] == package]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_scenes import NUM_CLASSES, falls, scenes
 from torch import Tensor, nn
+from toy_scenes import NUM_CLASSES, falls, scenes
 
 import classbalance_losses as cb
 from classbalance_losses.adapters._recorder import ClassRecorder
@@ -227,7 +227,9 @@ def test_steps_are_the_optimizers_and_hooks_go_away(tmp_path: Path) -> None:
     module = Toy(cb.GBWLoss())
     log = fit(module, tmp_path, max_epochs=4, log_every_n_steps=2, accumulate_grad_batches=2)
     assert sorted(log.entries) == [2, 4]
-    assert sum(log.entries[4][f"criterion/weight/{c}"] for c in range(NUM_CLASSES)) == pytest.approx(NUM_CLASSES)
+    assert sum(log.entries[4][f"criterion/weight/{c}"] for c in range(NUM_CLASSES)) == pytest.approx(
+        NUM_CLASSES
+    )
     assert not module.criterion._forward_hooks
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_scenes import NUM_CLASSES, falls, scenes
 from torch import Tensor, nn
+from toy_scenes import NUM_CLASSES, falls, scenes
 
 import classbalance_losses as cb
 
@@ -75,10 +75,14 @@ def test_class_weights_from_a_config_may_be_given_or_estimated() -> None:
 def test_weight_avg_factor_and_override() -> None:
     pred, label = logits_and_labels()
     weight = torch.randint(0, 2, label.shape)  # a sampler's weights may be integers
-    loss = MODELS.build({"type": "ClassBalanceFocalLoss", "gamma": 0.0, "ignore_index": 255, "loss_weight": 3.0})
+    loss = MODELS.build(
+        {"type": "ClassBalanceFocalLoss", "gamma": 0.0, "ignore_index": 255, "loss_weight": 3.0}
+    )
     terms = F.cross_entropy(pred, label, ignore_index=255, reduction="none")
     torch.testing.assert_close(loss(pred, label, reduction_override="none"), 3 * terms)
-    torch.testing.assert_close(loss(pred, label, weight, reduction_override="sum"), 3 * (terms * weight).sum())
+    torch.testing.assert_close(
+        loss(pred, label, weight, reduction_override="sum"), 3 * (terms * weight).sum()
+    )
     torch.testing.assert_close(loss(pred, label, weight, avg_factor=7), 3 * (terms * weight).sum() / 7)
     torch.testing.assert_close(
         loss(pred, label, avg_factor=torch.tensor(7), reduction_override="none"), 3 * terms
@@ -108,9 +112,7 @@ class Segmentor(BaseModel):
 
     def forward(self, inputs: Tensor, labels: Tensor, mode: str = "loss") -> dict[str, Tensor]:
         logits = self.head(inputs)
-        return {
-            loss.loss_name: loss(logits, labels, weight=None, ignore_index=255) for loss in self.losses
-        }
+        return {loss.loss_name: loss(logits, labels, weight=None, ignore_index=255) for loss in self.losses}
 
 
 def test_training_by_mmengine_lowers_the_loss() -> None:

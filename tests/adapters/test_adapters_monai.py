@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_scenes import NUM_CLASSES, falls, scenes
 from torch import Tensor
+from toy_scenes import NUM_CLASSES, falls, scenes
 
 from classbalance_losses import DyCELoss, GBWLoss, WeightedCrossEntropyLoss
 from classbalance_losses.adapters.monai import MonaiLoss, class_indices
@@ -44,7 +44,9 @@ def test_a_voxel_of_no_class_is_ignored() -> None:
     assert torch.equal(class_indices(target, NUM_CLASSES, 255), label)
     logits = torch.randn(2, NUM_CLASSES, 16, 16)
     expected = F.cross_entropy(logits, label, ignore_index=255)
-    torch.testing.assert_close(MonaiLoss(WeightedCrossEntropyLoss(ignore_index=255))(logits, target), expected)
+    torch.testing.assert_close(
+        MonaiLoss(WeightedCrossEntropyLoss(ignore_index=255))(logits, target), expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,12 +112,16 @@ def test_training_by_monai_lowers_the_loss(deep: bool) -> None:
     from monai.transforms import AsDiscreted, Compose, EnsureTyped
 
     images, labels = scenes(4, (16, 16, 16), block=4)
-    items = [{"image": image, "label": label.unsqueeze(0)} for image, label in zip(images, labels, strict=True)]
+    items = [
+        {"image": image, "label": label.unsqueeze(0)} for image, label in zip(images, labels, strict=True)
+    ]
     typed = [EnsureTyped(["image", "label"], dtype=torch.float32)]
     transform = Compose(typed if deep else [*typed, AsDiscreted("label", to_onehot=NUM_CLASSES)])
     kernels, strides = [3, 3, 3], [1, 2, 2]
     torch.manual_seed(0)
-    network = DynUNet(3, 3, NUM_CLASSES, kernels, strides, strides[1:], filters=[4, 8, 8], deep_supervision=deep)
+    network = DynUNet(
+        3, 3, NUM_CLASSES, kernels, strides, strides[1:], filters=[4, 8, 8], deep_supervision=deep
+    )
     loss, seen, targets = MonaiLoss(DyCELoss()), [], []
 
     def loss_function(output: Tensor, target: Tensor) -> Tensor:
