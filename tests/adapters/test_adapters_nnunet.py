@@ -121,7 +121,9 @@ def test_regions_are_refused() -> None:
 def test_nnunet_finds_a_trainer_in_a_folder_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("timm", reason="nnU-Net imports all its trainers when it looks for one: pip install timm")
+    pytest.importorskip(
+        "timm", reason="nnU-Net imports all its trainers when it looks for one: pip install timm"
+    )
     (tmp_path / "my_trainers.py").write_text(
         "from classbalance_losses.adapters.nnunet import ClassBalanceTrainer\n"
         "class nnUNetTrainerMine(ClassBalanceTrainer):\n    pass\n"
