@@ -24,6 +24,7 @@ myst_heading_anchors = 3
 napoleon_numpy_docstring = False
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["lightning", "mmengine", "nnunetv2"]  # the adapters' pages need none of them
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 

@@ -14,6 +14,14 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+NEEDS = {  # pages about frameworks that need not be installed
+    "adapters/mmengine.md": ["mmengine"],
+    "adapters/monai.md": ["monai"],
+    "adapters/nnunet.md": ["nnunetv2"],
+    "adapters/huggingface.md": ["transformers", "accelerate"],
+    "adapters/lightning.md": ["lightning"],
+}
+
 
 def python_of(page: Path) -> str:
     """Join the page's ```python blocks, keeping the line numbers of the page for tracebacks."""
@@ -31,6 +39,8 @@ RUNNABLE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in NEEDS.get("/".join(page.parts[-2:]), []):
+        pytest.importorskip(package, reason=f"the page needs {package}: pip install {package}")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(compile(python_of(page), str(page), "exec"), {"__name__": page.stem})

@@ -1,0 +1,135 @@
+"""What a loss did to each class since it was last asked: gathered on the device, read in one transfer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.losses.dyce import DyCELoss
+from classbalance_losses.losses.focal import FocalLoss
+from classbalance_losses.losses.gbw import GBWLoss
+from classbalance_losses.losses.weighted_cross_entropy import WeightedCrossEntropyLoss
+from classbalance_losses.ops.counts import class_counts, class_sums
+from classbalance_losses.ops.logits import logits_for
+from classbalance_losses.ops.mining import hardest
+from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
+from classbalance_losses.ops.weights import inverse_power
+from classbalance_losses.state import ClassWeightEstimator
+
+
+class Report(NamedTuple):
+    """One loss, read: each list has one entry a class.
+
+    Attributes:
+        class_loss: mean cross-entropy of each class's pixels; nan for a class without pixels.
+        class_weight: weights of the last batch; empty for a loss that has none.
+        threshold: smallest cross-entropy of the last batch's mined pixels; ``None`` for a loss that mines none.
+    """
+
+    class_loss: list[float]
+    class_weight: list[float]
+    threshold: float | None
+
+
+class ClassRecorder:
+    """Watches the calls of a loss in training. No call waits for the device; :meth:`read` does.
+
+    Args:
+        loss: the loss to watch, until :meth:`remove`.
+    """
+
+    def __init__(self, loss: PixelLoss) -> None:
+        self.loss = loss
+        self._hooks = [loss.register_forward_hook(self._record, with_kwargs=True)]
+        estimator = getattr(loss, "weight", None)
+        if isinstance(estimator, ClassWeightEstimator):
+            self._hooks.append(estimator.register_forward_hook(self._keep_weight))
+        self._forget()
+
+    def remove(self) -> None:
+        """Stop watching."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def read(self) -> Report | None:
+        """Return what was gathered since the last time, ``None`` if nothing was, and begin anew.
+
+        With the loss's ``process_group`` the mean is over all its ranks: they must all read.
+        """
+        if self._totals is None:
+            return None
+        sums, counts = all_reduce_sum(self._totals, self.loss.process_group)
+        parts = [sums / counts, self._weight, self._threshold]
+        sizes = [0 if part is None else part.numel() for part in parts]
+        values: list[float] = torch.cat([p.double().flatten() for p in parts if p is not None]).tolist()
+        self._forget()
+        threshold = values[-1] if sizes[2] else None
+        return Report(values[: sizes[0]], values[sizes[0] : sizes[0] + sizes[1]], threshold)
+
+    def _forget(self) -> None:
+        self._totals: Tensor | None = None  # sums of cross-entropy and counts of pixels, (2, C), float64
+        self._weight: Tensor | None = None
+        self._threshold: Tensor | None = None
+
+    def _keep_weight(self, estimator: nn.Module, args: Any, weight: Tensor) -> None:
+        if estimator.training:
+            self._weight = weight.detach()
+
+    @torch.no_grad()
+    def _record(self, loss: PixelLoss, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+        if not loss.training:
+            return
+        input, target = _call(*args, **kwargs)
+        target = long_target(target)
+        keep = valid_pixels(target, loss.ignore_index)
+        logits = logits_for(input.detach(), target, loss.upsample, loss.align_corners)
+        pixel_loss = pixel_cross_entropy(logits, target, keep)
+        sums = class_sums(pixel_loss, target, keep, input.shape[1])
+        totals = torch.stack([sums, class_counts(target, keep, input.shape[1]).double()])
+        self._totals = totals if self._totals is None else self._totals + totals
+        if isinstance(loss, DyCELoss):
+            self._record_mining(loss, pixel_loss, target, keep, input.shape[1])
+        else:
+            weight = _stored_weight(loss)
+            self._weight = self._weight if weight is None else weight.detach().clone()
+
+    def _record_mining(
+        self, loss: DyCELoss, pixel_loss: Tensor, target: Tensor, keep: Tensor, num_classes: int
+    ) -> None:
+        hard = hardest(
+            pixel_loss,
+            keep,
+            fraction=loss.hard_fraction,
+            min_kept=loss.min_kept,
+            scope=loss.scope,
+            process_group=loss.process_group,
+        )
+        self._threshold = torch.where(hard, pixel_loss, torch.inf).amin()
+        count = all_reduce_sum(class_counts(target, hard, num_classes), loss.process_group)
+        total = count.sum()
+        coefficient = inverse_power(count, 1 - loss.omega)
+        normalizer = (
+            total.double() ** loss.omega if loss.normalize == "paper" else (coefficient * count).sum()
+        )
+        self._weight = coefficient * total / normalizer.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def _call(input: Tensor, target: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    """Return the two arguments, given by position or by name."""
+    return input, target
+
+
+def _stored_weight(loss: PixelLoss) -> Tensor | None:
+    """Return the weights (C,) that a loss keeps as a tensor."""
+    weight: object = None
+    if isinstance(loss, GBWLoss):
+        weight = loss.class_weight
+    elif isinstance(loss, WeightedCrossEntropyLoss):
+        weight = loss.weight
+    elif isinstance(loss, FocalLoss):
+        weight = loss.alpha
+    return weight if isinstance(weight, Tensor) else None

@@ -1,0 +1,70 @@
+"""Hugging Face: a loss as ``Trainer(compute_loss_func=...)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from classbalance_losses.losses._base import PixelLoss
+
+TRAINER_IGNORES = -100  # what transformers.Trainer leaves out when it counts num_items_in_batch
+
+
+class ComputeLoss:
+    r"""A loss that ``transformers.Trainer`` calls with the model's outputs and the labels.
+
+    .. math:: L = L_{batch} \cdot \frac{n}{n_{items}}
+
+    n counts the labels of this batch that are not -100, and n_items = ``num_items_in_batch`` those of all the
+    batches of the optimizer step, on all processes; the Trainer itself does not divide such a loss by its
+    accumulation steps. So the step's loss is the mean of its batches' losses, each weighted by its labels.
+    Where the mean runs over valid pixels and the ignored ones are -100, that is the joined batch's loss.
+
+    SegFormer's logits have a quarter of the labels' size: give the loss ``upsample="linear"``, which interpolates
+    them without storing them. The loss follows the logits to their device. Its state (class weights and counts)
+    moves in training alone, known by the logits' gradient, for the Trainer does not call ``eval()`` on it.
+
+    Args:
+        loss: with ``reduction="mean"``.
+
+    Raises:
+        ValueError: the loss has another reduction.
+
+    Examples:
+        >>> loss = ComputeLoss(DyCELoss(ignore_index=255, upsample="linear"))
+        >>> trainer = Trainer(model=model, args=args, train_dataset=data, compute_loss_func=loss)  # doctest: +SKIP
+    """
+
+    def __init__(self, loss: PixelLoss) -> None:
+        if loss.reduction != "mean":
+            raise ValueError(f'Expected a loss with reduction="mean", got {loss.reduction!r}.')
+        self.loss = loss
+
+    def __call__(
+        self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Return this batch's part of the step's loss.
+
+        Args:
+            outputs: the model's, with ``"logits"`` (N, C, *), or a tuple that begins with them.
+            labels: class indices (N, *).
+            num_items_in_batch: labels other than -100 in the whole optimizer step; ``None``: those of this batch.
+
+        Raises:
+            ValueError: there are no labels, or as from the loss.
+        """
+        if labels is None:
+            raise ValueError('Expected labels, got None: the batches need an entry "labels".')
+        logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        self.loss.to(logits.device).train(logits.requires_grad)
+        loss: Tensor = self.loss(logits, labels)
+        if num_items_in_batch is None:
+            return loss
+        return loss * ((labels != TRAINER_IGNORES).sum() / _at_least_one(num_items_in_batch))
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    return torch.clamp(count, min=1) if isinstance(count, Tensor) else max(count, 1)
