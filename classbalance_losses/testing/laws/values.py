@@ -94,19 +94,18 @@ def class_weight(subject: Subject, problem: Problem) -> None:
 
 
 def pixel_weight(subject: Subject, problem: Problem) -> None:
-    """Ones are no weights, and a weight is a factor on its pixel's term."""
-    ones = torch.ones(problem.target.shape, dtype=problem.input.dtype)
-    weighted = evaluate(subject, replace(problem, pixel_weight=ones))
-    expect_same(weighted, evaluate(subject, problem), "with pixel weights of 1 what it is without,")
-    if problem.reduction not in ("none", "sum"):
-        return
-    factor = (
-        torch.arange(problem.target.numel()).reshape(problem.target.shape).remainder(4).to(ones.dtype) / 2
-    )
+    """Ones are no weights, a pixel of weight 0 has no say; and of a neutral loss, a weight is a factor."""
+    shape, dtype = problem.target.shape, problem.input.dtype
+    ones = evaluate(subject, replace(problem, pixel_weight=torch.ones(shape, dtype=dtype)))
+    expect_same(ones, evaluate(subject, problem), "with pixel weights of 1 what it is without,")
+    factor = torch.arange(shape.numel()).reshape(shape).remainder(4).to(dtype) / 2  # the first is 0
     came = evaluate(subject, replace(problem, pixel_weight=factor))
-    terms = evaluate(subject, replace(problem, reduction="none")).value
-    value = factor * terms if problem.reduction == "none" else (factor * terms).sum()
-    expect_close("each pixel's term times its weight:", came.value, value, came.value.dtype)
+    mine = came.gradient.movedim(1, -1)[factor == 0]
+    expect_close("at pixels of weight 0 a gradient of", mine, torch.zeros_like(mine), came.value.dtype)
+    if subject.neutral and problem.reduction in ("none", "sum"):
+        terms = factor * evaluate(subject, replace(problem, reduction="none")).value
+        value = terms if problem.reduction == "none" else terms.sum()
+        expect_close("each pixel's term times its weight:", came.value, value, came.value.dtype)
 
 
 LAWS = (
@@ -133,7 +132,7 @@ LAWS = (
     ),
     Law(
         "pixel_weight",
-        "Pixel weights of 1 change nothing; a weight is a factor on its pixel's term",
+        "Pixel weights of 1 change nothing, 0 leaves a pixel out; where neutral, a weight is a factor",
         pixel_weight,
         lambda subject: both(subject, subject.reductions),
         needs("pixel_weight"),
