@@ -23,6 +23,7 @@ class Contender:
         loss: makes what ``check_loss`` takes; raises ``Skipped`` where its package is absent.
         neutral: whether the setting is meant to be cross-entropy.
         dims: numbers of spatial axes that it takes.
+        only: the laws to try where a setting is there for some of them; all by default.
         notes: why a law fails by design, by the law's name.
     """
 
@@ -31,6 +32,7 @@ class Contender:
     loss: Callable[[], Any]
     neutral: bool = False
     dims: tuple[int, ...] = (0, 1, 2, 3)
+    only: tuple[str, ...] | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -106,34 +108,39 @@ def _ours(name: str, **settings: Any) -> Callable[[], Any]:
     return lambda: partial(getattr(functional, name), **settings)
 
 
-def _focal(gamma: float) -> tuple[Contender, ...]:
-    neutral = gamma == 0
+def _focal(gamma: float, *only: str) -> tuple[Contender, ...]:
+    """Everybody's focal loss."""
+    options: dict[str, Any] = {"neutral": gamma == 0, "only": only or None}
     return (
-        Contender("MONAI `FocalLoss`", "monai", lambda: _monai(gamma), neutral, (1, 2, 3)),
-        Contender("kornia `focal_loss`", "kornia", lambda: _kornia(gamma), neutral),
+        Contender("MONAI `FocalLoss`", "monai", lambda: _monai(gamma), dims=(1, 2, 3), **options),
+        Contender("kornia `focal_loss`", "kornia", lambda: _kornia(gamma), **options),
         Contender(
-            "imbalanced-losses `SoftmaxFocalLoss`", "imbalanced-losses", lambda: _imbalanced(gamma), neutral
+            "imbalanced-losses `SoftmaxFocalLoss`", "imbalanced-losses", lambda: _imbalanced(gamma), **options
         ),
-        Contender("ours, `focal_loss`", "classbalance_losses", _ours("focal_loss", gamma=gamma), neutral),
+        Contender("ours, `focal_loss`", _OURS, _ours("focal_loss", gamma=gamma), **options),
     )
 
 
+_OURS = "classbalance_losses"
 _CONSTANTS = (
     "Its class weights follow the logits and are constants to the gradient, as the method defines them; the gradient "
     "is that of cross-entropy with those weights frozen."
 )
-_OURS = "classbalance_losses"
 
 GROUPS: dict[str, tuple[Contender, ...]] = {
-    "Cross-entropy, and focal losses at γ = 0, which by their formula are cross-entropy": (
+    "Cross-entropy": (
         Contender("torch `nn.CrossEntropyLoss`", "torch", lambda: nn.CrossEntropyLoss, neutral=True),
-        *_focal(0.0),
         Contender(
             "ours, `weighted_cross_entropy_loss`", _OURS, _ours("weighted_cross_entropy_loss"), neutral=True
         ),
     ),
     "Focal losses at γ = 2": _focal(2.0),
-    "Focal losses at γ = 1/2": _focal(0.5),
+    "Focal losses at γ = 0, which by their formula are cross-entropy": _focal(
+        0.0, "cross_entropy", "class_weight"
+    ),
+    "Focal losses at γ = 1/2, whose factor has no derivative at p = 1": _focal(
+        0.5, "saturation", "gradcheck"
+    ),
     "This library's other losses, at their defaults": (
         Contender("`dual_focal_loss`", _OURS, _ours("dual_focal_loss")),
         Contender("`dual_cross_entropy_loss`", _OURS, _ours("dual_cross_entropy_loss")),

@@ -42,11 +42,13 @@ def _versions(versions: dict[str, str | None]) -> str:
 
 
 def _table(laws: list[dict[str, str]], losses: list[Loss]) -> str:
+    """One row a law that was tried on any of them."""
     head = ["law", *(loss["name"] for loss in losses)]
-    rows = [
-        [f"`{law['name']}`", *(_CELLS[loss["results"][law["name"]]["outcome"]] for loss in losses)]
-        for law in laws
-    ]
+    rows = []
+    for law in laws:
+        outcomes = [loss["results"][law["name"]]["outcome"] for loss in losses]
+        if set(outcomes) != {"skipped"}:
+            rows.append([f"`{law['name']}`", *(_CELLS[outcome] for outcome in outcomes)])
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 

@@ -42,7 +42,7 @@ def tried(contender: Contender) -> dict[str, Any]:
         loss = contender.loss()
     except Skipped as reason:
         return {**row, "skipped": str(reason)}
-    report = check_loss(loss, neutral=contender.neutral, dims=contender.dims)
+    report = check_loss(loss, neutral=contender.neutral, dims=contender.dims, only=contender.only)
     found = {result.law: _plain(result, contender.notes.get(result.law, "")) for result in report}
     return {**row, "dims": list(contender.dims), "results": found}
 
