@@ -35,7 +35,7 @@ def compiled(subject: Subject, problem: Problem) -> None:
             (gradient,) = torch.autograd.grad(value.sum(), logits)
     finally:
         torch._dynamo.reset()
-    expect_same(Outcome(value.detach(), gradient), expected, "by torch.compile eager's,")
+    expect_same(Outcome(value.detach(), gradient), expected, "by torch.compile eager's")
 
 
 LAWS = (

@@ -28,7 +28,7 @@ from classbalance_losses.testing.violation import expect_close
 def expect_inert(subject: Subject, problem: Problem, changed: Tensor, said: str) -> None:
     """The loss is the same with those logits, and has no gradient where they are ignored."""
     came, expected = evaluate(subject, replace(problem, input=changed)), evaluate(subject, problem)
-    expect_same(came, expected, f"with {said} at the ignored pixels the same,")
+    expect_same(came, expected, f"with {said} at the ignored pixels the same")
     hole = problem.ignored
     mine = came.gradient.movedim(1, -1)[hole]
     expect_close("at ignored pixels a gradient of", mine, torch.zeros_like(mine), came.value.dtype)
@@ -60,7 +60,7 @@ def dropped(subject: Subject, problem: Problem) -> None:
         logits = logits.T.reshape(1, subject.num_classes, *size[1:])
     without = replace(problem, input=logits, target=problem.target.flatten()[keep].reshape(size))
     came, expected = evaluate(subject, problem), evaluate(subject, without)
-    expect_close("without the ignored pixels the same,", came.value, expected.value, came.value.dtype)
+    expect_close("without the ignored pixels the same loss,", came.value, expected.value, came.value.dtype)
 
 
 def ignore_index(subject: Subject, problem: Problem) -> None:
@@ -68,7 +68,7 @@ def ignore_index(subject: Subject, problem: Problem) -> None:
     plainly = evaluate(subject, problem)
     for label in (-1, max(255, subject.num_classes)):
         came = evaluate(subject, replace(problem, ignore_index=label))
-        expect_same(came, plainly, f"with ignore_index={label}, which no pixel has, the same,")
+        expect_same(came, plainly, f"with ignore_index={label}, which no pixel has, the same")
 
 
 def nothing(subject: Subject, problem: Problem) -> None:

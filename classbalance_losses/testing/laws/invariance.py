@@ -20,7 +20,7 @@ def shift(subject: Subject, problem: Problem) -> None:
     """A softmax does not see a number added to all of a pixel's logits."""
     amount = torch.arange(problem.target.numel()).reshape(problem.target.shape).remainder(5) - 2.0
     there = replace(problem, input=problem.input + 8 * amount.unsqueeze(1))
-    expect_same(evaluate(subject, there), evaluate(subject, problem), "with shifted logits the same,")
+    expect_same(evaluate(subject, there), evaluate(subject, problem), "with shifted logits the same")
 
 
 def pixels(subject: Subject, problem: Problem) -> None:
@@ -38,7 +38,7 @@ def pixels(subject: Subject, problem: Problem) -> None:
     expected = evaluate(subject, problem)
     value = shuffled(expected.value) if expected.value.shape == problem.target.shape else expected.value
     moved = Outcome(value, shuffled(expected.gradient))
-    expect_same(evaluate(subject, there), moved, "with its pixels in another order the same,")
+    expect_same(evaluate(subject, there), moved, "with its pixels in another order the same")
 
 
 def _ties(subject: Subject) -> Iterator[Problem]:
@@ -67,9 +67,7 @@ def classes(subject: Subject, problem: Problem) -> None:
     there = replace(problem, input=problem.input[:, order], target=target)
     expected = evaluate(subject, problem)
     renamed = Outcome(expected.value, expected.gradient[:, order])
-    expect_same(
-        evaluate(subject, there), renamed, f"with its classes in the order {order.tolist()} the same,"
-    )
+    expect_same(evaluate(subject, there), renamed, f"with its classes in the order {order.tolist()} the same")
 
 
 def _class_last(x: Tensor) -> Tensor:
@@ -94,7 +92,7 @@ def layout(subject: Subject, problem: Problem) -> None:
     expected = evaluate(subject, problem)
     for name, made in _LAYOUTS.items():
         there = replace(problem, input=made(problem.input), target=made(problem.target))
-        expect_same(evaluate(subject, there), expected, f"with {name} in memory the same,")
+        expect_same(evaluate(subject, there), expected, f"with {name} in memory the same")
 
 
 def shapes(subject: Subject, problem: Problem) -> None:
@@ -111,7 +109,7 @@ def shapes(subject: Subject, problem: Problem) -> None:
     value = expected.value
     if value.shape == there.target.shape:
         value = value.reshape(problem.target.shape)
-    said = "what it is of the pixels in a row,"
+    said = "of the pixels in a row the same"
     expect_same(came, Outcome(value, expected.gradient.reshape(problem.input.shape)), said)
 
 
@@ -133,7 +131,7 @@ def repeatable(subject: Subject, problem: Problem) -> None:
     for name, kept in before.items():
         if not torch.equal(getattr(problem, name), kept):
             raise ViolationError(f"the {name} left as it was", "another in its place")
-    expect_same(evaluate(subject, problem), first, "in a second call the same,")
+    expect_same(evaluate(subject, problem), first, "in a second call the same")
 
 
 LAWS = (

@@ -87,7 +87,7 @@ def dtypes(subject: Subject, problem: Problem) -> None:
     came = evaluate(subject, replace(problem, input=problem.input.float()))
     if came.value.dtype not in (torch.float32, torch.float64):
         raise ViolationError("of float32 logits a float32 loss", str(came.value.dtype)[6:])
-    expect_same(Outcome(came.value.float(), came.gradient), exact, "in float32 the float64 loss,")
+    expect_same(Outcome(came.value.float(), came.gradient), exact, "in float32 the float64")
 
 
 def labels(subject: Subject, problem: Problem) -> None:
@@ -96,7 +96,7 @@ def labels(subject: Subject, problem: Problem) -> None:
     for dtype in _LABELS:
         if _fits(problem.target, dtype):
             came = evaluate(subject, replace(problem, target=problem.target.to(dtype)))
-            expect_same(came, expected, f"with a target of {str(dtype)[6:]} the same,")
+            expect_same(came, expected, f"with a target of {str(dtype)[6:]} the same")
 
 
 def _fits(target: Tensor, dtype: torch.dtype) -> bool:

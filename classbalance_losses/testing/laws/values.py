@@ -30,8 +30,8 @@ def reference(problem: Problem) -> Outcome:
 
 def expect_same(came: Outcome, expected: Outcome, of: str) -> None:
     """Value and gradient agree to the rounding of the loss's dtype."""
-    expect_close(f"{of}, value", came.value, expected.value, came.value.dtype)
-    expect_close(f"{of}, gradient", came.gradient, expected.gradient, came.value.dtype)
+    expect_close(f"{of} value", came.value, expected.value, came.value.dtype)
+    expect_close(f"{of} gradient", came.gradient, expected.gradient, came.value.dtype)
 
 
 def neutral_setting(subject: Subject) -> str:
@@ -86,18 +86,18 @@ def class_weight(subject: Subject, problem: Problem) -> None:
     """Ones are no weights; and of a neutral loss, they are F.cross_entropy's."""
     ones = torch.ones(subject.num_classes, dtype=problem.input.dtype)
     weighted = evaluate(subject, replace(problem, weight=ones))
-    expect_same(weighted, evaluate(subject, problem), "with class weights of 1 what it is without,")
+    expect_same(weighted, evaluate(subject, problem), "with class weights of 1 the same")
     there = replace(problem, weight=class_weights(subject.num_classes).to(problem.input.dtype))
     came = evaluate(subject, there)
     if subject.neutral:
-        expect_same(came, reference(there), f"with weight {there.weight.tolist()} F.cross_entropy's,")  # type: ignore[union-attr]
+        expect_same(came, reference(there), f"with weight {there.weight.tolist()} F.cross_entropy's")  # type: ignore[union-attr]
 
 
 def pixel_weight(subject: Subject, problem: Problem) -> None:
     """Ones are no weights, a pixel of weight 0 has no say; and of a neutral loss, a weight is a factor."""
     shape, dtype = problem.target.shape, problem.input.dtype
     ones = evaluate(subject, replace(problem, pixel_weight=torch.ones(shape, dtype=dtype)))
-    expect_same(ones, evaluate(subject, problem), "with pixel weights of 1 what it is without,")
+    expect_same(ones, evaluate(subject, problem), "with pixel weights of 1 the same")
     factor = torch.arange(shape.numel()).reshape(shape).remainder(4).to(dtype) / 2  # the first is 0
     came = evaluate(subject, replace(problem, pixel_weight=factor))
     mine = came.gradient.movedim(1, -1)[factor == 0]
