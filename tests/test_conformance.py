@@ -181,3 +181,23 @@ def test_losses_that_return_no_loss() -> None:
     assert "a float" in check_loss(lambda z, t: 1.0, only=("shift",))["shift"].came
     assert "int64" in check_loss(lambda z, t: t.sum(), only=("shift",))["shift"].came
     assert "without" in check_loss(lambda z, t: z.detach().sum(), only=("shift",))["shift"].came
+
+
+def one_number_an_image(input, target, *, reduction="mean"):
+    terms = sound(input, target, reduction="none").reshape(len(target), -1).mean(1)
+    return terms if reduction == "none" else terms.mean()
+
+
+def class_axis_kept(input, target, *, reduction="mean"):
+    terms = sound(input, target, reduction="none").unsqueeze(1) * nn.functional.one_hot(target, 4).movedim(
+        -1, 1
+    )
+    return terms if reduction == "none" else terms.mean()
+
+
+@pytest.mark.parametrize("loss", [one_number_an_image, class_axis_kept])
+def test_terms_of_another_shape_break_one_law_only(loss) -> None:
+    """Orders are still compared, of the terms where their places are known, else of their sum."""
+    only = ("reduction", "pixels", "classes", "shapes", "layout")
+    report = check_loss(loss, only=only, dims=(1, 2))
+    assert [failure.law for failure in report.failures] == ["reduction"]

@@ -36,9 +36,14 @@ def pixels(subject: Subject, problem: Problem) -> None:
 
     there = replace(problem, input=shuffled(problem.input), target=shuffled(problem.target))
     expected = evaluate(subject, problem)
-    value = shuffled(expected.value) if expected.value.shape == problem.target.shape else expected.value
-    moved = Outcome(value, shuffled(expected.gradient))
-    expect_same(evaluate(subject, there), moved, "with its pixels in another order the same")
+    came = evaluate(subject, there)
+    if expected.value.shape in (problem.target.shape, problem.input.shape):
+        expected = replace(expected, value=shuffled(expected.value))
+    else:  # a number, or numbers whose places are the loss's own
+        came = replace(came, value=came.value.sum())
+        expected = replace(expected, value=expected.value.sum())
+    moved = replace(expected, gradient=shuffled(expected.gradient))
+    expect_same(came, moved, "with its pixels in another order the same")
 
 
 def _ties(subject: Subject) -> Iterator[Problem]:
@@ -66,7 +71,9 @@ def classes(subject: Subject, problem: Problem) -> None:
     )
     there = replace(problem, input=problem.input[:, order], target=target)
     expected = evaluate(subject, problem)
-    renamed = Outcome(expected.value, expected.gradient[:, order])
+    of_classes = expected.value.shape == problem.input.shape  # some losses' "none" has the class axis
+    value = expected.value[:, order] if of_classes else expected.value
+    renamed = Outcome(value, expected.gradient[:, order])
     expect_same(evaluate(subject, there), renamed, f"with its classes in the order {order.tolist()} the same")
 
 
@@ -106,9 +113,8 @@ def shapes(subject: Subject, problem: Problem) -> None:
         target=flat_target.reshape(*flat_target.shape, *tail),
     )
     came, expected = evaluate(subject, problem), evaluate(subject, there)
-    value = expected.value
-    if value.shape == there.target.shape:
-        value = value.reshape(problem.target.shape)
+    many = came.value.ndim and came.value.numel() == expected.value.numel()
+    value = expected.value.reshape(came.value.shape) if many else expected.value
     said = "of the pixels in a row the same"
     expect_same(came, Outcome(value, expected.gradient.reshape(problem.input.shape)), said)
 
