@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,7 +15,6 @@ def sound(
     pixel_weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
-    process_group: Any = None,
 ) -> Tensor:
     """Cross-entropy."""
     index = target.long()
@@ -33,12 +29,8 @@ def sound(
         loss = loss * torch.where(keep, pixel_weight, 0)
     if reduction == "none":
         return loss
-    count, ranks = share.sum() if reduction == "mean" else torch.ones(()), 1
-    if process_group is not None:
-        ranks = dist.get_world_size(process_group)
-        if reduction == "mean":
-            dist.all_reduce(count, group=process_group)
-    return loss.sum() * ranks / torch.where(count == 0, 1, count)
+    count = share.sum() if reduction == "mean" else torch.ones(())
+    return loss.sum() / torch.where(count == 0, 1, count)
 
 
 def scaled(input, target, *, ignore_index=-100, reduction="mean"):

@@ -33,9 +33,10 @@ def _joined(subject: Subject) -> Iterator[Problem]:
 
 def ranks(subject: Subject, problem: Problem) -> None:
     """Start the processes, and compare the average of what they found."""
+    sent = _sent(subject)
     with tempfile.TemporaryDirectory() as folder:
         with blamed_on_the_loss(f"a loss on each of {WORLD} ranks"):
-            spawn(_rank, (_sent(subject), problem, folder), nprocs=WORLD)  # type: ignore[no-untyped-call]
+            spawn(_rank, (sent, problem, folder), nprocs=WORLD)  # type: ignore[no-untyped-call]
         found = [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(WORLD)]
     expected = evaluate(subject, problem)
     value = torch.stack([value for value, _ in found]).mean()

@@ -25,25 +25,32 @@ def shift(subject: Subject, problem: Problem) -> None:
 
 def pixels(subject: Subject, problem: Problem) -> None:
     """The order of pixels and of images does not matter: each term and gradient moves with its pixel."""
-    generator = torch.Generator().manual_seed(problem.target.numel())
-    images = torch.randperm(problem.target.shape[0], generator=generator)
-    count = problem.target[0].numel()
-    places = torch.randperm(count, generator=generator)
+    images, count = len(problem.target), problem.target[0].numel()
+    generator = torch.Generator().manual_seed(count)
+    backwards = torch.arange(images).flip(0), torch.arange(count).flip(0)  # turns every tie round
+    shuffled = torch.randperm(images, generator=generator), torch.randperm(count, generator=generator)
+    expected = evaluate(subject, problem)
+    for order in (backwards, shuffled):
+        _expect_moved(subject, problem, expected, order)
 
-    def shuffled(x: Tensor) -> Tensor:
+
+def _expect_moved(
+    subject: Subject, problem: Problem, expected: Outcome, order: tuple[Tensor, Tensor]
+) -> None:
+    def moved(x: Tensor) -> Tensor:
         lead = x.ndim - (problem.target.ndim - 1)  # axes before the spatial ones
+        images, places = order
         return x[images].flatten(lead)[..., places].reshape(x.shape) if x.ndim > lead else x[images]
 
-    there = replace(problem, input=shuffled(problem.input), target=shuffled(problem.target))
-    expected = evaluate(subject, problem)
+    there = replace(problem, input=moved(problem.input), target=moved(problem.target))
     came = evaluate(subject, there)
     if expected.value.shape in (problem.target.shape, problem.input.shape):
-        expected = replace(expected, value=shuffled(expected.value))
+        expected = replace(expected, value=moved(expected.value))
     else:  # a number, or numbers whose places are the loss's own
         came = replace(came, value=came.value.sum())
         expected = replace(expected, value=expected.value.sum())
-    moved = replace(expected, gradient=shuffled(expected.gradient))
-    expect_same(came, moved, "with its pixels in another order the same")
+    said = "with its pixels in another order the same"
+    expect_same(came, replace(expected, gradient=moved(expected.gradient)), said)
 
 
 def _ties(subject: Subject) -> Iterator[Problem]:

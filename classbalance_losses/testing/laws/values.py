@@ -120,7 +120,7 @@ LAWS = (
         "reduction",
         '"none" has the target\'s shape, "sum" is its sum, "mean" that over a constant',
         reduction,
-        both,
+        lambda subject: both(subject, (None,)),
         needs("reduction"),
     ),
     Law(
