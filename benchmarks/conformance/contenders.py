@@ -112,16 +112,29 @@ def _focal(gamma: float, *only: str) -> tuple[Contender, ...]:
     """Everybody's focal loss."""
     options: dict[str, Any] = {"neutral": gamma == 0, "only": only or None}
     return (
-        Contender("MONAI `FocalLoss`", "monai", lambda: _monai(gamma), dims=(1, 2, 3), **options),
+        Contender(
+            "MONAI `FocalLoss`", "monai", lambda: _monai(gamma), dims=(1, 2, 3), notes=_COARSE, **options
+        ),
         Contender("kornia `focal_loss`", "kornia", lambda: _kornia(gamma), **options),
         Contender(
-            "imbalanced-losses `SoftmaxFocalLoss`", "imbalanced-losses", lambda: _imbalanced(gamma), **options
+            "imbalanced-losses `SoftmaxFocalLoss`",
+            "imbalanced-losses",
+            lambda: _imbalanced(gamma),
+            notes={"ranks": _GATHERED},
+            **options,
         ),
         Contender("ours, `focal_loss`", _OURS, _ours("focal_loss", gamma=gamma), **options),
     )
 
 
 _OURS = "classbalance_losses"
+_COARSE = dict.fromkeys(
+    ("gradcheck", "gradgradcheck"),
+    "It computes in float32 (see `dtypes`), too coarse for these finite differences.",
+)
+_GATHERED = (
+    "The value is the joined batch's; the averaged gradient is the joined batch's over the number of ranks."
+)
 _CONSTANTS = (
     "Its class weights follow the logits and are constants to the gradient, as the method defines them; the gradient "
     "is that of cross-entropy with those weights frozen."

@@ -57,16 +57,12 @@ def _seen(loss: Loss) -> Iterator[str]:
         if result["outcome"] == "fails":
             options = "".join(f", {name}={value!r}" for name, value in result["options"].items())
             where = f"{result['dtype']} logits {tuple(result['input'])}{options}"
+            came = result["came"].replace("`", "'")  # it stands between such marks
             note = f" {result['note']}" if "note" in result else ""
             yield (
-                f"- {loss['name']}, `{law}`: expected {_literal(result['expected'])} Came: `{result['came']}`. "
+                f"- {loss['name']}, `{law}`: expected `{result['expected']}`. Came: `{came}`. "
                 f"Input: `{where}`.{note}"
             )
-
-
-def _literal(sentence: str) -> str:
-    """A sentence whose marks are not Markdown's."""
-    return f"`{sentence}`."
 
 
 def _better(losses: list[Loss]) -> Iterator[str]:

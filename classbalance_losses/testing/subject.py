@@ -52,7 +52,7 @@ class Subject:
     @property
     def reductions(self) -> tuple[str | None, ...]:
         """What may be asked for: the three, or nothing where it has no such option."""
-        return ("none", "sum", "mean") if "reduction" in self.options else (None,)
+        return ("mean", "sum", "none") if "reduction" in self.options else (None,)
 
     @property
     def scalars(self) -> tuple[str | None, ...]:
