@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from statistics import mean
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from examples.common.distributed import all_sum, rank, world_size
 from examples.common.evaluation import scores_from_confusion
 
 Size = tuple[int, int]  # height, width
+RARE = 5  # how many of the rarest classes a table's second mean is over
 
 
 class NamedImages(Protocol):
@@ -117,6 +119,16 @@ def scores_table(entry: Mapping[str, Any], classes: Sequence[str], main: Sequenc
     values = [*entry["mean_iou"].values(), *(entry["iou"][c] for c in main)]
     cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
     return "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---:"] * len(names), cells))
+
+
+def by_rarity(pixels: Sequence[int]) -> list[int]:
+    """The classes that have pixels, the rarest first."""
+    return sorted((c for c, count in enumerate(pixels) if count), key=lambda c: pixels[c])
+
+
+def rare_mean(entry: Mapping[str, Any]) -> float:
+    """The mean IoU of the classes with the fewest test pixels, of those that occur."""
+    return mean(entry["iou"][c] for c in by_rarity(entry["pixels"])[:RARE])
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples.common.scenes.task import load_task
 from examples.semidavil.config import load_config
-from examples.semidavil.data.task import load_task
 from examples.semidavil.model.blip2 import Blip2, write_captions
 from examples.semidavil.train import add_folders, with_folders
 

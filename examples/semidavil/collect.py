@@ -12,7 +12,6 @@ from examples.common.logs import read_log
 from examples.semidavil.grid import Grid
 from examples.semidavil.train import METRICS
 
-RARE = 5
 Run = Mapping[str, Any]
 
 
@@ -75,15 +74,3 @@ def shares(results: Mapping[str, Any], test: str) -> list[float]:
     """Each class's share of a test set's labelled pixels."""
     pixels = all_runs(results)[0]["scores"][test]["pixels"]
     return [count / sum(pixels) for count in pixels]
-
-
-def by_rarity(results: Mapping[str, Any], test: str) -> list[int]:
-    """The classes that a test set has, the rarest first."""
-    share = shares(results, test)
-    return sorted((c for c, value in enumerate(share) if value), key=lambda c: share[c])
-
-
-def rare_mean(entry: Mapping[str, Any]) -> float:
-    """The mean IoU of the classes with the fewest test pixels, of those that occur."""
-    present = [c for c, pixels in enumerate(entry["pixels"]) if pixels]
-    return mean(entry["iou"][c] for c in sorted(present, key=lambda c: entry["pixels"][c])[:RARE])

@@ -18,11 +18,11 @@ from examples.common.distributed import (
     world_size,
 )
 from examples.common.sampling import seed_of
+from examples.common.scenes.batches import Images
+from examples.common.scenes.labels import IGNORE_INDEX
+from examples.common.scenes.strong import StrongView
+from examples.common.scenes.task import Task
 from examples.semidavil.config import Config, TrainingConfig
-from examples.semidavil.data.batches import Images
-from examples.semidavil.data.labels import IGNORE_INDEX
-from examples.semidavil.data.strong import StrongView
-from examples.semidavil.data.task import Task
 from examples.semidavil.losses import ConsistencyLoss, build_loss
 from examples.semidavil.model.captions import DomainCaptions, build_captioner
 from examples.semidavil.model.describe import Describer

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from examples.common.scenes.domain import Domain
+from examples.common.scenes.labels import IGNORE_INDEX
+from examples.common.scenes.task import Task
 from examples.common.scoring import confusion_of, scores_entry, scores_table, sliding_window
-from examples.semidavil.data.domain import Domain
-from examples.semidavil.data.labels import IGNORE_INDEX
-from examples.semidavil.data.task import Task
 from examples.semidavil.engine import Engine
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from examples.common.scenes.domain import Domain
+from examples.common.scenes.labels import CLASSES, COLOURS
 from examples.common.training import write_atomically
-from examples.semidavil.data.domain import Domain
-from examples.semidavil.data.labels import CLASSES, COLOURS
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import predict
 

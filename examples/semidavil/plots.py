@@ -10,8 +10,9 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from examples.common.scoring import RARE, by_rarity, rare_mean
 from examples.common.training import write_atomically
-from examples.semidavil.collect import RARE, Run, all_runs, by_rarity, rare_mean, shares, tests
+from examples.semidavil.collect import Run, all_runs, shares, tests
 
 _DPI = 110
 
@@ -71,7 +72,8 @@ def gain(results: Mapping[str, Any], test: str) -> Figure | None:
     if not pairs:
         return None
     base, other = results["compare"]
-    order, share = by_rarity(results, test), shares(results, test)
+    share = shares(results, test)
+    order = by_rarity(all_runs(results)[0]["scores"][test]["pixels"])
     classes = all_runs(results)[0]["classes"]
     figure, axes = plt.subplots(figsize=(9, 4.5))
     for number, (budget, runs) in enumerate(pairs.items()):

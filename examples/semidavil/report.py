@@ -9,8 +9,9 @@ from statistics import mean
 from typing import Any
 
 from examples.common.markdown import distinct, markdown_table, spread
+from examples.common.scoring import RARE, by_rarity, rare_mean
 from examples.common.training import write_atomically
-from examples.semidavil.collect import RARE, Run, all_runs, by_rarity, collect, rare_mean, shares, tests
+from examples.semidavil.collect import Run, all_runs, collect, shares, tests
 from examples.semidavil.grid import Grid
 from examples.semidavil.plots import write_plots
 from examples.semidavil.published import Published, read_published
@@ -122,7 +123,8 @@ def _confident_table(results: Mapping[str, Any]) -> list[str]:
 
 
 def _class_table(results: Mapping[str, Any], test: str, budget: str) -> list[str]:
-    order, share = by_rarity(results, test), shares(results, test)
+    share = shares(results, test)
+    order = by_rarity(all_runs(results)[0]["scores"][test]["pixels"])
     classes = all_runs(results)[0]["classes"]
     heads = [f"{classes[c].replace('_', ' ')} ({100 * share[c]:.2g} %)" for c in order]
     rows = []

@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from examples.common.logs import read_log
+from examples.common.scenes.toy import write_street_folder
 from examples.common.training import CHECKPOINT, one_thread
 from examples.semidavil.config import load_config
-from examples.semidavil.data.toy import write_street_folder
 from examples.semidavil.train import METRICS, train
 
 COLUMNS = ("loss", "supervised", "consistency", "confident", "lr")

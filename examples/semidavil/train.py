@@ -27,10 +27,10 @@ from examples.common.distributed import first_rank_first, process_group, rank, w
 from examples.common.loop import Outcome, carry_out, restored
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
+from examples.common.scenes.batches import Share, Steps
+from examples.common.scenes.task import Task, load_task, streams
 from examples.common.training import in_order, write_atomically
 from examples.semidavil.config import Config, load_config
-from examples.semidavil.data.batches import Share, Steps
-from examples.semidavil.data.task import Task, load_task, streams
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import evaluate, table
 from examples.semidavil.pictures import write_pictures

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from classbalance_losses import PullLoss
 from examples.common.config import at_least, build, load_toml, plain
 from examples.common.fourier import check_fourier
-from examples.semidavil.config import DataConfig as StreamsConfig
+from examples.common.scenes.config import DataConfig as StreamsConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 _PLACES = {"data": ("source", "target", "splits")}
@@ -18,7 +18,7 @@ _PLACES = {"data": ("source", "target", "splits")}
 
 @dataclass(frozen=True)
 class DataConfig(StreamsConfig):
-    """Where images come from; see `examples/semidavil/config.py`. No target image has a label in training."""
+    """Where images come from; see `examples/common/scenes/config.py`. No target image has a label in training."""
 
     budget: int = 0
     batch_size: int = 2  # of each stream, as in the paper

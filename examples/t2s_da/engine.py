@@ -21,9 +21,9 @@ from examples.common.distributed import (
 )
 from examples.common.fourier import fourier_style
 from examples.common.sampling import seed_of
-from examples.semidavil.data.batches import Images
-from examples.semidavil.data.labels import IGNORE_INDEX
-from examples.semidavil.data.strong import StrongView
+from examples.common.scenes.batches import Images
+from examples.common.scenes.labels import IGNORE_INDEX
+from examples.common.scenes.strong import StrongView
 from examples.t2s_da.config import Config, TrainingConfig
 from examples.t2s_da.mixing import class_masks, confident_shares, mixed_loss
 from examples.t2s_da.model import Segmenter, build_student, build_teacher, resize, shrink

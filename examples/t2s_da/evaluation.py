@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from examples.common.distributed import rank, world_size
 from examples.common.feature_distance import ClassCentres, Discrimination
+from examples.common.scenes.domain import Domain
+from examples.common.scenes.labels import IGNORE_INDEX
+from examples.common.scenes.task import Task
 from examples.common.scoring import confusion_of, scores_entry, sliding_window
-from examples.semidavil.data.domain import Domain
-from examples.semidavil.data.labels import IGNORE_INDEX
-from examples.semidavil.data.task import Task
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.model import shrink
 

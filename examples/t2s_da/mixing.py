@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples.common.distributed import all_sum, joined_sum, world_size
-from examples.semidavil.data.labels import IGNORE_INDEX
+from examples.common.scenes.labels import IGNORE_INDEX
 
 
 def class_masks(labels: Tensor, seeds: Sequence[int]) -> Tensor:

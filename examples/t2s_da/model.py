@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from examples.common.ema import ema_teacher
-from examples.semidavil.model.vision import VisionEncoder
+from examples.common.vision import VisionEncoder
 from examples.t2s_da.config import Config
 from examples.t2s_da.vision import build_vision
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from classbalance_losses import PullLoss
 from classbalance_losses import functional as losses
-from examples.semidavil.data.labels import IGNORE_INDEX
+from examples.common.scenes.labels import IGNORE_INDEX
 from examples.t2s_da.config import PullConfig
 
 

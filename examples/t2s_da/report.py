@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
+from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
-from examples.semidavil.collect import RARE, rare_mean
 from examples.t2s_da.grid import Grid
 from examples.t2s_da.train import METRICS
 

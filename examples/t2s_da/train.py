@@ -26,10 +26,10 @@ from examples.common.distributed import first_rank_first, process_group, rank, w
 from examples.common.loop import carry_out, restored
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
+from examples.common.scenes.batches import Share, Steps, Stream
+from examples.common.scenes.task import Task, load_task, streams
 from examples.common.scoring import scores_table
 from examples.common.training import in_order, write_atomically
-from examples.semidavil.data.batches import Share, Steps, Stream
-from examples.semidavil.data.task import Task, load_task, streams
 from examples.t2s_da.config import Config, load_config
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.evaluation import evaluate, feature_metrics

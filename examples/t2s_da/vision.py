@@ -14,13 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from examples.semidavil.model.vision import EfficientNetVision, VisionEncoder
+from examples.common.vision import IMAGENET_MEAN, IMAGENET_STD, EfficientNetVision, VisionEncoder
 
 NAMES = (
     *("efficientnet-lite0", "efficientnet-lite0-random"),
     *("segformer:PATH-OR-HUB-NAME", "segformer-tiny", "resnet:PATH-OR-HUB-NAME", "resnet-tiny"),
 )
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PretrainedVision(VisionEncoder):
@@ -32,7 +31,7 @@ class PretrainedVision(VisionEncoder):
     """
 
     def __init__(self, model: Any, channels: tuple[int, ...]) -> None:
-        super().__init__(_MEAN, _STD)
+        super().__init__(IMAGENET_MEAN, IMAGENET_STD)
         self.model, self.channels = model, channels
 
     def forward(self, image: Tensor) -> list[Tensor]:

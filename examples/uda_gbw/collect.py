@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,7 +12,6 @@ from examples.common.config import run_folder
 from examples.uda_gbw.grid import Grid
 from examples.uda_gbw.train import METRICS
 
-RARE = 5
 Run = Mapping[str, Any]
 
 
@@ -52,16 +51,6 @@ def tests(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The test sets, and the main mean IoU of each: (`val`, `mIoU19`)."""
     scores = all_runs(results)[0]["scores"]
     return [(name, next(iter(entry["mean_iou"]))) for name, entry in scores.items()]
-
-
-def by_rarity(pixels: Sequence[int]) -> list[int]:
-    """The classes that have pixels, the rarest first."""
-    return sorted((c for c, count in enumerate(pixels) if count), key=lambda c: pixels[c])
-
-
-def rare_mean(entry: Mapping[str, Any]) -> float:
-    """The mean IoU of the classes with the fewest test pixels, of those that occur."""
-    return mean(entry["iou"][c] for c in by_rarity(entry["pixels"])[:RARE])
 
 
 def gains(results: Mapping[str, Any], row: str, test: str, main: str) -> list[float]:

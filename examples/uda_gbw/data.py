@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from examples.common.sampling import Sampler, Shuffled
-from examples.semidavil.config import DataConfig as AdaptationData
-from examples.semidavil.data.batches import Stream
-from examples.semidavil.data.sampling import SOURCE, UNLABELLED, RareClassSampler, class_counts
-from examples.semidavil.data.task import Task
-from examples.semidavil.data.task import load_task as load_adaptation
+from examples.common.scenes.batches import Stream
+from examples.common.scenes.config import DataConfig as AdaptationData
+from examples.common.scenes.sampling import SOURCE, UNLABELLED, RareClassSampler, class_counts
+from examples.common.scenes.task import Task
+from examples.common.scenes.task import load_task as load_adaptation
 from examples.uda_gbw.config import DataConfig
 
 THINGS: Mapping[str, tuple[str, ...]] = {

@@ -16,10 +16,10 @@ from examples.common.distributed import (
     restore_random_states,
     world_size,
 )
+from examples.common.scenes.batches import Images
+from examples.common.scenes.labels import IGNORE_INDEX
+from examples.common.scenes.task import Task
 from examples.common.scoring import confusion_of, scores_entry, sliding_window
-from examples.semidavil.data.batches import Images
-from examples.semidavil.data.labels import IGNORE_INDEX
-from examples.semidavil.data.task import Task
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods import build_method

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.semidavil.data.labels import IGNORE_INDEX
+from examples.common.scenes.labels import IGNORE_INDEX
 
 
 class Mixed(NamedTuple):

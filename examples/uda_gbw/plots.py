@@ -11,8 +11,9 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
-from examples.uda_gbw.collect import RARE, Run, all_runs, rare_mean, tests, weight_ranges
+from examples.uda_gbw.collect import Run, all_runs, tests, weight_ranges
 
 _DPI = 110
 

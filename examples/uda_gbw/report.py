@@ -9,15 +9,13 @@ from statistics import mean
 from typing import Any
 
 from examples.common.markdown import distinct, markdown_table, spread
+from examples.common.scoring import RARE, by_rarity, rare_mean
 from examples.common.training import write_atomically
 from examples.uda_gbw.collect import (
-    RARE,
     Run,
     all_runs,
-    by_rarity,
     collect,
     gains,
-    rare_mean,
     tests,
     weight_ranges,
 )

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from examples.common.logs import read_log
+from examples.common.scenes.toy import write_street_folder
 from examples.common.training import one_thread
-from examples.semidavil.data.toy import write_street_folder
 from examples.uda_gbw.config import Config, load_config
 from examples.uda_gbw.train import train
 

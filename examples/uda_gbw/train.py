@@ -30,10 +30,10 @@ from examples.common.logs import Logs, read_log
 from examples.common.loop import Outcome, carry_out, restored
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
+from examples.common.scenes.batches import Share, Steps
+from examples.common.scenes.task import Task
 from examples.common.scoring import scores_table
 from examples.common.training import in_order, write_atomically
-from examples.semidavil.data.batches import Share, Steps
-from examples.semidavil.data.task import Task
 from examples.uda_gbw.config import Config, load_config
 from examples.uda_gbw.data import Classes, load_task, source_classes, streams
 from examples.uda_gbw.engine import Engine

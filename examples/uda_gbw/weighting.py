@@ -19,7 +19,7 @@ from classbalance_losses.functional import (
     pixel_frequency_weights,
     weighted_cross_entropy_loss,
 )
-from examples.semidavil.data.labels import IGNORE_INDEX
+from examples.common.scenes.labels import IGNORE_INDEX
 from examples.uda_gbw.config import WeightingConfig
 from examples.uda_gbw.data import Classes
 

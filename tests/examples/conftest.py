@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.semidavil.data.toy import write_street_folder
+from examples.common.scenes.toy import write_street_folder
 
 CLASSES = ("sky", "road", "pole")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from examples.common.scenes.batches import Images, Steps
+from examples.common.scenes.task import Task, load_task, streams
 from examples.semidavil.config import Config, load_config
-from examples.semidavil.data.batches import Images, Steps
-from examples.semidavil.data.task import Task, load_task, streams
 from examples.semidavil.engine import Engine
 
 

@@ -13,10 +13,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 from examples.common.config import run_folder
+from examples.common.scenes.batches import Images, Share, Steps
+from examples.common.scenes.task import load_task, streams
+from examples.common.scenes.toy import write_street_folder
 from examples.semidavil.config import Config, load_config
-from examples.semidavil.data.batches import Images, Share, Steps
-from examples.semidavil.data.task import load_task, streams
-from examples.semidavil.data.toy import write_street_folder
 from examples.semidavil.engine import Engine
 
 _OVERRIDES = (

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from examples.semidavil.data.domain import PairDomain
+from examples.common.scenes.domain import PairDomain
 from examples.semidavil.model.blip2 import Blip2, write_captions
 from examples.semidavil.model.captions import (
     DomainCaptions,

@@ -9,13 +9,13 @@ import torch
 from semidavil_files import write_cityscapes, write_gta5, write_synthia
 
 from examples.common.sampling import Shuffled, generator
+from examples.common.scenes.augment import random_crop_flip
+from examples.common.scenes.batches import Steps
+from examples.common.scenes.domain import PairDomain, select
+from examples.common.scenes.sampling import RareClassSampler, class_counts
+from examples.common.scenes.splits import nested_split, split_file
+from examples.common.scenes.task import load_task, streams
 from examples.semidavil.config import DataConfig, load_config
-from examples.semidavil.data.augment import random_crop_flip
-from examples.semidavil.data.batches import Steps
-from examples.semidavil.data.domain import PairDomain, select
-from examples.semidavil.data.sampling import RareClassSampler, class_counts
-from examples.semidavil.data.splits import nested_split, split_file
-from examples.semidavil.data.task import load_task, streams
 
 BUDGETS = [0, 100, 200, 500, 1000, 2975]  # of the paper
 NAMES = [f"town_{i:04d}" for i in range(2975)]

@@ -16,9 +16,9 @@ pytest.importorskip("kornia")
 from semidavil_toy import engine as _engine
 from semidavil_toy import toy_config
 
+from examples.common.scenes.task import load_task
 from examples.common.streets import CLASSES as STREET_CLASSES
 from examples.semidavil.config import Config
-from examples.semidavil.data.task import load_task
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import evaluate, predict, sliding_window, table
 from examples.semidavil.pictures import painted, write_pictures

@@ -17,7 +17,7 @@ from semidavil_files import (
     write_synthia,
 )
 
-from examples.semidavil.data.labels import (
+from examples.common.scenes.labels import (
     CITYSCAPES_IDS,
     CLASSES,
     SUBSETS,
@@ -25,8 +25,8 @@ from examples.semidavil.data.labels import (
     from_cityscapes_ids,
     from_colours,
 )
-from examples.semidavil.data.layouts import cityscapes, gta5, synthia
-from examples.semidavil.data.png16 import read_png16, write_png16
+from examples.common.scenes.layouts import cityscapes, gta5, synthia
+from examples.common.scenes.png16 import read_png16, write_png16
 
 
 @pytest.mark.parametrize("channels", [3, 4])

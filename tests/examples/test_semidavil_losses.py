@@ -9,7 +9,7 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
-from examples.semidavil.data.strong import StrongView
+from examples.common.scenes.strong import StrongView
 from examples.semidavil.losses import NAMES, ConsistencyLoss, build_loss
 
 

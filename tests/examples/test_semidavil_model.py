@@ -11,9 +11,9 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
+from examples.common.scenes.labels import CLASSES as CITYSCAPES_CLASSES
 from examples.common.streets import CLASSES as STREET_CLASSES
 from examples.semidavil.config import ModelConfig
-from examples.semidavil.data.labels import CLASSES as CITYSCAPES_CLASSES
 from examples.semidavil.model.captions import (
     compose,
 )

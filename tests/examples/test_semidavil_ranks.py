@@ -25,8 +25,8 @@ from examples.common.distributed import (
     rank,
 )
 from examples.common.logs import read_log
+from examples.common.scenes.toy import write_street_folder
 from examples.common.training import CHECKPOINT
-from examples.semidavil.data.toy import write_street_folder
 from examples.semidavil.train import train
 
 COLUMNS = ("loss", "supervised", "consistency", "confident", "lr")

@@ -15,8 +15,8 @@ pytest.importorskip("kornia")
 import t2s_ranks as worker
 
 from examples.common.logs import read_log
+from examples.common.scenes.toy import write_street_folder
 from examples.common.training import CHECKPOINT
-from examples.semidavil.data.toy import write_street_folder
 from examples.t2s_da.train import train
 
 COLUMNS = ("loss", "source", "target", "confident", "pull", "lr")

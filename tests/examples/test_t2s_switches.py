@@ -11,9 +11,9 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
-from examples.semidavil.data.batches import Steps
-from examples.semidavil.data.task import load_task
-from examples.semidavil.data.toy import write_street_folder
+from examples.common.scenes.batches import Steps
+from examples.common.scenes.task import load_task
+from examples.common.scenes.toy import write_street_folder
 from examples.t2s_da.config import Config, load_config
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.train import _streams

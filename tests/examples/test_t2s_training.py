@@ -15,8 +15,8 @@ pytest.importorskip("kornia")
 
 from examples.common.config import run_folder
 from examples.common.logs import read_log
+from examples.common.scenes.task import load_task
 from examples.common.training import CHECKPOINT
-from examples.semidavil.data.task import load_task
 from examples.t2s_da.config import CONFIGS, Config, load_config
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.evaluation import evaluate, feature_metrics

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 from classbalance_losses import GBWLoss
-from examples.semidavil.data.batches import Images
+from examples.common.scenes.batches import Images
 from examples.uda_gbw.config import WeightingConfig, load_config
 from examples.uda_gbw.data import Classes, thing_classes
 from examples.uda_gbw.methods import build_method

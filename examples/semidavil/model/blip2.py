@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.common.scenes.domain import Domain
 from examples.common.training import write_atomically
-from examples.semidavil.data.domain import Domain
 from examples.semidavil.model.captions import read_captions
 from examples.semidavil.model.clip import MEAN, STD, local
 from examples.semidavil.model.vision import freeze

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from examples.common.ema import ema_teacher
+from examples.common.scenes.domain import Size
+from examples.common.vision import VisionEncoder
 from examples.semidavil.config import Config
-from examples.semidavil.data.domain import Size
 from examples.semidavil.model.guidance import DenseLanguageGuidance
 from examples.semidavil.model.text import Text, TextEncoder, build_text
-from examples.semidavil.model.vision import VisionEncoder, build_vision, freeze
+from examples.semidavil.model.vision import build_vision, freeze
 
 
 class Decoder(nn.Module):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from examples.semidavil.data.batches import Images
+from examples.common.scenes.batches import Images
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods.base import Method, labels_of, present

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from examples.semidavil.data.batches import Images
+from examples.common.scenes.batches import Images
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.networks.build import build_segmenter

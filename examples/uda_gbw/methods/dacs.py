@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from examples.common.distributed import all_sum, world_size
 from examples.common.ema import ema_teacher
 from examples.common.sampling import generator, seed_of
-from examples.semidavil.data.batches import Images
-from examples.semidavil.data.strong import StrongView
+from examples.common.scenes.batches import Images
+from examples.common.scenes.strong import StrongView
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods.base import Method, labels_of, present

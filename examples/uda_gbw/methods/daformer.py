@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples.common.distributed import all_sum, joined_sum
-from examples.semidavil.data.batches import Images
-from examples.semidavil.data.labels import IGNORE_INDEX
+from examples.common.scenes.batches import Images
+from examples.common.scenes.labels import IGNORE_INDEX
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes, thing_classes
 from examples.uda_gbw.methods.base import labels_of

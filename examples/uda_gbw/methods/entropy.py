@@ -16,7 +16,7 @@ import math
 
 from torch import Tensor
 
-from examples.semidavil.data.batches import Images
+from examples.common.scenes.batches import Images
 from examples.uda_gbw.methods.base import Method, labels_of, present
 from examples.uda_gbw.weighting import per_pixel
 

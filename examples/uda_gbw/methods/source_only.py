@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from examples.semidavil.data.batches import Images
+from examples.common.scenes.batches import Images
 from examples.uda_gbw.methods.base import Method, labels_of
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from examples.semidavil.data.domain import FileDomain, Size
-from examples.semidavil.data.labels import from_cityscapes_ids, from_colours, from_synthia_ids
-from examples.semidavil.data.png16 import read_png16
+from examples.common.scenes.domain import FileDomain, Size
+from examples.common.scenes.labels import from_cityscapes_ids, from_colours, from_synthia_ids
+from examples.common.scenes.png16 import read_png16
 
 GTA5_LAYOUT = "expected GTA5/images/00001.png ... and GTA5/labels/00001.png ... of the same names"
 SYNTHIA_LAYOUT = (

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from examples.common.sampling import Sampler, generator
-from examples.semidavil.data.augment import random_crop_flip
-from examples.semidavil.data.domain import Domain, Size
+from examples.common.scenes.augment import random_crop_flip
+from examples.common.scenes.domain import Domain, Size
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,22 @@ from torch import Tensor
 
 from examples.common.camvid import CamVid
 from examples.common.sampling import Sampler, Shuffled
-from examples.common.streets import CLASSES as STREET_CLASSES
-from examples.common.streets import IGNORE_INDEX as STREET_IGNORE_INDEX
-from examples.common.streets import Streets
-from examples.common.training import write_atomically
-from examples.semidavil.config import DataConfig
-from examples.semidavil.data import labels, layouts
-from examples.semidavil.data.batches import Stream
-from examples.semidavil.data.domain import Domain, PairDomain, Size, Subset, select
-from examples.semidavil.data.sampling import (
+from examples.common.scenes import labels, layouts
+from examples.common.scenes.batches import Stream
+from examples.common.scenes.config import DataConfig
+from examples.common.scenes.domain import Domain, PairDomain, Size, Subset, select
+from examples.common.scenes.sampling import (
     LABELLED,
     SOURCE,
     UNLABELLED,
     RareClassSampler,
     class_counts,
 )
-from examples.semidavil.data.splits import split_file
+from examples.common.scenes.splits import split_file
+from examples.common.streets import CLASSES as STREET_CLASSES
+from examples.common.streets import IGNORE_INDEX as STREET_IGNORE_INDEX
+from examples.common.streets import Streets
+from examples.common.training import write_atomically
 
 _SCORED = {
     "gta5-cityscapes": (19,),

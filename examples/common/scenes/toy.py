@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.common.scenes.domain import Size
 from examples.common.streets import CLASSES, IGNORE_INDEX, render_street
-from examples.semidavil.data.domain import Size
 
 _FIRST_SEED = 7_000_000  # beyond those of the source
 _TINT = np.array([1.0, 0.85, 0.6])

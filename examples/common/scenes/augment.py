@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.semidavil.data.domain import Size
-from examples.semidavil.data.labels import IGNORE_INDEX
+from examples.common.scenes.domain import Size
+from examples.common.scenes.labels import IGNORE_INDEX
 
 
 def random_crop_flip(

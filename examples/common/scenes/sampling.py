@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from examples.common.sampling import generator
+from examples.common.scenes.domain import Domain
 from examples.common.training import write_atomically
-from examples.semidavil.data.domain import Domain
 
 SOURCE, LABELLED, UNLABELLED = range(3)  # the streams
 
