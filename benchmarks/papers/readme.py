@@ -1,0 +1,39 @@
+"""Write the README's block: python -m benchmarks.papers.readme."""
+
+from __future__ import annotations
+
+from benchmarks.papers.lines import Line, adaptation, organs, pull, semidavil
+from benchmarks.readme_block import update
+
+
+def papers_block() -> str:
+    """One table for each pipeline, with a link to its page."""
+    parts = [
+        "Small stand-ins for the papers' data, on a CPU; scores in per cent, mean ± standard deviation over seeds. "
+        "The gain is that of the seeds that both sides have, their number in brackets: of one seed, a point or two is "
+        "chance.",
+        _table("SemiDAViL's pipeline, mIoU", "cross-entropy", "DyCE", semidavil(), "semidavil/README.md"),
+        _table(
+            "Semi-supervised organ segmentation, Dice",
+            "cross-entropy",
+            "DyCE",
+            [*organs("acdc_methods", "ACDC"), *organs("chaos_methods", "CHAOS")],
+            "synapse_ssl/README.md",
+        ),
+        _table("Unsupervised adaptation, mIoU", "unweighted", "GBW", adaptation(), "uda_gbw/README.md"),
+        _table("Unsupervised adaptation, mIoU", "alone", "T2S-DA's pull loss", pull(), "t2s_da/README.md"),
+    ]
+    return "\n\n".join(parts)
+
+
+def _table(title: str, without: str, having: str, lines: list[Line], page: str) -> str:
+    rows = [
+        [f"[{title}](benchmarks/results/{page})", without, having, "gain"],
+        ["---", "---:", "---:", "---:"],
+    ]
+    rows += [line.cells() for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    update("papers", papers_block())
