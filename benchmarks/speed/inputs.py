@@ -98,6 +98,27 @@ class Domains(Problem):
 
 
 @dataclass(frozen=True)
+class Texts(Problem):
+    """Queries (K, L, D), embeddings (K, D) and their prototypes, for the losses that see no pixels."""
+
+    queries: Tensor
+    text: Tensor
+    projected: Tensor
+    prototypes: Tensor
+
+
+@dataclass(frozen=True)
+class Aligned(Problem):
+    """Features (N, D, *) of masked and of whole images, text (K, D), labels (N, *) and the region (N, *)."""
+
+    masked: Tensor
+    reference: Tensor
+    text: Tensor
+    target: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Losses(Problem):
     """A loss for each pixel, to choose the hardest from."""
 
@@ -157,6 +178,26 @@ def domains(shape: Shape, classes: int, dtype: str, device: str) -> Domains:
         _labels(grid, classes, draw),
         _normal(shape, dtype, draw),
         logits.softmax(1).to(getattr(torch, dtype)),
+    )
+
+
+def texts(classes: int, levels: int, width: int, dtype: str, device: str) -> Texts:
+    """Return what the losses on queries and embeddings take."""
+    draw = _generator(device)
+    learnt = [_normal((classes, *axes, width), dtype, draw).requires_grad_() for axes in ((levels,), (), ())]
+    return Texts(*learnt, _normal((classes, width), dtype, draw))
+
+
+def aligned(shape: Shape, classes: int, dtype: str, device: str) -> Aligned:
+    """Return what the losses between features and text take; half of the pixels are in the region."""
+    draw = _generator(device)
+    grid = (shape[0], *shape[2:])
+    return Aligned(
+        _normal(shape, dtype, draw).requires_grad_(),
+        _normal(shape, dtype, draw),
+        _normal((classes, shape[1]), dtype, draw).requires_grad_(),
+        _labels(grid, classes, draw),
+        torch.rand(grid, generator=draw, device=device) < 0.5,
     )
 
 
