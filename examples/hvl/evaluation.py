@@ -1,0 +1,48 @@
+"""Scores on whole images, by the sliding window and the tables of the other pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+from tqdm import tqdm
+
+from examples.hvl.data.task import Task
+from examples.hvl.engine import Engine
+from examples.semidavil.data.domain import Domain
+from examples.semidavil.data.labels import IGNORE_INDEX
+from examples.semidavil.evaluation import scores_entry, sliding_window
+
+
+def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, dict[str, Any]]:
+    """Score the network on each test set: mean IoU, the IoU of each class, pixel accuracy, pixels of each class."""
+    return {
+        name: scores_entry(_confusion(engine, domain, len(task.classes), progress=progress), task.means)
+        for name, domain in task.tests.items()
+    }
+
+
+@torch.no_grad()
+def predict(engine: Engine, image: Tensor) -> Tensor:
+    """Logits (K, H, W) of one image (3, H, W)."""
+    recipe = engine.config.training
+
+    def network(window: Tensor) -> Tensor:
+        logits: Tensor = engine.network(window).logits((window.shape[-2], window.shape[-1]))
+        return logits
+
+    return sliding_window(network, image[None].to(engine.device), recipe.window, recipe.stride)[0]
+
+
+def _confusion(engine: Engine, domain: Domain, num_classes: int, *, progress: bool) -> Tensor:
+    """The confusion matrix (K, K) of a test set: rows are the labels."""
+    confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
+    confusion = confusion.to(engine.device)
+    engine.network.eval()
+    images = range(len(domain.names))
+    for i in tqdm(images, desc="evaluate", unit="image", leave=False, disable=not progress):
+        logits = predict(engine, domain.image(i))
+        confusion.update(logits.argmax(0)[None], domain.label(i)[None].to(engine.device))
+    return confusion.compute().cpu()
