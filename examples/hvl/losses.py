@@ -20,9 +20,9 @@ def set_loss(
     r"""L_seg = λ_bce BCE + λ_dice Dice + λ_class Class, the sum over the decoder's predictions.
 
     Masks are compared at random points of the image, the same for all queries; unlabelled points count nowhere. A
-    text's query always belongs to its class (fixed matching): it is compared with the class's mask where the class is in
-    the image, and is "no object" where it is not. The object queries are matched to the classes of the image by the
-    Hungarian method, with the same three terms as costs; the rest of them are "no object".
+    text's query always belongs to its class (fixed matching): it is compared with the class's mask where the class is
+    in the image, and is "no object" where it is not. The object queries are matched to the classes of the image by
+    the Hungarian method, with the same three terms as costs; the rest of them are "no object".
 
     The coefficients 5, 5 and 2 and the weight 0.1 of "no object" are Mask2Former's; the paper gives none. Its choice of
     uncertain points is left out.

@@ -46,7 +46,7 @@ def labels_at_size(labels: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def boxes(size: tuple[int, int], seeds: Sequence[int]) -> Tensor:
-    """A box for each seed, (N, H, W), True inside: a tenth to half of the image, in shape the image's or up to twice longer."""
+    """A box for each seed, (N, H, W), True inside: a tenth to half of the image, up to twice longer."""
     height, width = size
     inside = torch.zeros(len(seeds), height, width, dtype=torch.bool)
     for row, seed in zip(inside, seeds, strict=True):

@@ -1,8 +1,10 @@
 """The network: encoder, text, two kinds of queries, and the mask transformer.
 
-image ── encoder ── pixel decoder ──┬────────────── mask features ─────────┐
-class names ── text ── generator ───┴─ refinement ─┬─ transformer decoder ─┴─ masks, classes
-                                 object queries ───┘
+    image ── encoder ── pixel decoder ──┬────────────── mask features ─────────┐
+    class names ── text ── generator ───┴─ refinement ─┬─ transformer decoder ─┴─ masks, classes
+                                     object queries ───┘
+
+The frozen encoder of L_mask stands beside it, and belongs to no checkpoint.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _MAX_TOKENS = 77
 class Prediction:
     """What the decoder says of each query, once before its first layer and once after each.
 
-    `classes` (N, Q, K + 1), the last one "no object"; `masks` (N, Q, h, w); both logits. The first `text_queries` of the
-    Q queries are the text's: L of class 0, L of class 1, and so on.
+    `classes` (N, Q, K + 1), the last one "no object"; `masks` (N, Q, h, w); both logits. The first `text_queries` of
+    the Q queries are the text's: L of class 0, L of class 1, and so on.
     """
 
     classes: Sequence[Tensor]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 class ClassText(nn.Module):
     """The text embedding of each class: the frozen prototypes, and what training makes of them.
 
-    Reading: learnt prompts are an offset δ to each class's embedding, from 0, behind the frozen text encoder rather than
-    in front of it. It is the same for any encoder, and needs no pass through it. Φ of L_anchor is a linear layer, from
-    the identity; its output is what pixels are aligned with (L_align), so that the anchor ties down something in use.
+    Reading: learnt prompts are an offset δ to each class's embedding, from 0, behind the frozen text encoder rather
+    than in front of it. It is the same for any encoder, and needs no pass through it. Φ of L_anchor is a linear layer,
+    from the identity; its output is what pixels are aligned with (L_align), so the anchor ties down something in use.
 
     Args:
         prototypes: t^C, shape (K, D).
@@ -36,7 +36,7 @@ class ClassText(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """t and Φ(t), both (K, D)."""
+        """Return t and Φ(t), both (K, D)."""
         text = self.prototypes + self.offset
         return text, self.project(text)
 
