@@ -105,14 +105,15 @@ def report(results: Mapping[str, Any]) -> str:
     lines = [f"# {results['title']}", ""]
     if not runs:
         return "\n".join([*lines, "No run is finished.", ""])
+    hours = sum(run["seconds"] for run in runs) / 3600
     lines += [
         f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels, in percent; mean ± standard deviation "
-        f"over the seeds, whose number stands in brackets ({_ONE}: one seed, whose deviation nobody knows). Differences "
-        "of a point or two between cells of a few seeds say little.",
+        f"over the seeds, whose number stands in brackets ({_ONE}: one seed, whose deviation nobody knows). "
+        "Differences of a point or two between cells of a few seeds say little.",
         "",
         f"Runs: {len(runs)}; labels: {_distinct(runs, 'labelled')}; steps: {_recipe(runs, 'steps')}; batch: "
-        f"{_recipe(runs, 'batch_size')} of each stream; {sum(run['seconds'] for run in runs) / 3600:.2f} hours of training "
-        f"in all; device: {_distinct(runs, 'device')}; threads: {_distinct(runs, 'threads')}; commit: "
+        f"{_recipe(runs, 'batch_size')} of each stream; {hours:.2f} hours of training in all; "
+        f"device: {_distinct(runs, 'device')}; threads: {_distinct(runs, 'threads')}; commit: "
         f"{_distinct(runs, 'commit')}.",
     ]
     for test, entry in runs[0]["scores"].items():
