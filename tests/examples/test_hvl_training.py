@@ -69,9 +69,8 @@ def test_losses_fall_on_one_batch(config: Config, tmp_path: Path) -> None:
     """The same batch again and again: what is learnt is learnt by every loss that can be."""
     config = _with(config, "training.iterations=40", "training.lr=2e-3", "components.consistency=false")
     engine, steps = _engine(config, tmp_path)
-    batch, log = steps[0], []
-    for _ in range(12):
-        log.append({name: float(value) for name, value in engine.advance(batch).items()})
+    batch = steps[0]
+    log = [{name: float(value) for name, value in engine.advance(batch).items()} for _ in range(12)]
     for name in ("loss", "segmentation", "align", "diversity", "anchor"):
         assert log[-1][name] < log[0][name], name
 
