@@ -71,31 +71,32 @@ def _task(loss: str, formula: Call, call: Call, backends: tuple[str, ...] = ("re
     return Task(loss, formula, (plain, *own), plain)
 
 
+# Each with what it wants a gradient for.
 WITHOUT_PIXELS = (
-    _task("QueryDiversityLoss", formulas.query_diversity, _diversity),
-    _task("TopologyLoss", formulas.topology, _topology),
-    _task("AnchorLoss", formulas.anchors, _anchors),
-    _task("PromptLoss", formulas.prompt, _prompt),
+    (_task("QueryDiversityLoss", formulas.query_diversity, _diversity), ("queries",)),
+    (_task("TopologyLoss", formulas.topology, _topology), ("text",)),
+    (_task("AnchorLoss", formulas.anchors, _anchors), ("projected",)),
+    (_task("PromptLoss", formulas.prompt, _prompt), ("text", "projected")),
 )
 WITH_PIXELS = (
-    _task("MaskedConsistencyLoss", formulas.masked_consistency, _consistency),
-    _task("TextAlignmentLoss", formulas.text_alignment, _alignment, BACKENDS),
-    _task("VisionLanguageLoss", formulas.vision_language, _both, BACKENDS),
+    (_task("MaskedConsistencyLoss", formulas.masked_consistency, _consistency), ("masked",)),
+    (_task("TextAlignmentLoss", formulas.text_alignment, _alignment, BACKENDS), ("masked", "text")),
+    (_task("VisionLanguageLoss", formulas.vision_language, _both, BACKENDS), ("masked", "text")),
 )
 
 
 def cases(settings: Settings) -> Iterator[Case]:
     """150 classes in CLIP's width, and features of a street scene at an eighth of its size."""
-    classes, levels, width = (5, 3, 8) if settings.quick else (150, 3, 512)
-    build = Build(inputs.texts, (classes, levels, width, "float32", settings.device))
-    for task in WITHOUT_PIXELS:
+    classes, levels, width = (9, 3, 8) if settings.quick else (150, 3, 512)
+    for task, learnt in WITHOUT_PIXELS:
+        build = Build(inputs.texts, (classes, levels, width, learnt, "float32", settings.device))
         for contender in task.contenders:
             axis = f"{classes} classes of {width}"
             yield Case("pieces", "text", axis, "float32", task, contender, build, 0, classes)
     shape, classes = ((1, 8, 16, 20), 5) if settings.quick else ((2, 512, 64, 128), 19)
-    build = Build(inputs.aligned, (shape, classes, "float32", settings.device))
     pixels = shape[0] * prod(shape[2:])
-    for task in WITH_PIXELS:
+    for task, learnt in WITH_PIXELS:
+        build = Build(inputs.aligned, (shape, classes, learnt, "float32", settings.device))
         for contender in task.contenders:
             axis = f"{label(shape)} to {classes}"
             yield Case("pieces", "text", axis, "float32", task, contender, build, pixels, classes)

@@ -126,7 +126,8 @@ def pull_mse(problem: Vectors) -> Tensor:
 def query_diversity(problem: Texts) -> Tensor:
     """Σ_k Σ_{l≠l'} cos²."""
     unit = F.normalize(problem.queries, dim=2)
-    return torch.einsum("kld,kmd->klm", unit, unit).square().sum() - unit.shape[0] * unit.shape[1]
+    own = torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device)
+    return (torch.einsum("kld,kmd->klm", unit, unit) - own).square().sum()
 
 
 def topology(problem: Texts) -> Tensor:
