@@ -19,7 +19,7 @@ _STRIDES = (4, 8, 16, 32)
 
 
 class MaskTransformer(Mask2FormerPreTrainedModel):
-    """Pixel decoder and transformer decoder, as Mask2Former's authors initialise them.
+    """Pixel decoder and transformer decoder.
 
     Args:
         channels: of the encoder's four maps, at 1/4 to 1/32 of the image.
@@ -50,6 +50,10 @@ class MaskTransformer(Mask2FormerPreTrainedModel):
         for unused in (self.transformer.queries_embedder, self.transformer.queries_features):
             unused.requires_grad_(False)
         self.post_init()
+        # As Mask2Former's own code has it. transformers starts this layer at a standard deviation of 0.02, for loading
+        # weights over it: from scratch the masks then are flat for hundreds of steps.
+        nn.init.kaiming_uniform_(self.pixel_decoder.mask_projection.weight, a=1)
+        nn.init.zeros_(self.pixel_decoder.mask_projection.bias)
 
     def pixels(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The encoder's maps, finest first -> mask features (N, C, H/4, W/4), and three maps, coarsest first."""

@@ -72,9 +72,8 @@ class Network(nn.Module):
         self.refinement = PixelTextRefinement(model.width, model.heads) if parts.refinement else None
         objects = model.object_queries if parts.object_queries else 0
         self.objects = nn.Parameter(torch.randn(objects, model.width))
-        self.positions = nn.Parameter(
-            torch.randn(classes * self.generator.levels + objects, model.width) * 0.02
-        )
+        number = classes * self.generator.levels + objects
+        self.positions = nn.Parameter(torch.randn(number, model.width))
         self.transformer = MaskTransformer(
             pyramid_channels(vision.channels),
             model.width,

@@ -45,7 +45,8 @@ class QueryGenerator(nn.Module):
     """Class embeddings -> queries at L levels, (K, L, C); L_div keeps the levels apart.
 
     Reading: each level is a two-layer perceptron of its own on the same embedding. Without the hierarchy it is one
-    linear map, L = 1.
+    linear map, L = 1. The embeddings, of length 1, are scaled by √D first: else the layers' biases drown what tells the
+    classes apart, and the queries of all classes start out alike.
 
     Args:
         text_width: D.
@@ -69,7 +70,8 @@ class QueryGenerator(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         """(K, D) -> (K, L, C)."""
-        return torch.stack([level(text) for level in self.maps], dim=1)
+        scaled = text * text.shape[1] ** 0.5
+        return torch.stack([level(scaled) for level in self.maps], dim=1)
 
 
 class RelevanceFilter(nn.Module):
