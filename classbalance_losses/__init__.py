@@ -9,6 +9,17 @@ from classbalance_losses.losses.dyce import DyCELoss
 from classbalance_losses.losses.focal import FocalLoss
 from classbalance_losses.losses.gbw import GBWLoss
 from classbalance_losses.losses.pull import PullLoss
+from classbalance_losses.losses.text_queries import (
+    AnchorLoss,
+    PromptLoss,
+    QueryDiversityLoss,
+    TopologyLoss,
+)
+from classbalance_losses.losses.vision_language import (
+    MaskedConsistencyLoss,
+    TextAlignmentLoss,
+    VisionLanguageLoss,
+)
 from classbalance_losses.losses.weighted_cross_entropy import WeightedCrossEntropyLoss
 from classbalance_losses.state import (
     ClassStatistics,
@@ -22,6 +33,7 @@ from classbalance_losses.state import (
 )
 
 __all__ = [
+    "AnchorLoss",
     "ClassStatistics",
     "ClassWeightEstimator",
     "Curriculum",
@@ -33,9 +45,15 @@ __all__ = [
     "GBWLoss",
     "ImageFrequency",
     "LossBased",
+    "MaskedConsistencyLoss",
     "MedianFrequency",
     "PixelFrequency",
+    "PromptLoss",
     "PullLoss",
+    "QueryDiversityLoss",
+    "TextAlignmentLoss",
+    "TopologyLoss",
+    "VisionLanguageLoss",
     "WeightedCrossEntropyLoss",
     "__version__",
     "functional",

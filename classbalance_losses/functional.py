@@ -6,6 +6,17 @@ from classbalance_losses.losses.dyce import dyce_loss
 from classbalance_losses.losses.focal import focal_loss
 from classbalance_losses.losses.gbw import class_gradient_norms, gbw_class_weights, gbw_loss
 from classbalance_losses.losses.pull import pull_loss
+from classbalance_losses.losses.text_queries import (
+    anchor_loss,
+    prompt_loss,
+    query_diversity_loss,
+    topology_loss,
+)
+from classbalance_losses.losses.vision_language import (
+    masked_consistency_loss,
+    text_alignment_loss,
+    vision_language_loss,
+)
 from classbalance_losses.losses.weighted_cross_entropy import weighted_cross_entropy_loss
 from classbalance_losses.ops.class_weights import (
     curriculum_weights,
@@ -25,6 +36,7 @@ from classbalance_losses.ops.sampling import (
 )
 
 __all__ = [
+    "anchor_loss",
     "class_confidence_weights",
     "class_gradient_norms",
     "class_prototypes",
@@ -39,12 +51,18 @@ __all__ = [
     "image_frequency_weights",
     "imagewise_frequency_weights",
     "loss_based_weights",
+    "masked_consistency_loss",
     "median_frequency_weights",
     "pixel_frequency_weights",
+    "prompt_loss",
     "pull_loss",
+    "query_diversity_loss",
     "sample_class_balanced",
     "sample_domain_equal_negatives",
     "solve_class_weights",
+    "text_alignment_loss",
+    "topology_loss",
     "unreliable_pixels",
+    "vision_language_loss",
     "weighted_cross_entropy_loss",
 ]

@@ -14,16 +14,25 @@ import pytest
 import classbalance_losses as cb
 from classbalance_losses import functional
 
-LOSSES = {
+PIXEL_LOSSES = {
     "DyCELoss": "dyce_loss",
     "GBWLoss": "gbw_loss",
-    "PullLoss": "pull_loss",
     "WeightedCrossEntropyLoss": "weighted_cross_entropy_loss",
     "FocalLoss": "focal_loss",
     "DualFocalLoss": "dual_focal_loss",
     "DualCrossEntropyLoss": "dual_cross_entropy_loss",
 }
-PIXEL_LOSSES = {name: twin for name, twin in LOSSES.items() if name != "PullLoss"}
+FEATURE_LOSSES = {  # on features and embeddings, each with a signature of its own
+    "PullLoss": "pull_loss",
+    "QueryDiversityLoss": "query_diversity_loss",
+    "TopologyLoss": "topology_loss",
+    "AnchorLoss": "anchor_loss",
+    "PromptLoss": "prompt_loss",
+    "MaskedConsistencyLoss": "masked_consistency_loss",
+    "TextAlignmentLoss": "text_alignment_loss",
+    "VisionLanguageLoss": "vision_language_loss",
+}
+LOSSES = {**PIXEL_LOSSES, **FEATURE_LOSSES}
 ESTIMATORS = {
     "ClassStatistics",
     "PixelFrequency",

@@ -31,6 +31,7 @@ from benchmarks.speed.tasks import PIXEL_TASKS, pixel_task
 
 QUICK = Settings(quick=True, seconds=0, min_rounds=2)
 LOSSES = {name for name in classbalance_losses.__all__ if name.endswith("Loss")}
+ON_FEATURES = {case.contender.loss for case in command.all_cases(QUICK) if case.family in ("pull", "text")}
 CASES = list(command.all_cases(QUICK))
 # Compiling takes seconds, and other people's packages are slow to import: `make bench` has them.
 SWIFT = [
@@ -39,7 +40,7 @@ SWIFT = [
     if "compile" not in case.contender.name
     and case.contender.origin != "peer"
     and case.dtype == "float32"
-    and case.family in ("pixel", "head", "pull", "mining", "upsample")
+    and case.family in ("pixel", "head", "pull", "text", "mining", "upsample")
 ]
 
 
@@ -60,7 +61,7 @@ def test_every_public_loss_competes() -> None:
     covered = {case.contender.loss for case in CASES}
     assert covered - {""} == LOSSES, "add the loss to benchmarks/speed/tasks.py"
     per_pixel = {contender.loss for task in PIXEL_TASKS for contender in task.contenders}
-    assert per_pixel - {""} == LOSSES - {"PullLoss"}
+    assert per_pixel - {""} == LOSSES - ON_FEATURES
 
 
 def test_a_new_case_is_a_new_name() -> None:
@@ -299,7 +300,7 @@ def test_pytest_benchmark_runs_a_group(tmp_path: Path) -> None:
     """In a process of its own, as `make bench` does it."""
     code, entries = command.measure_group("pieces", 1e9, options(tmp_path))
     assert code == 0
-    assert {entry.family for entry in entries} == {"class weights", "head", "mining", "pull"}
+    assert {entry.family for entry in entries} == {"class weights", "head", "mining", "pull", "text"}
     assert any(entry.timed for entry in entries)
     assert {entry.status for entry in entries} <= {"timed", "skipped"}
 

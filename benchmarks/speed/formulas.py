@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speed.inputs import HARD, IGNORE_INDEX, Head, Losses, Norms, Pixels, Vectors
+from benchmarks.speed.inputs import HARD, IGNORE_INDEX, Aligned, Head, Losses, Norms, Pixels, Texts, Vectors
 
 TEMPERATURE = 0.2
+ALIGNMENT_TEMPERATURE = 0.07
 
 
 def full_size(problem: Pixels) -> Tensor:
@@ -120,6 +121,49 @@ def pull_mse(problem: Vectors) -> Tensor:
         if len(mine):
             total = total + problem.class_weight[c] * (mine - key).square().sum(1).mean()
     return total / len(keys)
+
+
+def query_diversity(problem: Texts) -> Tensor:
+    """Σ_k Σ_{l≠l'} cos²."""
+    unit = F.normalize(problem.queries, dim=2)
+    own = torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device)
+    return (torch.einsum("kld,kmd->klm", unit, unit) - own).square().sum()
+
+
+def topology(problem: Texts) -> Tensor:
+    """‖G − G^C‖², the cosines of the learnt and of the frozen embeddings."""
+    own, fixed = (F.normalize(x, dim=1) for x in (problem.text, problem.prototypes))
+    return (own @ own.T - fixed @ fixed.T).square().sum()
+
+
+def anchors(problem: Texts) -> Tensor:
+    """Σ_k ‖Φ_k − t_k‖ − 2 Σ_{j<k} log(1 + ‖Φ_k − Φ_j‖)."""
+    own, fixed = (F.normalize(x, dim=1) for x in (problem.projected, problem.prototypes))
+    return torch.linalg.vector_norm(own - fixed, dim=1).sum() - 2 * F.pdist(own).log1p().sum()
+
+
+def prompt(problem: Texts) -> Tensor:
+    """Topology and anchors."""
+    return topology(problem) + anchors(problem)
+
+
+def masked_consistency(problem: Aligned) -> Tensor:
+    """Mean of 1 − cos over the region."""
+    cosine = F.cosine_similarity(problem.masked, problem.reference, dim=1)
+    return 1 - (cosine * problem.mask).sum() / problem.mask.sum()
+
+
+def text_alignment(problem: Aligned) -> Tensor:
+    """Cross-entropy of the cosines over τ, over the labelled pixels of the region."""
+    pixels, names = F.normalize(problem.masked, dim=1), F.normalize(problem.text, dim=1)
+    logits = torch.einsum("nd...,kd->nk...", pixels, names) / ALIGNMENT_TEMPERATURE
+    target = torch.where(problem.mask, problem.target, IGNORE_INDEX)
+    return F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX)
+
+
+def vision_language(problem: Aligned) -> Tensor:
+    """Alignment and consistency."""
+    return text_alignment(problem) + masked_consistency(problem)
 
 
 def hard_mask(problem: Losses) -> Tensor:

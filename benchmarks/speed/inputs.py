@@ -98,6 +98,27 @@ class Domains(Problem):
 
 
 @dataclass(frozen=True)
+class Texts(Problem):
+    """Queries (K, L, D), embeddings (K, D) and their prototypes, for the losses that see no pixels."""
+
+    queries: Tensor
+    text: Tensor
+    projected: Tensor
+    prototypes: Tensor
+
+
+@dataclass(frozen=True)
+class Aligned(Problem):
+    """Features (N, D, *) of masked and of whole images, text (K, D), labels (N, *) and the region (N, *)."""
+
+    masked: Tensor
+    reference: Tensor
+    text: Tensor
+    target: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Losses(Problem):
     """A loss for each pixel, to choose the hardest from."""
 
@@ -160,6 +181,28 @@ def domains(shape: Shape, classes: int, dtype: str, device: str) -> Domains:
     )
 
 
+def texts(classes: int, levels: int, width: int, learnt: tuple[str, ...], dtype: str, device: str) -> Texts:
+    """Return what the losses on queries and embeddings take; those named in ``learnt`` want a gradient."""
+    draw = _generator(device)
+    queries = _normal((classes, levels, width), dtype, draw)
+    problem = Texts(queries, *(_normal((classes, width), dtype, draw) for _ in range(3)))
+    return _learning(problem, learnt)
+
+
+def aligned(shape: Shape, classes: int, learnt: tuple[str, ...], dtype: str, device: str) -> Aligned:
+    """Return what the losses between features and text take; half of the pixels are in the region."""
+    draw = _generator(device)
+    grid = (shape[0], *shape[2:])
+    problem = Aligned(
+        _normal(shape, dtype, draw),
+        _normal(shape, dtype, draw),
+        _normal((classes, shape[1]), dtype, draw),
+        _labels(grid, classes, draw),
+        torch.rand(grid, generator=draw, device=device) < 0.5,
+    )
+    return _learning(problem, learnt)
+
+
 def losses(count: int, device: str) -> Losses:
     """Return a cross-entropy for each pixel of one image, a few of them ignored."""
     draw = _generator(device)
@@ -172,6 +215,12 @@ def norms(classes: int, device: str) -> Norms:
     """Return gradient norms of which some are large."""
     draw = _generator(device)
     return Norms(2 * torch.rand(classes, generator=draw, device=device) ** 2)
+
+
+def _learning(problem: P, learnt: tuple[str, ...]) -> P:
+    for name in learnt:
+        problem.tensors[name].requires_grad_()
+    return problem
 
 
 def _generator(device: str) -> torch.Generator:

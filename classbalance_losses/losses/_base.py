@@ -22,6 +22,16 @@ class Common(TypedDict):
     process_group: ProcessGroup
 
 
+class FeatureLoss(nn.Module):
+    """Base of the losses on features and embeddings, each with options of its own: shows them in its repr."""
+
+    _shown: tuple[str, ...] = ()
+
+    def extra_repr(self) -> str:
+        """Show the hyper-parameters."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._shown)
+
+
 class PixelLoss(nn.Module):
     """Base of the losses: stores the common options and shows the hyper-parameters in its repr."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from classbalance_losses._distributed import joined_value
 from classbalance_losses._validate import check_choice, check_common, check_range
@@ -32,6 +32,7 @@ from classbalance_losses._validate_features import (
     check_pull_vectors,
     check_same_width,
 )
+from classbalance_losses.losses._base import FeatureLoss
 from classbalance_losses.ops.pixel import long_target
 from classbalance_losses.ops.prototypes import (
     class_confidence,
@@ -153,7 +154,7 @@ def pull_loss(
     return joined_value(total, process_group)
 
 
-class PullLoss(nn.Module):
+class PullLoss(FeatureLoss):
     r"""The pull step of T2S-DA in one call: queries, prototypes, negatives, class weights and the loss.
 
     The queries are the student's features of source images in the target's style, drawn in proportion to each
@@ -266,10 +267,6 @@ class PullLoss(nn.Module):
         self.process_group = process_group
         self.register_buffer("class_confidence", torch.zeros(num_classes))
         self.register_buffer("class_weight", torch.full((num_classes,), 1 / num_classes))
-
-    def extra_repr(self) -> str:
-        """Show the hyper-parameters."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._shown)
 
     def forward(
         self,

@@ -31,9 +31,9 @@ def in_classes(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     return valid_pixels(labels, ignore_index) & (labels >= 0) & (labels < num_classes)
 
 
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """Return the vectors (..., D) scaled to length 1; a zero vector stays zero, and its gradient is 0."""
-    square = vectors.square().sum(-1, keepdim=True)
+def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:
+    """Return the vectors, which lie along ``dim``, scaled to length 1; a zero vector stays zero, its gradient 0."""
+    square = vectors.square().sum(dim, keepdim=True)
     has_length = ~(square <= torch.finfo(square.dtype).tiny)  # true of NaN, which must not vanish
     # The inner selection keeps 1/0 out of the backward pass, the outer one gives the zero vector its 0. A
     # division by the root, not a product with rsqrt: rsqrt's derivative overflows below a length of 1e-13.

@@ -13,13 +13,13 @@ pytest.importorskip("transformers")
 
 from examples.common.scenes.labels import CLASSES as CITYSCAPES_CLASSES
 from examples.common.streets import CLASSES as STREET_CLASSES
+from examples.common.text import Text, build_text
+from examples.common.vision import build_vision, freeze
 from examples.semidavil.config import ModelConfig
 from examples.semidavil.model.captions import (
     compose,
 )
 from examples.semidavil.model.guidance import READINGS, DenseLanguageGuidance
-from examples.semidavil.model.text import Text, build_text
-from examples.semidavil.model.vision import build_vision, freeze
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
+from examples.common.text import build_text
+from examples.common.vision import build_vision
 from examples.semidavil.config import ComponentConfig, Config, ModelConfig
 from examples.semidavil.model.network import build_networks, ema_teacher
-from examples.semidavil.model.text import build_text
-from examples.semidavil.model.vision import build_vision
 
 TINY = ModelConfig(
     vision="clip-tiny",

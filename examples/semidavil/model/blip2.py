@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.common.clip import MEAN, STD, local
 from examples.common.scenes.domain import Domain
 from examples.common.training import write_atomically
+from examples.common.vision import freeze
 from examples.semidavil.model.captions import read_captions
-from examples.semidavil.model.clip import MEAN, STD, local
-from examples.semidavil.model.vision import freeze
 
 
 class Blip2:

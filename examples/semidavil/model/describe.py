@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from examples.common.text import Text
 from examples.semidavil.model.captions import Captioner, DomainCaptions
 from examples.semidavil.model.network import Networks
-from examples.semidavil.model.text import Text
 
 
 class Describer:

@@ -29,7 +29,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.semidavil.model.text import Text
+from examples.common.text import Text
 
 READINGS = ("paper", "code", "cross_attention", "correlation")
 

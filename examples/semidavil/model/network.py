@@ -18,11 +18,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from examples.common.ema import ema_teacher
 from examples.common.scenes.domain import Size
-from examples.common.vision import VisionEncoder
+from examples.common.text import Text, TextEncoder, build_text
+from examples.common.vision import VisionEncoder, build_vision, freeze
 from examples.semidavil.config import Config
 from examples.semidavil.model.guidance import DenseLanguageGuidance
-from examples.semidavil.model.text import Text, TextEncoder, build_text
-from examples.semidavil.model.vision import build_vision, freeze
 
 
 class Decoder(nn.Module):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.semidavil.model.clip import TINY_VOCABULARY, load_clip, local
+from examples.common.clip import TINY_VOCABULARY, load_clip, local
 
 NAMES = ("clip:PATH-OR-HUB-NAME", "minilm", "clip-tiny")
 _CACHED = 4096  # captions

@@ -1,0 +1,179 @@
+"""Typed configurations from TOML files, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from examples.common.config import at_least, build, load_toml, plain
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from. Sizes are (height, width)."""
+
+    kind: Literal["voc", "cityscapes", "camvid"] = "camvid"
+    folder: str = ""
+    splits: str = (
+        ""  # folder with labeled.txt and perhaps unlabeled.txt; "": one seeded shuffle, the first `budget`
+    )
+    budget: int = 30  # labelled images, where `splits` is empty
+    split_seed: int = 42
+    size: tuple[int, int] | None = None  # of the training images; None: the files' own
+    test_size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None  # None: whole images
+    batch_size: int = 4  # of the labelled and of the unlabelled stream
+    train_split: str = "train_alt"  # of CamVid; for VOC a list of ImageSets/Segmentation, such as "trainaug"
+    test_splits: tuple[str, ...] = ("val_alt",)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "budget")
+
+
+@dataclass(frozen=True)
+class ComponentConfig:
+    """The parts of the network, which the ablation of the components switches off (Table 3)."""
+
+    generator: bool = True  # hierarchical queries; off: one query a class, a linear map of its text
+    relevance: bool = True  # the generator's filter: queries of classes that the image lacks are damped
+    refinement: bool = True  # pixel-text refinement; off: queries and features go to the decoder as they are
+    object_queries: bool = True  # the second kind of query; off: the text queries alone
+    consistency: bool = True  # training on the unlabelled images; off: they are seen by L_mask alone
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """The weights of the losses, which the ablation of the losses sets to 0 (Table 4). The paper gives none."""
+
+    diversity: float = 0.1
+    topology: float = 1.0
+    anchor: float = 0.1
+    align: float = 0.1
+    mask: float = 0.1  # λ_mask times the weight of L_vl
+    consistency: float = 1.0
+    mask_bce: float = 5.0  # L_seg's three, as Mask2Former has them
+    mask_dice: float = 5.0
+    classes: float = 2.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, *(name for name in asdict(self)))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The networks."""
+
+    vision: str = "efficientnet-lite0"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
+    train_vision: bool = True
+    text: str = "minilm"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
+    template: str = "a photo of a {}."
+    learn_text: bool = True  # learnt prompts: an offset to each class's embedding
+    levels: int = 3  # L
+    object_queries: int = 20
+    width: int = 64  # of queries and features; a multiple of 32, which Mask2Former's norms want
+    heads: int = 4
+    pixel_layers: int = 1  # deformable attention layers of the pixel decoder
+    decoder_layers: int = 3  # of the transformer decoder; each gives an auxiliary prediction
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "levels", "object_queries", "heads", "pixel_layers", "decoder_layers")
+        if self.width % 32 or self.width % self.heads:
+            raise ValueError(f"model.width must be a multiple of 32 and of model.heads, got {self.width}")
+        if "{}" not in self.template:
+            raise ValueError(f"model.template must have a place {{}} for the class, got {self.template!r}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the losses leave open."""
+
+    reduction: Literal["sum", "mean"] = "sum"  # of L_div, L_topo and L_anchor
+    pairs: Literal["ordered", "unordered"] = "ordered"
+    normalize: bool = True  # Φ's output, in L_anchor
+    temperature: float = 0.07  # τ of L_align
+    mask_ratio: float = 0.5  # share of the patches that are masked
+    mask_patch: int = 32  # pixels
+    points: int = 12544  # at which masks are compared, drawn anew for each image and step
+    no_object: float = 0.1  # weight of "no object" in the class loss
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "mask_patch", "points")
+        if not 0 <= self.mask_ratio <= 1:
+            raise ValueError(f"loss.mask_ratio must be in [0, 1], got {self.mask_ratio}")
+
+
+@dataclass(frozen=True)
+class ConsistencyConfig:
+    """Weak to strong, as SemiVL does it on UniMatch: pseudo-labels of the weak view, where they are sure."""
+
+    threshold: float = 0.95
+    views: int = 2  # strong views of each unlabelled image
+    strength: float = 0.5  # of their colours
+    cutmix: bool = True  # a box of each view comes from the next image of the batch
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "views")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The recipe."""
+
+    iterations: int = 40_000
+    lr: float = 1e-4
+    vision_lr: float = 0.1  # times lr, for the pretrained encoder
+    weight_decay: float = 0.05
+    schedule: Literal["poly", "one_cycle"] = "poly"
+    power: float = 0.9
+    clip: float = 1.0  # largest norm of the gradient
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 50
+    eval_every: int = 0  # 0: at the end alone
+    checkpoint_every: int = 500
+    window: tuple[int, int] | None = None  # of the sliding window; None: whole images
+    stride: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
+        at_least(self, 0, "eval_every", "workers")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    components: ComponentConfig = field(default_factory=ComponentConfig)
+    weights: WeightConfig = field(default_factory=WeightConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    note: str = ""  # what published number it belongs to
+
+    def as_dict(self) -> dict[str, Any]:
+        """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
+        content: dict[str, Any] = plain(asdict(self))
+        del content["data"]["folder"]
+        content["data"]["splits"] = Path(self.data.splits).name
+        return content
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration by path, or by the name of a file in `examples/hvl/configs`.
+
+    A file may build on another one of its folder: `base = "voc"`. `overrides` are `KEY=VALUE` with a dotted key and a
+    TOML value: `training.seed=1`, `weights.mask=0`.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists those of its folder.
+        ValueError: an unknown key, or a value of the wrong type or out of range.
+    """
+    file = Path(path) if Path(path).suffix else CONFIGS / path
+    config: Config = build(Config, load_toml(file, overrides), str(path))
+    return config

@@ -1,0 +1,1 @@
+"""Where HVL's images come from."""

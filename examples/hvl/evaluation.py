@@ -1,0 +1,46 @@
+"""Scores on whole images, by the sliding window and the tables of the other pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from examples.common.scenes.domain import Domain
+from examples.common.scenes.labels import IGNORE_INDEX
+from examples.common.scoring import confusion_of, scores_entry, sliding_window
+from examples.hvl.data.task import Task
+from examples.hvl.engine import Engine
+
+
+def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, dict[str, Any]]:
+    """Score the network on each test set: mean IoU, the IoU of each class, pixel accuracy, pixels of each class."""
+    return {
+        name: scores_entry(_confusion(engine, domain, len(task.classes), progress=progress), task.means)
+        for name, domain in task.tests.items()
+    }
+
+
+@torch.no_grad()
+def predict(engine: Engine, image: Tensor) -> Tensor:
+    """Logits (K, H, W) of one image (3, H, W)."""
+    recipe = engine.config.training
+
+    def network(window: Tensor) -> Tensor:
+        logits: Tensor = engine.network(window).logits((window.shape[-2], window.shape[-1]))
+        return logits
+
+    return sliding_window(network, image[None].to(engine.device), recipe.window, recipe.stride)[0]
+
+
+def _confusion(engine: Engine, domain: Domain, num_classes: int, *, progress: bool) -> Tensor:
+    engine.network.eval()
+    return confusion_of(
+        lambda _, image: predict(engine, image),
+        domain,
+        num_classes,
+        IGNORE_INDEX,
+        engine.device,
+        progress=progress,
+    )

@@ -1,0 +1,197 @@
+"""Many runs of one configuration, and their table: rows of overrides times seeds.
+
+    python -m examples.hvl.grid run camvid_losses --data FOLDER
+    python -m examples.hvl.grid report camvid_losses --out benchmarks/results/hvl
+
+Finished runs are kept and shared between grids; processes that run other `--seeds` or `--rows` of one grid may work
+side by side, and a run that was stopped goes on. `report` writes GRID.json and GRID.md from the finished runs; it needs
+no data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from examples.common.config import run_folder
+from examples.common.scoring import RARE, rare_mean
+from examples.common.training import write_atomically
+from examples.hvl.config import Config, load_config
+from examples.hvl.train import METRICS, add_folders, train, with_folders
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GRIDS = Path(__file__).parent / "grids"
+_ONE = "†"  # marks a cell of one seed
+Run = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows × seeds."""
+
+    name: str
+    title: str
+    config: str
+    seeds: tuple[int, ...]
+    rows: Mapping[str, tuple[str, ...]]  # label: overrides
+
+    def run(self, label: str, seed: int) -> Config:
+        """The configuration of one run."""
+        return load_config(self.config, [f"training.seed={seed}", *self.rows[label]])
+
+
+def load_grid(name: str) -> Grid:
+    """A grid by path, or by the name of a file in `examples/hvl/grids`.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists those there are.
+        ValueError: a key is missing, or an override does not fit the configuration.
+    """
+    path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in GRIDS.glob("*.toml")))
+        raise FileNotFoundError(f"no grid {path}; those here are {known}")
+    content = tomllib.loads(path.read_text())
+    try:
+        rows = {row["label"]: tuple(row["set"]) for row in content["row"]}
+        grid = Grid(path.stem, content["title"], content["config"], tuple(content["seeds"]), rows)
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the key {error}") from error
+    for label in rows:
+        grid.run(label, grid.seeds[0])
+    return grid
+
+
+def run(grid: Grid, given: argparse.Namespace) -> None:
+    """Carry out what is not finished, seed by seed."""
+    labels = list(grid.rows)
+    for seed in given.seeds or grid.seeds:
+        for label in [labels[i] for i in given.rows] if given.rows else labels:
+            config = with_folders(grid.run(label, seed), given)
+            print(f"{label}, seed {seed}", flush=True)
+            folder = run_folder(given.runs, grid.config, config.as_dict())
+            train(config, folder, given.runs / "kept", device=given.device)
+
+
+def collect(grid: Grid, runs: Path) -> dict[str, Any]:
+    """The finished runs as plain data: {"title": ..., "rows": {label: [run]}}."""
+    rows: dict[str, list[Run]] = {}
+    for label in grid.rows:
+        rows[label] = []
+        for seed in grid.seeds:
+            config = grid.run(label, seed)
+            path = run_folder(runs, grid.config, config.as_dict()) / METRICS
+            if path.is_file():
+                recipe = {"steps": config.training.iterations, "batch_size": config.data.batch_size}
+                rows[label].append({"seed": seed, "recipe": recipe, **json.loads(path.read_text())})
+    return {"title": grid.title, "rows": rows}
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The page in Markdown."""
+    runs = [run for row in results["rows"].values() for run in row]
+    lines = [f"# {results['title']}", ""]
+    if not runs:
+        return "\n".join([*lines, "No run is finished.", ""])
+    hours = sum(run["seconds"] for run in runs) / 3600
+    lines += [
+        f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels, in percent; mean ± standard deviation "
+        f"over the seeds, whose number stands in brackets ({_ONE}: one seed, whose deviation nobody knows). "
+        "Differences of a point or two between cells of a few seeds say little.",
+        "",
+        f"Runs: {len(runs)}; labels: {_distinct(runs, 'labelled')}; steps: {_recipe(runs, 'steps')}; batch: "
+        f"{_recipe(runs, 'batch_size')} of each stream; {hours:.2f} hours of training in all; "
+        f"device: {_distinct(runs, 'device')}; threads: {_distinct(runs, 'threads')}; commit: "
+        f"{_distinct(runs, 'commit')}.",
+    ]
+    for test, entry in runs[0]["scores"].items():
+        main = next(iter(entry["mean_iou"]))
+        lines += ["", f"## {test}, {main}", "", f"| | {main} / rarest {RARE} |", "| --- | --- |"]
+        lines += [f"| {label} | {_cell(row, test, main)} |" for label, row in results["rows"].items()]
+        lines += ["", f"## IoU of each class on {test}", "", *_class_table(results["rows"], test)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(runs: Sequence[Run], test: str, main: str) -> str:
+    if not runs:
+        return "–"
+    entries = [run["scores"][test] for run in runs]
+    overall = _spread([entry["mean_iou"][main] for entry in entries])
+    return f"{overall} / {_spread([rare_mean(entry) for entry in entries])} ({_seeds(runs)})"
+
+
+def _class_table(rows: Mapping[str, Sequence[Run]], test: str) -> list[str]:
+    first = next(run for row in rows.values() for run in row)
+    pixels = first["scores"][test]["pixels"]
+    order = sorted((c for c, count in enumerate(pixels) if count), key=lambda c: pixels[c])
+    names = [first["classes"][c].replace("_", " ") for c in order]
+    heads = ["", *(f"{n} ({100 * pixels[c] / sum(pixels):.2g} %)" for n, c in zip(names, order, strict=True))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads))]
+    for label, runs in rows.items():
+        if runs:
+            values = [mean(run["scores"][test]["iou"][c] for run in runs) for c in order]
+            cells = [f"{label} ({_seeds(runs)})", *(f"{100 * value:.1f}" for value in values)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    return f"{len(runs)}{_ONE if len(runs) == 1 else ''}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{deviation}"
+
+
+def _distinct(runs: Sequence[Run], key: str) -> str:
+    return ", ".join(map(str, sorted({run[key] for run in runs})))
+
+
+def _recipe(runs: Sequence[Run], key: str) -> str:
+    return ", ".join(map(str, sorted({run["recipe"][key] for run in runs})))
+
+
+def write_report(grid: Grid, runs: Path, out: Path) -> str:
+    """Write `OUT/GRID.json` and `OUT/GRID.md` from the finished runs; return the page."""
+    results = collect(grid, runs)
+    page, content = report(results), json.dumps(results, indent=1) + "\n"
+    write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
+    write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("run", "report"))
+    parser.add_argument("grid", help="a file, or a name in examples/hvl/grids")
+    add_folders(parser)
+    parser.add_argument("--seeds", type=int, nargs="*", help="of the grid's seeds")
+    parser.add_argument("--rows", type=int, nargs="*", help="of the grid's rows, counted from 0")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hvl"))
+    given = parser.parse_args(arguments)
+    grid = load_grid(given.grid)
+    if given.action == "run":
+        run(grid, given)
+    else:
+        print(write_report(grid, given.runs, given.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""HVL's networks."""

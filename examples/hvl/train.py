@@ -1,0 +1,158 @@
+"""Train HVL, or any part of it: python -m examples.hvl.train CONFIG --data FOLDER --set training.seed=1.
+
+RUNS/CONFIG-HASH/config.json      what is run
+RUNS/CONFIG-HASH/log.csv          losses, learning rate, throughput, memory; scores_SET.csv: the IoU on a test set
+RUNS/CONFIG-HASH/checkpoint.pt    where a run that was stopped goes on
+RUNS/CONFIG-HASH/metrics.json     the final scores, commit, versions, cost; it exists when the run is finished
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.common.config import run_folder
+from examples.common.loop import carry_out, restored
+from examples.common.provenance import provenance
+from examples.common.scenes.batches import Steps
+from examples.common.scoring import scores_table
+from examples.common.training import in_order, write_atomically
+from examples.hvl.config import Config, load_config
+from examples.hvl.data.task import Task, load_task, streams
+from examples.hvl.engine import Engine
+from examples.hvl.evaluation import evaluate
+
+METRICS = "metrics.json"
+RUNS = Path("runs/hvl")
+
+
+def train(
+    config: Config,
+    folder: Path,
+    kept: Path,
+    *,
+    device: str = "cpu",
+    stop_after: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Carry a run out, or go on with it, and return its metrics; a finished run is not repeated.
+
+    Args:
+        config: the run.
+        folder: its files.
+        kept: where runs share what is computed once: label splits.
+        device: of torch.
+        stop_after: stop after this step with a checkpoint, and return nothing; 0 goes on to the end.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: the folder has a checkpoint of another configuration.
+        FloatingPointError: the loss of a logged step is not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
+    """
+    if (folder / METRICS).is_file():
+        return _read_metrics(folder)
+    recipe = config.training
+    task = load_task(config.data, kept)
+    engine, seconds = _engine(config, task, folder, torch.device(device))
+    sources = streams(task, config.data, recipe.seed)
+    steps = in_order(Steps(sources, recipe.seed, engine.step, recipe.iterations), recipe.workers, device)
+    outcome = carry_out(
+        engine,
+        steps,
+        folder,
+        seconds,
+        lambda: evaluate(engine, task, progress=progress),
+        stop_after=stop_after,
+        progress=progress,
+    )
+    if not outcome.finished:
+        return {}
+    image_size = list(sources["labelled"].batch(0, 0).image.shape[-2:])
+    _finish(engine, task, folder, outcome.entries, outcome.seconds, image_size)
+    return _read_metrics(folder)
+
+
+def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> tuple[Engine, float]:
+    """A new engine, or the one that the folder's checkpoint holds; and the seconds that its steps took."""
+    torch.manual_seed(config.training.seed)
+    engine = Engine(config, task.classes, device)
+    return engine, restored(engine, folder)
+
+
+def _finish(
+    engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float, image_size: list[int]
+) -> None:
+    main = next(iter(task.means.values()))
+    tables = "".join(
+        f"{name}\n\n{scores_table(entry, task.classes, main)}\n\n" for name, entry in entries.items()
+    )
+    write_atomically(folder / "scores.md", lambda partial: partial.write_text(tables))
+    metrics = {
+        "note": engine.config.note,
+        "classes": list(task.classes),
+        "labelled": len(task.labelled.names),
+        "image_size": image_size,
+        "scores": entries,
+        **provenance(engine.device, seconds, 1),
+    }
+    text = json.dumps(metrics, indent=1) + "\n"
+    write_atomically(folder / METRICS, lambda partial: partial.write_text(text))
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    return metrics
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The options that say where data and runs lie."""
+    parser.add_argument(
+        "--data", default="", help="the folder of VOC or Cityscapes, or one in CamVid's layout"
+    )
+    parser.add_argument(
+        "--splits",
+        default="",
+        help="a folder with labeled.txt, and perhaps unlabeled.txt, of a published split",
+    )
+    parser.add_argument("--runs", type=Path, default=RUNS)
+
+
+def with_folders(config: Config, given: argparse.Namespace) -> Config:
+    """The configuration with the folders of the command line, where it names them."""
+    data = replace(
+        config.data, folder=given.data or config.data.folder, splits=given.splits or config.data.splits
+    )
+    return replace(config, data=data)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("config", nargs="?", help="a file, or a name in examples/hvl/configs")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. weights.anchor=0")
+    add_folders(parser)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--smoke", action="store_true", help="the whole pipeline on toy data, in a minute")
+    given = parser.parse_args(arguments)
+    if given.smoke:
+        from examples.hvl.smoke import smoke  # noqa: PLC0415
+
+        smoke(given.set, device=given.device)
+        return
+    if given.config is None:
+        parser.error("name a configuration, or --smoke")
+    config = with_folders(load_config(given.config, given.set), given)
+    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
+    train(config, folder, given.runs / "kept", device=given.device)
+    print((folder / "scores.md").read_text() + f"in {folder}")
+
+
+if __name__ == "__main__":
+    main()

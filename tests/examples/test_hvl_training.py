@@ -1,0 +1,277 @@
+"""HVL's step, its exact resuming, its switches, the grid and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("kornia")
+
+from examples.common.config import run_folder
+from examples.common.scenes.batches import Steps
+from examples.hvl import grid
+from examples.hvl.config import CONFIGS, Config, load_config
+from examples.hvl.data.task import load_task, streams
+from examples.hvl.engine import Engine
+from examples.hvl.grid import GRIDS, load_grid
+from examples.hvl.smoke import smoke
+from examples.hvl.train import METRICS, main, train
+
+CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid-small"
+SMALL = ["data.budget=2", "data.crop=[16, 24]", "training.window=[16, 24]", "model.decoder_layers=1"]
+
+
+@pytest.fixture
+def config(street_folder: Path) -> Config:
+    config = load_config("smoke", SMALL)
+    return replace(config, data=replace(config.data, folder=str(street_folder)))
+
+
+def _engine(config: Config, folder: Path) -> tuple[Engine, Steps]:
+    task = load_task(config.data, folder)
+    torch.manual_seed(config.training.seed)
+    engine = Engine(config, task.classes, torch.device("cpu"))
+    return engine, Steps(streams(task, config.data, 0), 0, 0, 10)
+
+
+def _with(config: Config, *overrides: str) -> Config:
+    changed = load_config("smoke", [*SMALL, *overrides])
+    return replace(changed, data=config.data)
+
+
+def test_smoke_runs_resumes_exactly_and_has_every_loss(capsys) -> None:
+    log = smoke()
+    names = {"segmentation", "consistency", "diversity", "topology", "anchor", "align", "mask", "confident"}
+    assert names <= log[0].keys()
+    assert log[0]["topology"] == 0  # text starts at its prototypes
+    assert log[-1]["topology"] > 0
+    assert log[0]["mask"] > 0
+    assert "the same losses and scores" in capsys.readouterr().out
+
+
+def test_a_step_is_a_function_of_seed_and_step(config: Config, tmp_path: Path) -> None:
+    values = []
+    for noise in range(2):
+        engine, steps = _engine(config, tmp_path)
+        torch.manual_seed(100 + noise)  # whatever was drawn before
+        values.append(engine.advance(steps[0]))
+    assert values[0].keys() == values[1].keys()
+    assert all(torch.equal(values[0][name], values[1][name]) for name in values[0])
+
+
+def test_losses_fall_on_one_batch(config: Config, tmp_path: Path) -> None:
+    """The same batch again and again: what is learnt is learnt by every loss that can be."""
+    config = _with(config, "training.iterations=40", "training.lr=2e-3", "components.consistency=false")
+    engine, steps = _engine(config, tmp_path)
+    batch = steps[0]
+    log = [{name: float(value) for name, value in engine.advance(batch).items()} for _ in range(12)]
+    for name in ("loss", "segmentation", "align", "diversity", "anchor"):
+        assert log[-1][name] < log[0][name], name
+
+
+@pytest.mark.parametrize("name", ["diversity", "topology", "anchor", "align", "mask", "consistency"])
+def test_a_weight_of_zero_switches_a_loss_off(config: Config, tmp_path: Path, name: str) -> None:
+    engine, steps = _engine(_with(config, f"weights.{name}=0.0"), tmp_path)
+    values = engine.advance(steps[0])
+    assert name not in values
+    others = {"diversity", "topology", "anchor", "align", "mask", "consistency"} - {name}
+    assert others <= values.keys()
+    total = values["segmentation"] + sum(
+        getattr(engine.config.weights, other) * values[other] for other in others
+    )
+    torch.testing.assert_close(values["loss"], total)
+
+
+def test_the_mask_loss_trains_the_encoder_and_the_reference_stays(config: Config, tmp_path: Path) -> None:
+    engine, steps = _engine(config, tmp_path)
+    before = [p.clone() for p in engine.reference.parameters()]
+    encoder = [p.clone() for p in engine.network.vision.parameters()]
+    for step in range(2):
+        engine.advance(steps[step])
+    assert all(map(torch.equal, before, engine.reference.parameters()))
+    moved = [not torch.equal(a, b) for a, b in zip(encoder, engine.network.vision.parameters(), strict=True)]
+    assert any(moved)
+    rates = [group["lr"] for group in engine.optimizer.param_groups]
+    assert rates[1] == pytest.approx(0.1 * rates[0])
+    assert not any("reference" in name for name in engine.state_dict()["network"])
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(config: Config, tmp_path: Path) -> None:
+    state = _engine(config, tmp_path)[0].state_dict()
+    other = _engine(_with(config, "training.seed=1"), tmp_path)[0]
+    with pytest.raises(ValueError, match="another configuration"):
+        other.load_state_dict(state)
+
+
+def test_places_do_not_decide_a_runs_folder(config: Config, tmp_path: Path) -> None:
+    moved = replace(config, data=replace(config.data, folder="elsewhere"))
+    assert config.as_dict() == moved.as_dict()
+    split = replace(config, data=replace(config.data, splits="lists/92"))
+    again = replace(config, data=replace(config.data, splits="other/92"))
+    assert split.as_dict() == again.as_dict() != config.as_dict()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_configuration_is_well_formed(path: Path) -> None:
+    assert load_config(path.stem).note
+
+
+def test_the_ablations_switch_what_their_names_say() -> None:
+    for path in CONFIGS.glob("table3_*.toml"):
+        on, parts = path.stem.removeprefix("table3_"), load_config(path.stem).components
+        found = {
+            "generator": parts.generator,
+            "refinement": parts.refinement,
+            "objects": parts.object_queries,
+        }
+        assert {k for k, v in found.items() if v} == (
+            set(found) if on == "all" else set(on.split("_")) - {"none"}
+        )
+    for path in CONFIGS.glob("table4_*.toml"):
+        on, weights = path.stem.removeprefix("table4_"), load_config(path.stem).weights
+        assert bool(weights.topology) == bool(weights.anchor)
+        assert bool(weights.align) == bool(weights.mask)
+        found = {"div": weights.diversity, "prompt": weights.topology, "vl": weights.align}
+        assert {k for k, v in found.items() if v} == (
+            set(found) if on == "all" else set(on.split("_")) - {"none"}
+        )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.width=48", "multiple of 32"),
+        ('model.template="a photo"', "place {}"),
+        ("loss.mask_ratio=1.5", "mask_ratio"),
+        ("weights.anchor=-1.0", "anchor"),
+        ("weights.prompt=1.0", "unknown key"),
+    ],
+)
+def test_refusals(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config("smoke", [override])
+
+
+# The grid
+
+
+def test_the_grid_has_a_row_without_each_loss() -> None:
+    found = load_grid("camvid_losses")
+    assert found.seeds == (0, 1, 2)
+    off = []
+    for label in found.rows:
+        weights = found.run(label, 0).weights
+        names = ("diversity", "topology", "anchor", "align", "mask")
+        off.append({name for name in names if not getattr(weights, name)})
+    assert [len(names) for names in off] == [0, 1, 1, 1, 1, 1, 5]
+    assert set().union(*off[:-1]) == off[-1]
+    assert found.run("all losses", 2).data.budget == 30
+
+
+def test_a_grid_runs_and_reports(street_folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    content = (
+        'title = "Two rows"\nconfig = "smoke"\nseeds = [0, 1]\n'
+        '[[row]]\nlabel = "with"\nset = ["data.budget=2"]\n'
+        '[[row]]\nlabel = "without"\nset = ["weights.anchor=0.0"]\n'
+    )
+    path = tmp_path / "two.toml"
+    path.write_text(content)
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    places = ["--runs", str(runs), "--out", str(out)]
+    grid.main(["report", str(path), *places])
+    assert "No run is finished." in capsys.readouterr().out
+
+    entry = {"mean_iou": {"mIoU2": 0.5}, "iou": [0.75, 0.25], "pixel_accuracy": 0.9, "pixels": [90, 10]}
+    cost = {"labelled": 2, "seconds": 3600.0, "device": "a CPU", "threads": 1, "commit": "0123"}
+
+    def finished(config: Config, folder: Path, kept: Path, **options: object) -> None:
+        assert config.data.folder == str(street_folder)
+        folder.mkdir(parents=True)
+        metrics = {"classes": ["road", "sign_symbol"], "scores": {"val_alt": entry}, **cost}
+        (folder / METRICS).write_text(json.dumps(metrics))
+
+    monkeypatch.setattr(grid, "train", finished)
+    options = ["--data", str(street_folder), "--device", "cpu", *places]
+    grid.main(["run", str(path), "--rows", "0", *options])
+    grid.main(["run", str(path), "--rows", "1", "--seeds", "1", *options])
+    grid.main(["report", str(path), *places])
+    page = capsys.readouterr().out
+    assert "| with | 50.0 ± 0.0 / 50.0 ± 0.0 (2) |" in page
+    assert "| without | 50.0 / 50.0 (1†) |" in page
+    assert "| without (1†) | 25.0 | 75.0 |" in page  # the rarest class first
+    assert "sign symbol (10 %)" in page
+    assert "3.00 hours" in page
+    assert json.loads((out / "two.json").read_text())["rows"]["without"][0]["seed"] == 1
+    assert (out / "two.md").read_text() in page
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (
+            'config = "smoke"\nseeds = [0]\n[[row]]\nlabel = "a"\nset = []\n',
+            ValueError,
+            "lacks the key 'title'",
+        ),
+        (
+            'title = "t"\nconfig = "smoke"\nseeds = [0]\n[[row]]\nlabel = "a"\nset = ["weights.all=0"]\n',
+            ValueError,
+            "unknown key",
+        ),
+        (None, FileNotFoundError, "camvid_losses"),
+    ],
+)
+def test_bad_grids(tmp_path: Path, text: str | None, error: type[Exception], message: str) -> None:
+    path = tmp_path / "bad.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(error, match=message):
+        load_grid("nothing" if text is None else str(path))
+
+
+# The command line
+
+
+def test_the_command_trains_once(street_folder: Path, tmp_path: Path, capsys) -> None:
+    overrides = [*SMALL, "training.iterations=1", "components.consistency=false"]
+    options = ["--data", str(street_folder), "--runs", str(tmp_path), "--device", "cpu"]
+    main(["smoke", *options, "--set", *overrides])
+    folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides).as_dict())
+    metrics = json.loads((folder / METRICS).read_text())
+    assert metrics["labelled"] == 2
+    assert metrics["image_size"] == [16, 24]
+    assert "mIoU11" in capsys.readouterr().out
+    stamp = os.stat(folder / METRICS).st_mtime_ns
+    main(["smoke", *options, "--set", *overrides])
+    assert os.stat(folder / METRICS).st_mtime_ns == stamp
+
+
+def test_the_command_wants_a_name(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    assert "--smoke" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason=f"no real data at {CAMVID}")
+def test_real_camvid_has_thirty_labels(tmp_path: Path) -> None:
+    config = load_config("camvid")
+    task = load_task(replace(config.data, folder=str(CAMVID)), tmp_path)
+    assert len(task.labelled.names) == 30
+    assert len(task.unlabelled.names) == 264
+    assert list(task.tests) == ["val_alt"]
+
+
+def test_grids_name_configurations_that_exist() -> None:
+    for path in GRIDS.glob("*.toml"):
+        assert (CONFIGS / f"{load_grid(path.stem).config}.toml").is_file()
+
+
+def test_a_finished_run_is_not_repeated(config: Config, tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"scores": {}}')
+    assert train(config, tmp_path, tmp_path) == {"scores": {}}
