@@ -46,6 +46,20 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no TOML file: {error}") from error
 
 
+def read_named(name: str, folder: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """A TOML file by path, or by its name in a folder: the path, and the content.
+
+    Raises:
+        FileNotFoundError: no such file; the message says which `kind` of file, and lists those of the folder.
+        ValueError: not TOML.
+    """
+    path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
+        raise FileNotFoundError(f"no {kind} {path}; those here are {known}")
+    return path, read_toml(path)
+
+
 def build(kind: type[Any], content: Mapping[str, Any], where: str) -> Any:
     """A dataclass from plain data; every key must be a field, every value of its type.
 

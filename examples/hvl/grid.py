@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +20,12 @@ from typing import Any
 
 import torch
 
-from examples.common.config import run_folder
+from examples.common.config import read_named, run_folder
+from examples.common.outcome import METRICS
 from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
 from examples.hvl.config import Config, load_config
-from examples.hvl.train import METRICS, add_folders, train, with_folders
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from examples.hvl.train import add_folders, train, with_folders
 
 GRIDS = Path(__file__).parent / "grids"
 _ONE = "†"  # marks a cell of one seed
@@ -59,11 +54,7 @@ def load_grid(name: str) -> Grid:
         FileNotFoundError: no such file; the message lists those there are.
         ValueError: a key is missing, or an override does not fit the configuration.
     """
-    path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in GRIDS.glob("*.toml")))
-        raise FileNotFoundError(f"no grid {path}; those here are {known}")
-    content = tomllib.loads(path.read_text())
+    path, content = read_named(name, GRIDS, "grid")
     try:
         rows = {row["label"]: tuple(row["set"]) for row in content["row"]}
         grid = Grid(path.stem, content["title"], content["config"], tuple(content["seeds"]), rows)

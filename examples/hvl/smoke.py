@@ -9,10 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from examples.common.logs import read_log
+from examples.common.outcome import METRICS
 from examples.common.scenes.toy import write_street_folder
 from examples.common.training import one_thread
 from examples.hvl.config import load_config
-from examples.hvl.train import METRICS, train
+from examples.hvl.train import train
 
 _COST = ("images_per_second", "peak_memory_mib")
 

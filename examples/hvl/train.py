@@ -9,7 +9,6 @@ RUNS/CONFIG-HASH/metrics.json     the final scores, commit, versions, cost; it e
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +18,15 @@ import torch
 
 from examples.common.config import run_folder
 from examples.common.loop import carry_out, restored
+from examples.common.outcome import METRICS, TABLES, read_metrics, write_outcome
 from examples.common.provenance import provenance
 from examples.common.scenes.batches import Steps
-from examples.common.scoring import scores_table
-from examples.common.training import in_order, write_atomically
+from examples.common.training import in_order
 from examples.hvl.config import Config, load_config
 from examples.hvl.data.task import Task, load_task, streams
 from examples.hvl.engine import Engine
 from examples.hvl.evaluation import evaluate
 
-METRICS = "metrics.json"
 RUNS = Path("runs/hvl")
 
 
@@ -57,7 +55,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
     if (folder / METRICS).is_file():
-        return _read_metrics(folder)
+        return read_metrics(folder)
     recipe = config.training
     task = load_task(config.data, kept)
     engine, seconds = _engine(config, task, folder, torch.device(device))
@@ -76,7 +74,7 @@ def train(
         return {}
     image_size = list(sources["labelled"].batch(0, 0).image.shape[-2:])
     _finish(engine, task, folder, outcome.entries, outcome.seconds, image_size)
-    return _read_metrics(folder)
+    return read_metrics(folder)
 
 
 def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> tuple[Engine, float]:
@@ -89,11 +87,6 @@ def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> t
 def _finish(
     engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float, image_size: list[int]
 ) -> None:
-    main = next(iter(task.means.values()))
-    tables = "".join(
-        f"{name}\n\n{scores_table(entry, task.classes, main)}\n\n" for name, entry in entries.items()
-    )
-    write_atomically(folder / "scores.md", lambda partial: partial.write_text(tables))
     metrics = {
         "note": engine.config.note,
         "classes": list(task.classes),
@@ -102,13 +95,7 @@ def _finish(
         "scores": entries,
         **provenance(engine.device, seconds, 1),
     }
-    text = json.dumps(metrics, indent=1) + "\n"
-    write_atomically(folder / METRICS, lambda partial: partial.write_text(text))
-
-
-def _read_metrics(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
-    return metrics
+    write_outcome(folder, metrics, next(iter(task.means.values())))
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = with_folders(load_config(given.config, given.set), given)
     folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
     train(config, folder, given.runs / "kept", device=given.device)
-    print((folder / "scores.md").read_text() + f"in {folder}")
+    print((folder / TABLES).read_text() + f"in {folder}")
 
 
 if __name__ == "__main__":

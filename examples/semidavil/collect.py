@@ -9,8 +9,8 @@ from statistics import mean
 from typing import Any
 
 from examples.common.logs import read_log
+from examples.common.outcome import METRICS
 from examples.semidavil.grid import Grid
-from examples.semidavil.train import METRICS
 
 Run = Mapping[str, Any]
 

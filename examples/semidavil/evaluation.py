@@ -11,7 +11,7 @@ from torch import Tensor
 from examples.common.scenes.domain import Domain
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.task import Task
-from examples.common.scoring import confusion_of, scores_entry, scores_table, sliding_window
+from examples.common.scoring import confusion_of, scores_entry, sliding_window
 from examples.semidavil.engine import Engine
 
 
@@ -41,11 +41,6 @@ def predict(engine: Engine, name: str, image: Tensor) -> Tensor:
             return logits.float()
 
         return sliding_window(network, image, recipe.window, recipe.stride)[0]
-
-
-def table(entry: dict[str, Any], task: Task) -> str:
-    """A Markdown table of one test set: the means, and the IoU of each class in the main one, in percent."""
-    return scores_table(entry, task.classes, next(iter(task.means.values())))
 
 
 def _confusion(engine: Engine, domain: Domain, num_classes: int, *, progress: bool) -> Tensor:

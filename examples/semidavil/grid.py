@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from examples.common.config import read_toml, run_folder
+from examples.common.config import read_named, run_folder
 from examples.common.distributed import process_group, rank
 from examples.semidavil.config import Config, load_config
 from examples.semidavil.train import add_folders, train, with_folders
@@ -70,12 +70,7 @@ def load_grid(name: str) -> Grid:
         FileNotFoundError: no such file; the message lists those there are.
         ValueError: a key is missing, `compare` names no rows, or an override does not fit the configuration.
     """
-    path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no grid {path}; those here are {', '.join(sorted(p.stem for p in GRIDS.glob('*.toml')))}"
-        )
-    content = read_toml(path)
+    path, content = read_named(name, GRIDS, "grid")
     try:
         rows = tuple(_row(row, content) for row in content["row"])
         title, budgets, seeds = content["title"], tuple(content["budgets"]), tuple(content["seeds"])

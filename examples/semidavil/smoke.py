@@ -9,10 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from examples.common.logs import read_log
+from examples.common.outcome import METRICS
 from examples.common.scenes.toy import write_street_folder
 from examples.common.training import CHECKPOINT, one_thread
 from examples.semidavil.config import load_config
-from examples.semidavil.train import METRICS, train
+from examples.semidavil.train import train
 
 COLUMNS = ("loss", "supervised", "consistency", "confident", "lr")
 

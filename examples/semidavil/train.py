@@ -25,17 +25,17 @@ import torch
 from examples.common.config import run_folder
 from examples.common.distributed import first_rank_first, process_group, rank, world_size
 from examples.common.loop import Outcome, carry_out, restored
+from examples.common.outcome import METRICS, TABLES, read_metrics, write_outcome
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
 from examples.common.scenes.batches import Share, Steps
 from examples.common.scenes.task import Task, load_task, streams
-from examples.common.training import in_order, write_atomically
+from examples.common.training import in_order
 from examples.semidavil.config import Config, load_config
 from examples.semidavil.engine import Engine
-from examples.semidavil.evaluation import evaluate, table
+from examples.semidavil.evaluation import evaluate
 from examples.semidavil.pictures import write_pictures
 
-METRICS = "metrics.json"
 RUNS = Path("runs/semidavil")
 _RANKS = 14  # the stream of random numbers that sets ranks apart
 
@@ -69,7 +69,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
     if (folder / METRICS).is_file():
-        return _read_metrics(folder)
+        return read_metrics(folder)
     seed, last = config.training.seed, config.training.iterations
     share = Share(rank(), world_size(), config.training.accumulation)
     share.places(config.data.batch_size)  # refuse now what no step could be made of
@@ -95,7 +95,7 @@ def train(
         if rank() == 0:
             image = next(iter(sources.values())).batch(0, seed, share).image
             _finish(engine, task, folder, outcome, list(image.shape[-2:]))
-    return _read_metrics(folder)
+    return read_metrics(folder)
 
 
 def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> tuple[Engine, float]:
@@ -109,26 +109,17 @@ def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> t
 
 
 def _finish(engine: Engine, task: Task, folder: Path, outcome: Outcome, image_size: list[int]) -> None:
-    entries = outcome.entries
     name, test = next(iter(task.tests.items()))
     write_pictures(engine, test, task.classes, folder, name)
-    tables = "".join(f"{name}\n\n{table(entry, task)}\n\n" for name, entry in entries.items())
-    write_atomically(folder / "scores.md", lambda path: path.write_text(tables))
     metrics = {
         "note": engine.config.note,
         "classes": list(task.classes),
         "labelled": len(task.labelled),
         "image_size": image_size,
-        "scores": entries,
+        "scores": outcome.entries,
         **provenance(engine.device, outcome.seconds, world_size()),
     }
-    text = json.dumps(metrics, indent=1) + "\n"
-    write_atomically(folder / METRICS, lambda path: path.write_text(text))
-
-
-def _read_metrics(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
-    return metrics
+    write_outcome(folder, metrics, next(iter(task.means.values())))
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with process_group(given.device) as device:
         train(config, folder, given.runs / "kept", device=str(device))
         if rank() == 0:
-            print((folder / "scores.md").read_text() + f"in {folder}")
+            print((folder / TABLES).read_text() + f"in {folder}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,17 +19,12 @@ from typing import Any
 
 import torch
 
-from examples.common.config import run_folder
+from examples.common.config import read_named, run_folder
 from examples.common.training import write_atomically
 from examples.synapse_ssl.config import Config, load_config
 from examples.synapse_ssl.plots import bars, gain_against_frequency, save_figure
 from examples.synapse_ssl.report import report
 from examples.synapse_ssl.train import METRICS, add_folders, train, with_folder
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 GRIDS = Path(__file__).parent / "grids"
 _KEPT = ("note", "data", "scores", "class_share", "tested_step", "seconds", "device", "commit", "versions")
@@ -65,11 +59,7 @@ def load_grid(name: str) -> Grid:
         FileNotFoundError: no such file; the message lists those there are.
         ValueError: a key is missing, or a value does not fit the configuration.
     """
-    path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in GRIDS.glob("*.toml")))
-        raise FileNotFoundError(f"no grid {path}; those here are {known}")
-    content = tomllib.loads(path.read_text())
+    path, content = read_named(name, GRIDS, "grid")
     try:
         axes = [tuple(content[key]) for key in ("budgets", "seeds", "methods", "pixels")]
         grid = Grid(path.stem, content["title"], content["config"], *axes)

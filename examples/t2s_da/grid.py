@@ -11,22 +11,16 @@ and plots from the finished runs; it needs no data set.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from examples.common.config import run_folder
+from examples.common.config import read_named, run_folder
 from examples.common.distributed import process_group, rank
 from examples.t2s_da.config import Config, load_config
 from examples.t2s_da.train import add_folders, train, with_folders
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -58,12 +52,7 @@ def load_grid(name: str) -> Grid:
         FileNotFoundError: no such file; the message lists those there are.
         ValueError: a key is missing, or an override does not fit the configuration.
     """
-    path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no grid {path}; those here are {', '.join(sorted(p.stem for p in GRIDS.glob('*.toml')))}"
-        )
-    content = tomllib.loads(path.read_text())
+    path, content = read_named(name, GRIDS, "grid")
     try:
         rows = tuple((row["label"], tuple(row["set"])) for row in content["row"])
         title, config, seeds = content["title"], content["config"], tuple(content["seeds"])

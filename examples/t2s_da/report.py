@@ -10,10 +10,10 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
+from examples.common.outcome import METRICS
 from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
 from examples.t2s_da.grid import Grid
-from examples.t2s_da.train import METRICS
 
 Run = Mapping[str, Any]
 Rows = Mapping[str, Sequence[Run]]

@@ -9,10 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from examples.common.logs import read_log
+from examples.common.outcome import METRICS
 from examples.common.scenes.toy import write_street_folder
 from examples.common.training import one_thread
 from examples.t2s_da.config import Config, load_config
-from examples.t2s_da.train import METRICS, train
+from examples.t2s_da.train import train
 
 COLUMNS = ("loss", "source", "target", "confident", "pull", "lr")
 MODES: Mapping[str, tuple[str, ...]] = {

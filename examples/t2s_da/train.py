@@ -12,7 +12,6 @@ On several GPUs: torchrun --nproc-per-node 2 -m examples.t2s_da.train CONFIG
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,17 +23,16 @@ import torch
 from examples.common.config import run_folder
 from examples.common.distributed import first_rank_first, process_group, rank, world_size
 from examples.common.loop import carry_out, restored
+from examples.common.outcome import METRICS, TABLES, read_metrics, write_outcome
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
 from examples.common.scenes.batches import Share, Steps, Stream
 from examples.common.scenes.task import Task, load_task, streams
-from examples.common.scoring import scores_table
-from examples.common.training import in_order, write_atomically
+from examples.common.training import in_order
 from examples.t2s_da.config import Config, load_config
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.evaluation import evaluate, feature_metrics
 
-METRICS = "metrics.json"
 RUNS = Path("runs/t2s_da")
 _RANKS = 14  # the stream of random numbers that sets ranks apart
 
@@ -67,7 +65,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
     if (folder / METRICS).is_file():
-        return _read_metrics(folder)
+        return read_metrics(folder)
     seed, last = config.training.seed, config.training.iterations
     share = Share(rank(), world_size())
     share.places(config.data.batch_size)  # refuse now what no step could be made of
@@ -94,7 +92,7 @@ def train(
     with first_rank_first():
         if rank() == 0:
             _finish(engine, task, folder, entries, outcome.seconds, list(sources["source"].crop or ()))
-    return _read_metrics(folder)
+    return read_metrics(folder)
 
 
 def _streams(config: Config, task: Task, kept: Path) -> dict[str, Stream]:
@@ -117,11 +115,6 @@ def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> t
 def _finish(
     engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float, crop: list[int]
 ) -> None:
-    main = next(iter(task.means.values()))
-    tables = "".join(
-        f"{name}\n\n{scores_table(entry, task.classes, main)}\n\n" for name, entry in entries.items()
-    )
-    write_atomically(folder / "scores.md", lambda path: path.write_text(tables))
     metrics = {
         "note": engine.config.note,
         "classes": list(task.classes),
@@ -130,13 +123,7 @@ def _finish(
         "class_weight": engine.pull.criterion.class_weight.tolist(),
         **provenance(engine.device, seconds, world_size()),
     }
-    text = json.dumps(metrics, indent=1) + "\n"
-    write_atomically(folder / METRICS, lambda path: path.write_text(text))
-
-
-def _read_metrics(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
-    return metrics
+    write_outcome(folder, metrics, next(iter(task.means.values())))
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
@@ -181,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with process_group(given.device) as device:
         train(config, folder, given.runs / "kept", device=str(device))
         if rank() == 0:
-            print((folder / "scores.md").read_text() + f"in {folder}")
+            print((folder / TABLES).read_text() + f"in {folder}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from statistics import mean
 from typing import Any
 
 from examples.common.config import run_folder
+from examples.common.outcome import METRICS
 from examples.uda_gbw.grid import Grid
-from examples.uda_gbw.train import METRICS
 
 Run = Mapping[str, Any]
 

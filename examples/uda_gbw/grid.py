@@ -11,7 +11,6 @@ side by side. `report` writes GRID.json, GRID.md and plots from the finished run
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,15 +19,10 @@ from typing import Any
 
 import torch
 
-from examples.common.config import run_folder
+from examples.common.config import read_named, run_folder
 from examples.common.distributed import process_group, rank
 from examples.uda_gbw.config import Config, load_config
 from examples.uda_gbw.train import add_folders, train, with_folders
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -69,10 +63,9 @@ def load_grid(name: str) -> Grid:
         FileNotFoundError: no such file; the message lists those there are.
         ValueError: a key is missing, `weights_of` names no cell, or an override does not fit the configuration.
     """
-    path = Path(name) if name.endswith(".toml") else GRIDS / f"{name}.toml"
-    content = _read(path)
+    path, content = read_named(name, GRIDS, "grid")
     try:
-        parts = _read(path.with_name(f"{content['rows_of']}.toml")) if "rows_of" in content else content
+        parts = read_named(content["rows_of"], path.parent, "grid")[1] if "rows_of" in content else content
         grid = Grid(
             path.stem,
             content["title"],
@@ -134,13 +127,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from examples.uda_gbw.report import write_report  # noqa: PLC0415 (matplotlib)
 
     print(write_report(grid, given.runs, given.out))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in GRIDS.glob("*.toml")))
-        raise FileNotFoundError(f"no grid {path}; those here are {known}")
-    return tomllib.loads(path.read_text())
 
 
 def _part(content: Mapping[str, Any]) -> Part:

@@ -15,7 +15,6 @@ On several GPUs: torchrun --nproc-per-node 2 -m examples.uda_gbw.train CONFIG
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,17 +27,16 @@ from examples.common.config import run_folder
 from examples.common.distributed import first_rank_first, process_group, rank, world_size
 from examples.common.logs import Logs, read_log
 from examples.common.loop import Outcome, carry_out, restored
+from examples.common.outcome import METRICS, TABLES, read_metrics, write_outcome
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
 from examples.common.scenes.batches import Share, Steps
 from examples.common.scenes.task import Task
-from examples.common.scoring import scores_table
-from examples.common.training import in_order, write_atomically
+from examples.common.training import in_order
 from examples.uda_gbw.config import Config, load_config
 from examples.uda_gbw.data import Classes, load_task, source_classes, streams
 from examples.uda_gbw.engine import Engine
 
-METRICS = "metrics.json"
 RUNS = Path("runs/uda_gbw")
 _RANKS = 14  # the stream of random numbers that sets ranks apart
 _DIGITS = 5  # of a class weight in metrics.json
@@ -73,7 +71,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
     if (folder / METRICS).is_file():
-        return _read_metrics(folder)
+        return read_metrics(folder)
     seed, last = config.training.seed, config.training.iterations
     share = Share(rank(), world_size())
     share.places(config.data.batch_size)  # refuse now what no step could be made of
@@ -104,7 +102,7 @@ def train(
         if rank() == 0:
             image = sources["source"].batch(0, seed, share).image
             _finish(engine, task, classes, folder, outcome, list(image.shape[-2:]))
-    return _read_metrics(folder)
+    return read_metrics(folder)
 
 
 def _log_weights(engine: Engine, task: Task, logs: Logs) -> None:
@@ -119,11 +117,6 @@ def _log_weights(engine: Engine, task: Task, logs: Logs) -> None:
 def _finish(
     engine: Engine, task: Task, classes: Classes, folder: Path, outcome: Outcome, image_size: list[int]
 ) -> None:
-    main = next(iter(task.means.values()))
-    tables = "".join(
-        f"{name}\n\n{scores_table(entry, task.classes, main)}\n\n" for name, entry in outcome.entries.items()
-    )
-    write_atomically(folder / "scores.md", lambda path: path.write_text(tables))
     metrics = {
         "note": engine.config.note,
         "method": engine.config.method,
@@ -134,8 +127,7 @@ def _finish(
         "class_weights": {name: _weight_history(folder, name, task) for name in engine.class_weights()},
         **provenance(engine.device, outcome.seconds, world_size()),
     }
-    text = json.dumps(metrics) + "\n"
-    write_atomically(folder / METRICS, lambda path: path.write_text(text))
+    write_outcome(folder, metrics, next(iter(task.means.values())))
 
 
 def _weight_history(folder: Path, loss: str, task: Task) -> dict[str, list[Any]]:
@@ -145,11 +137,6 @@ def _weight_history(folder: Path, loss: str, task: Task) -> dict[str, list[Any]]
         "steps": [int(row["step"]) for row in rows],
         "weights": [[round(row[name], _DIGITS) for name in task.classes] for row in rows],
     }
-
-
-def _read_metrics(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
-    return metrics
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with process_group(given.device) as device:
         train(config, folder, given.runs / "kept", device=str(device))
         if rank() == 0:
-            print((folder / "scores.md").read_text() + f"in {folder}")
+            print((folder / TABLES).read_text() + f"in {folder}")
 
 
 if __name__ == "__main__":

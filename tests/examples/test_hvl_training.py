@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 from examples.common.config import run_folder
+from examples.common.outcome import METRICS
 from examples.common.scenes.batches import Steps
 from examples.hvl import grid
 from examples.hvl.config import CONFIGS, Config, load_config
@@ -21,7 +22,7 @@ from examples.hvl.data.task import load_task, streams
 from examples.hvl.engine import Engine
 from examples.hvl.grid import GRIDS, load_grid
 from examples.hvl.smoke import smoke
-from examples.hvl.train import METRICS, main, train
+from examples.hvl.train import main, train
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid-small"
 SMALL = ["data.budget=2", "data.crop=[16, 24]", "training.window=[16, 24]", "model.decoder_layers=1"]
