@@ -28,7 +28,9 @@ def nearest_centre(offset: Tensor, centres: Tensor) -> Tensor:
     if not len(centres):
         return torch.zeros(height, width, dtype=torch.long, device=offset.device)
     aim = (grid_of(height, width, offset.device) + offset).flatten(1).T
-    return (torch.cdist(aim, centres.to(aim.dtype)).argmin(1) + 1).view(height, width)
+    # Not by matrix products, which round away the difference between centres that are near.
+    distance = torch.cdist(aim, centres.to(aim.dtype), compute_mode="donot_use_mm_for_euclid_dist")
+    return (distance.argmin(1) + 1).view(height, width)
 
 
 def panoptic_map(
@@ -37,7 +39,7 @@ def panoptic_map(
     """One image's segments (H, W, 2): class and instance, which is 0 for stuff.
 
     Every pixel of a thing class belongs to the centre that its offset leads to, and an instance has the class that
-    most of its pixels have (of several, the smallest index). Void (class `IGNORE_INDEX`) are stuff classes with too
+    most of its pixels have. Void (class `IGNORE_INDEX`) are stuff classes with too
     few pixels, and thing pixels of an image without a centre.
 
     Args:
