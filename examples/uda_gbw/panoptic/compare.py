@@ -62,7 +62,7 @@ def report(found: Runs) -> str:
     lines = [
         "# Panoptic segmentation of generated streets: GBW in the semantic head",
         "",
-        *_reading(),
+        _reading(),
         "",
         _recipe(every),
     ]

@@ -28,7 +28,10 @@ class Engine:
         encoder = list(self.network.segmenter.encoder.parameters())
         known = {id(p) for p in encoder}
         others = [p for p in self.network.parameters() if id(p) not in known]
-        groups = [{"params": encoder}, {"params": others, "lr": recipe.lr * recipe.decoder_lr}]
+        groups: list[dict[str, Any]] = [
+            {"params": encoder},
+            {"params": others, "lr": recipe.lr * recipe.decoder_lr},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
 

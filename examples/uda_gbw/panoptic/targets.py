@@ -24,7 +24,7 @@ def targets_of(instance: Tensor, sigma: float) -> Targets:
 def centres_of(instance: Tensor) -> tuple[Tensor, Tensor]:
     """The instances' numbers (K,), ascending, and the means (K, 2) of their pixels' rows and columns."""
     places = instance.nonzero()
-    numbers, which = instance[instance > 0].unique(return_inverse=True)
+    numbers, which = torch.unique(instance[instance > 0], return_inverse=True)
     total = places.new_zeros(len(numbers), 2).index_add_(0, which, places)
     return numbers, total / torch.bincount(which, minlength=len(numbers))[:, None]
 
@@ -38,7 +38,7 @@ def grid_of(height: int, width: int, device: torch.device) -> Tensor:
 def _of_one(instance: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     """Heat (H, W) and offset (2, H, W) of one image."""
     numbers, centres = centres_of(instance)
-    grid = grid_of(*instance.shape, instance.device)
+    grid = grid_of(instance.shape[0], instance.shape[1], instance.device)
     if not len(numbers):
         return torch.zeros_like(grid[0]), torch.zeros_like(grid)
     # A peak is a pixel's own: at the centre itself, between pixels, no heat would be 1.
