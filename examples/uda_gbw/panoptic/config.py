@@ -49,7 +49,8 @@ class ModelConfig:
 class InstanceConfig:
     """Centres and offsets: how they are learnt, and how instances are made of them.
 
-    The defaults are Panoptic-DeepLab's for Cityscapes at 1024x2048 (Cheng et al., CVPR 2020).
+    The defaults are Panoptic-DeepLab's for Cityscapes at 1024x2048 (Cheng et al., CVPR 2020); the least area of stuff
+    is that of detectron2's version.
     """
 
     sigma: float = 8.0  # pixels, of the Gaussian around a centre
@@ -58,7 +59,7 @@ class InstanceConfig:
     threshold: float = 0.1  # a centre's heat is above it
     window: int = 7  # pixels, odd: a centre's heat is the greatest of the square around it
     most: int = 200  # centres of an image
-    stuff_area: int = 4096  # pixels: less of a stuff class in an image becomes void
+    stuff_area: int = 2048  # pixels: less of a stuff class in an image becomes void
 
     def __post_init__(self) -> None:
         at_least(self, 0, "centre_weight", "offset_weight", "stuff_area")
