@@ -1,10 +1,12 @@
 """The synthetic streets: the same from the same seed, in perspective, and shared out as CamVid is."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from examples.common.streets import CLASSES, IGNORE_INDEX, Streets, render_street
+from examples.common.streets import CLASSES, IGNORE_INDEX, THINGS, Streets, render_instances, render_street
 
 COUNT = 60
 SIZE = (96, 128)
@@ -34,6 +36,41 @@ def test_same_seed_same_bytes():
     first, second = render_street(5, SIZE), render_street(5, SIZE)
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("size", [SIZE, (77, 131)])
+def test_instances_change_nothing_of_image_and_labels(size):
+    for seed in range(4):
+        image, label, instance = render_instances(seed, size)
+        plain = render_street(seed, size)
+        assert np.array_equal(image, plain[0])
+        assert np.array_equal(label, plain[1])
+        assert np.array_equal(instance, render_instances(seed, size)[2])
+
+
+def test_instances_are_of_one_thing_class_each():
+    most = 0
+    for seed in range(12):
+        _, label, instance = render_instances(seed, SIZE)
+        assert instance.shape == SIZE
+        assert instance.dtype == np.int32
+        assert np.array_equal(instance > 0, np.isin(label, THINGS))
+        numbers = np.unique(instance[instance > 0])
+        assert np.array_equal(numbers, np.arange(1, len(numbers) + 1))
+        assert all(len(np.unique(label[instance == number])) == 1 for number in numbers)
+        most = max(most, len(numbers))
+    assert most > 5
+
+
+def test_nearer_things_have_greater_numbers():
+    """Where a car hides another one, its lower edge is below."""
+    ordered = []
+    for seed in range(12):
+        _, label, instance = render_instances(seed, SIZE)
+        cars = np.unique(instance[(label == INDEX["car"]) & (instance > 0)])
+        feet = [np.nonzero(instance == number)[0].max() for number in cars]
+        ordered += [b >= a for a, b in pairwise(feet)]
+    assert np.mean(ordered) > 0.8
 
 
 def test_other_seed_other_street():

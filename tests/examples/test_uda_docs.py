@@ -13,10 +13,12 @@ pytest.importorskip("kornia")
 
 from examples.uda_gbw.config import load_config
 from examples.uda_gbw.grid import GRIDS, load_grid
+from examples.uda_gbw.panoptic.config import load_config as load_panoptic
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reproducing" / "gbw.md").read_text()
 README = (ROOT / "examples" / "uda_gbw" / "README.md").read_text()
+MODULES = ("uda_gbw.train", "uda_gbw.grid", "uda_gbw.panoptic.train", "uda_gbw.panoptic.compare")
 LOOP = re.search(r"^for grid in (.*); do$", PAGE, re.MULTILINE)
 
 
@@ -33,14 +35,16 @@ def test_commands_name_what_exists():
     commands = _commands()
     assert len(commands) > 15
     for module, *words in commands:
-        assert module in ("uda_gbw.train", "uda_gbw.grid")
+        assert module in MODULES
         if module == "uda_gbw.grid":
             assert words[0] in ("run", "report")
             if words[1] != "$grid":
                 load_grid(words[1])
+        elif module == "uda_gbw.panoptic.compare":
+            assert words in (["run"], ["report"])
         elif words[0] != "--smoke":
             keys = words[words.index("--set") + 1 :] if "--set" in words else []
-            load_config(words[0], keys)
+            (load_panoptic if "panoptic" in module else load_config)(words[0], keys)
 
 
 def test_the_loop_runs_every_small_grid():

@@ -4,8 +4,8 @@ A ground plan, a camera and the weather are drawn at random; then everything is 
 Needs numpy and Pillow, and torch for `Streets`.
 """
 
-from .classes import CLASSES, IGNORE_INDEX
+from .classes import CLASSES, IGNORE_INDEX, THINGS
 from .dataset import Streets
-from .render import render_street
+from .render import render_instances, render_street
 
-__all__ = ["CLASSES", "IGNORE_INDEX", "Streets", "render_street"]
+__all__ = ["CLASSES", "IGNORE_INDEX", "THINGS", "Streets", "render_instances", "render_street"]

@@ -15,3 +15,4 @@ CLASSES: tuple[str, ...] = (
 )
 IGNORE_INDEX = 255
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(len(CLASSES))
+THINGS: tuple[int, ...] = (CAR, PEDESTRIAN, BICYCLIST)  # what is counted; a bicycle is its rider's

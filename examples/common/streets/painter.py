@@ -1,12 +1,12 @@
 """The canvas: colours and object numbers, painted together from far to near.
 
 Everything visible belongs to an object. `Painter.begin` is the only place where an object gets its class, and
-the object's number is what the second canvas stores: the label map is a table look-up on it, and so
-would be a map of instances.
+the object's number is what the second canvas stores: the label map is a table look-up on it, and so is the
+map of instances.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -219,9 +219,21 @@ class Painter:
 
     def result(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
         """The picture in [0, 255] (H, W, 3), its labels (H, W) and the strength of grain (H, W), all at final size."""
-        picture = np.asarray(self.image.reduce(OVERSAMPLING), dtype=np.float32)
-        ids = np.asarray(self.ids)[OVERSAMPLING // 2 :: OVERSAMPLING, OVERSAMPLING // 2 :: OVERSAMPLING]
+        picture, ids = np.asarray(self.image.reduce(OVERSAMPLING), dtype=np.float32), self._objects()
         return picture, np.array(self._classes, np.uint8)[ids], np.array(self._texture, np.float32)[ids]
+
+    def instances(self, classes: Collection[int]) -> NDArray[np.int32]:
+        """The objects of some classes at final size (H, W): those in sight are 1, 2, ..., all else is 0."""
+        ids = self._objects()
+        shown = np.unique(ids)
+        shown = shown[np.isin(np.array(self._classes)[shown], list(classes))]
+        numbers = np.zeros(len(self._classes), np.int32)
+        numbers[shown] = np.arange(1, len(shown) + 1)
+        return cast("NDArray[np.int32]", numbers[ids])
+
+    def _objects(self) -> NDArray[np.int32]:
+        """The object's number at each pixel, at final size (H, W)."""
+        return np.asarray(self.ids)[OVERSAMPLING // 2 :: OVERSAMPLING, OVERSAMPLING // 2 :: OVERSAMPLING]
 
     def _outlines(self, polygons: Floats, smallest: float = 0.0, cull: bool = False) -> list[list[float]]:
         """World polygons (N, K, 3) as flat lists of canvas coordinates; empty for those that need no paint."""
