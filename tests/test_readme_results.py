@@ -7,12 +7,24 @@ import pytest
 pytest.importorskip("torchmetrics")
 
 from benchmarks.accuracy.readme import results_block
+from benchmarks.papers.lines import Line
+from benchmarks.papers.readme import papers_block
 from benchmarks.readme_block import README, fill
 
 
 def test_the_results_block_is_up_to_date() -> None:
     text = README.read_text()
     assert fill(text, "results", results_block()) == text, "run: python -m benchmarks.accuracy.readme"
+
+
+def test_the_papers_block_is_up_to_date() -> None:
+    text = README.read_text()
+    assert fill(text, "papers", papers_block()) == text, "run: python -m benchmarks.papers.readme"
+
+
+def test_a_gain_is_that_of_common_seeds() -> None:
+    line = Line("here", {0: 10.0, 1: 20.0}, {1: 23.0, 2: 90.0})
+    assert line.cells() == ["here", "15.0 ± 7.1", "56.5 ± 47.4", "+3.0 (1)"]
 
 
 def test_missing_markers_are_told() -> None:

@@ -53,7 +53,8 @@ def organs(name: str, data: str) -> list[Line]:
             }
             for pixel in ("CE", "DyCE")
         ]
-        lines.append(Line(f"{data}, {method.replace('_', '-')}", *sides))
+        name = method if method == "supervised" else method.replace("_", "-").upper()
+        lines.append(Line(f"{data}, {name}", *sides))
     return lines
 
 
