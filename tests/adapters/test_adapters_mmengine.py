@@ -17,6 +17,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
 from classbalance_losses.adapters.mmengine import ESTIMATORS, LOSSES
+from classbalance_losses.losses._base import PixelLoss
 
 CONFIG = """
 custom_imports = dict(imports=["classbalance_losses.adapters.mmengine"])
@@ -42,15 +43,15 @@ def test_a_built_loss_is_the_loss(loss_type: type) -> None:
 
 
 def test_every_loss_and_estimator_is_registered() -> None:
-    pixel_losses = {name for name in cb.__all__ if name.endswith("Loss")} - {"PullLoss"}
+    pixel_losses, estimators = _public(PixelLoss), _public(cb.ClassWeightEstimator)
     assert {loss_type.__name__ for loss_type in LOSSES} == pixel_losses
-    estimators = {
-        name
-        for name in cb.__all__
-        if isinstance(getattr(cb, name), type) and issubclass(getattr(cb, name), cb.ClassWeightEstimator)
-    }
     assert {estimator.__name__ for estimator in ESTIMATORS} == estimators - {"ClassWeightEstimator"}
     assert all(f"ClassBalance{name}" in MODELS for name in pixel_losses)
+
+
+def _public(base: type) -> set[str]:
+    kinds = {name: getattr(cb, name) for name in cb.__all__}
+    return {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, base)}
 
 
 def test_by_a_config_file() -> None:
