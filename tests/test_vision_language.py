@@ -31,9 +31,19 @@ from classbalance_losses.functional import (
     vision_language_loss,
 )
 
+on_both_backends = pytest.mark.usefixtures("backend")
+
+
+@pytest.fixture(params=["reference", "blocked"])
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    with use_backend(request.param):
+        yield
+
+
 # Laws of all
 
 
+@on_both_backends
 @over(ROWS)
 def test_value_and_gradient_equal_the_loops(row: Row) -> None:
     inputs = row.leaves()
@@ -43,6 +53,7 @@ def test_value_and_gradient_equal_the_loops(row: Row) -> None:
         torch.testing.assert_close(gradient, torch.from_numpy(gradients[name]))
 
 
+@on_both_backends
 @over(DEFAULTS)
 def test_gradcheck(row: Row) -> None:
     """Of second order too; the first is in closed form above, for every row."""
@@ -83,6 +94,7 @@ def test_constants_get_no_gradient(row: Row) -> None:
     assert {k for k, v in inputs.items() if v.grad is not None} == set(row.learnt)
 
 
+@on_both_backends
 @over(ROWS)
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_is_computed_in_float32(row: Row, half: torch.dtype) -> None:
@@ -95,6 +107,7 @@ def test_half_is_computed_in_float32(row: Row, half: torch.dtype) -> None:
     assert all(gradient.dtype == half for gradient in row.gradients(inputs).values())
 
 
+@on_both_backends
 @over(ROWS)
 def test_dtypes(row: Row) -> None:
     assert row(row.inputs()).dtype == torch.float64
@@ -103,6 +116,7 @@ def test_dtypes(row: Row) -> None:
     torch.testing.assert_close(single.double(), row(row.inputs()), rtol=1e-5, atol=1e-5)
 
 
+@on_both_backends
 @over(ROWS)
 def test_order_of_classes_and_layout_do_not_matter(row: Row) -> None:
     inputs = row.inputs()
@@ -122,6 +136,7 @@ def test_order_of_classes_and_layout_do_not_matter(row: Row) -> None:
     torch.testing.assert_close(row(moved), row(inputs))
 
 
+@on_both_backends
 @over(ROWS)
 def test_zero_vectors_have_no_direction(row: Row) -> None:
     inputs = row.inputs(torch.float32)
@@ -134,6 +149,7 @@ def test_zero_vectors_have_no_direction(row: Row) -> None:
     assert all(gradient.isfinite().all() for gradient in row.gradients(inputs).values())
 
 
+@on_both_backends
 @over(ROWS)
 def test_equal_vectors_have_finite_gradients(row: Row) -> None:
     inputs = {
@@ -143,6 +159,7 @@ def test_equal_vectors_have_finite_gradients(row: Row) -> None:
     assert all(gradient.isfinite().all() for gradient in row.gradients(inputs).values())
 
 
+@on_both_backends
 @over(ROWS)
 def test_large_and_small_lengths(row: Row) -> None:
     for scale in (1e-12, 1e12):
@@ -381,6 +398,7 @@ def test_vision_language_is_the_sum_and_needs_labels_for_one_part_only() -> None
     torch.testing.assert_close(total, masked_consistency_loss(first, second, mask))
 
 
+@on_both_backends
 @over(PIXELS)
 def test_reductions(row: Row) -> None:
     inputs = row.inputs()
@@ -396,6 +414,7 @@ def test_reductions(row: Row) -> None:
     torch.testing.assert_close(total / counted.sum(), mean)
 
 
+@on_both_backends
 @over(PIXELS)
 def test_pixels_outside_the_region_are_inert_even_as_nan(row: Row) -> None:
     inputs = row.leaves()
@@ -418,6 +437,7 @@ def test_pixels_outside_the_region_are_inert_even_as_nan(row: Row) -> None:
             assert not gradient[out.unsqueeze(1).expand_as(gradient)].any()
 
 
+@on_both_backends
 @over(PIXELS)
 def test_an_empty_region_is_zero_in_the_graph(row: Row) -> None:
     inputs = row.leaves()

@@ -18,6 +18,8 @@ from classbalance_losses import functional
 
 Call = Callable[[Any], Tensor]
 
+ON_CPU = ("reference", "blocked")  # of losses without kernels of their own
+
 
 def _diversity(problem: Texts) -> Tensor:
     return functional.query_diversity_loss(problem.queries)
@@ -75,11 +77,11 @@ def _task(loss: str, formula: Call, call: Call, backends: tuple[str, ...] = ("re
 WITHOUT_PIXELS = (
     (_task("QueryDiversityLoss", formulas.query_diversity, _diversity), ("queries",)),
     (_task("TopologyLoss", formulas.topology, _topology), ("text",)),
-    (_task("AnchorLoss", formulas.anchors, _anchors), ("projected",)),
-    (_task("PromptLoss", formulas.prompt, _prompt), ("text", "projected")),
+    (_task("AnchorLoss", formulas.anchors, _anchors, ON_CPU), ("projected",)),
+    (_task("PromptLoss", formulas.prompt, _prompt, ON_CPU), ("text", "projected")),
 )
 WITH_PIXELS = (
-    (_task("MaskedConsistencyLoss", formulas.masked_consistency, _consistency), ("masked",)),
+    (_task("MaskedConsistencyLoss", formulas.masked_consistency, _consistency, ON_CPU), ("masked",)),
     (_task("TextAlignmentLoss", formulas.text_alignment, _alignment, BACKENDS), ("masked", "text")),
     (_task("VisionLanguageLoss", formulas.vision_language, _both, BACKENDS), ("masked", "text")),
 )

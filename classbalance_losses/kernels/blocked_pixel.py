@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from classbalance_losses.kernels.blocks import (
+    Block,
     BlockedLogits,
+    FullSizeLogits,
     Scratch,
     accumulation_dtype,
     class_rows,
@@ -49,7 +51,16 @@ def pixel_function(
     input: Tensor, target: Tensor, keep: Tensor, layout: Layout, reference: PixelFunction
 ) -> Tensor:
     """Return any function of a pixel's logits and label (N, *), whose gradient autograd finds block by block."""
-    value: Tensor = _PixelFunction.apply(input, target, keep, layout, reference)  # type: ignore[no-untyped-call]
+    value: Tensor = _PixelFunction.apply(input, layout, reference, target, keep)  # type: ignore[no-untyped-call]
+    return value
+
+
+def map_function(input: Tensor, other: Tensor, keep: Tensor, reference: PixelFunction) -> Tensor:
+    """Return any function (N, *) of a pixel's vectors in a map (N, D, *) and in a constant one, where kept.
+
+    ``reference`` gets parts of the three: (n, D, p), (n, D, p) and (n, p).
+    """
+    value: Tensor = _PixelFunction.apply(input, FullSizeLogits, reference, other, keep)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -158,37 +169,42 @@ class _PixelFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, target: Tensor, keep: Tensor, layout: Layout, reference: PixelFunction
+        ctx: Any, input: Tensor, layout: Layout, reference: PixelFunction, other: Tensor, keep: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(input, target, keep)
+        ctx.save_for_backward(input, other, keep)
         ctx.layout, ctx.reference = layout, reference
-        labels, kept = (flat_pixels(values).unsqueeze(1) for values in (target, keep))
-        value = torch.empty(labels.shape, dtype=accumulation_dtype(input.dtype))
-        logits = layout(input)
+        value = torch.empty(keep.shape, dtype=accumulation_dtype(input.dtype))
+        logits, (others, kept, place) = layout(input), (_parts_of(v, input) for v in (other, keep, value))
         for block in logits.blocks():
-            pixels = (block.of(labels).squeeze(1), block.of(kept).squeeze(1))
-            block.of(value).squeeze(1).copy_(reference(logits.load(block), *pixels))
-        return value.view(target.shape)
+            place(block).copy_(reference(logits.load(block), others(block), kept(block)))
+        return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, keep = ctx.saved_tensors
+        input, other, keep = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (_differentiable(ctx, input, target, keep, grad), *(None,) * 4)
-        per_pixel = [flat_pixels(values).unsqueeze(1) for values in (target, keep, grad)]
-        logits = ctx.layout(input)
+            return (_differentiable(ctx, input, other, keep, grad), *(None,) * 4)
+        logits, (others, kept, grads) = ctx.layout(input), (_parts_of(v, input) for v in (other, keep, grad))
         for block in logits.blocks():
-            labels, kept, grads = (block.of(values).squeeze(1) for values in per_pixel)
             with torch.enable_grad():
                 x = logits.load(block).detach().requires_grad_()
-                value = ctx.reference(x, labels, kept)
-            logits.store(block, torch.autograd.grad(value, x, grads)[0])
+                value = ctx.reference(x, others(block), kept(block))
+            logits.store(block, torch.autograd.grad(value, x, grads(block))[0])
         return (logits.gradient(), *(None,) * 4)
 
 
-def _differentiable(ctx: Any, input: Tensor, target: Tensor, keep: Tensor, grad: Tensor) -> Tensor:
+def _parts_of(values: Tensor, input: Tensor) -> Callable[[Block], Tensor]:
+    """Return what views a block's part of a map (N, K, *), as (n, K, p), or of a number for each pixel, as (n, p)."""
+    if values.ndim == input.ndim:
+        rows = class_rows(values)
+        return lambda block: block.of(rows)
+    rows = flat_pixels(values).unsqueeze(1)
+    return lambda block: block.of(rows).squeeze(1)
+
+
+def _differentiable(ctx: Any, input: Tensor, other: Tensor, keep: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient with a graph of its own, by the reference, for a backward of the backward."""
-    value = ctx.reference(ctx.layout(input).full_size(), target, keep)
+    value = ctx.reference(ctx.layout(input).full_size(), other, keep)
     gradient: Tensor = torch.autograd.grad(value, input, grad, create_graph=True)[0]
     return gradient
 

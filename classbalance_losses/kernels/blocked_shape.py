@@ -47,7 +47,7 @@ class _Focal(torch.autograd.Function):
 def _blocks(*values: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Go over tensors of one shape together; the last is contiguous, and written to."""
     step = _ELEMENTS * torch.get_num_threads()
-    yield from zip(*(tensor.reshape(-1).split(step) for tensor in values), strict=True)
+    yield from zip(*(torch.split(tensor.reshape(-1), step) for tensor in values), strict=True)
 
 
 def _missed_and_power(loss: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

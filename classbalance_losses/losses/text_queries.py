@@ -146,7 +146,7 @@ def anchor_loss(
         anchors = prototypes.detach().to(own.dtype)
         if normalize:
             own, anchors = unit_vectors(own), unit_vectors(anchors)
-        total = lengths(own - anchors).sum() - distances(own).log1p().sum()
+        total = lengths(own - anchors).sum() - 2 * distances(own).log1p().sum()
         return total / max(1, own.shape[0]) if reduction == "mean" else total
 
 

@@ -71,13 +71,9 @@ def masked_consistency_loss(
     """
     check_common(-100, reduction, process_group)
     check_pair_of_maps(masked, reference, mask)
-    dtype = torch.promote_types(masked.dtype, torch.float32)
     with torch.autocast(masked.device.type, enabled=False):
         keep = _region(mask, masked)
-        own = torch.where(keep.unsqueeze(1), masked, 0).to(dtype)
-        whole = torch.where(keep.unsqueeze(1), reference.detach(), 0).to(dtype)
-        loss = torch.where(keep, cosine_distance(own, whole), 0)
-        return _reduced(loss, keep, reduction, process_group)
+        return _reduced(cosine_distance(masked, reference, keep), keep, reduction, process_group)
 
 
 def text_alignment_loss(

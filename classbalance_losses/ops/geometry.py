@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from classbalance_losses._dispatch import backend_for
+from classbalance_losses.kernels import blocked_distances, blocked_pixel
 from classbalance_losses.ops.prototypes import unit_vectors
+
+# Differences, and entries of a map, from which the blocked ways were measured to be quicker.
+_PAIRS_FROM = 1 << 16
+_COSINES_FROM = 1 << 16
 
 
 def cosines(vectors: Tensor) -> Tensor:
@@ -28,19 +34,35 @@ def lengths(vectors: Tensor) -> Tensor:
 
 
 def distances(vectors: Tensor) -> Tensor:
-    """Return the Euclidean distances (V, V) between vectors (V, D).
+    """Return the Euclidean distance of each pair of vectors (V, D), once: (V·(V−1)/2,).
 
-    From differences, V²·D numbers, not from products: those lose the small distances to rounding.
+    From differences, not from products: those lose the small distances to rounding.
     """
-    return lengths(vectors.unsqueeze(0) - vectors.unsqueeze(1))
+    if backend_for(vectors, vectors.shape[0] * vectors.numel(), blocked_from=_PAIRS_FROM) == "blocked":
+        return blocked_distances.distances(vectors, _distances)
+    return _distances(vectors)
 
 
-def cosine_distance(vectors: Tensor, others: Tensor) -> Tensor:
+def _distances(vectors: Tensor) -> Tensor:
+    one, other = torch.triu_indices(vectors.shape[0], vectors.shape[0], 1, device=vectors.device)
+    return lengths(vectors[one] - vectors[other])
+
+
+def cosine_distance(vectors: Tensor, others: Tensor, keep: Tensor) -> Tensor:
     """Return 1 - cos (N, *) between maps of vectors (N, D, *), from 0 to 2; 1 where one of the two is zero.
 
     It is half the squared distance between unit vectors: exactly 0 at equality and never negative, which 1 - cos
-    in floats is not.
+    in floats is not. ``others`` are constant. Where not kept (N, *) it is 0, and what stands there may be NaN.
     """
-    own, other = unit_vectors(vectors, dim=1), unit_vectors(others, dim=1)
+    if backend_for(vectors, blocked_from=_COSINES_FROM) == "blocked":
+        return blocked_pixel.map_function(vectors, others.detach(), keep, _cosine_distance)
+    return _cosine_distance(vectors, others.detach(), keep)
+
+
+def _cosine_distance(vectors: Tensor, others: Tensor, keep: Tensor) -> Tensor:
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    own, other = (
+        unit_vectors(torch.where(keep.unsqueeze(1), x, 0).to(dtype), dim=1) for x in (vectors, others)
+    )
     known = (own != 0).any(1) & (other != 0).any(1)
-    return torch.where(known, (own - other).square().sum(1) / 2, 1)
+    return torch.where(keep, torch.where(known, (own - other).square().sum(1) / 2, 1), 0)

@@ -35,9 +35,9 @@ def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:
     """Return the vectors, which lie along ``dim``, scaled to length 1; a zero vector stays zero, its gradient 0."""
     square = vectors.square().sum(dim, keepdim=True)
     has_length = ~(square <= torch.finfo(square.dtype).tiny)  # true of NaN, which must not vanish
-    # The inner selection keeps 1/0 out of the backward pass, the outer one gives the zero vector its 0. A
+    # The inner selection keeps 1/0 out of the backward pass, and division by infinity makes the zero vector's 0s. A
     # division by the root, not a product with rsqrt: rsqrt's derivative overflows below a length of 1e-13.
-    return torch.where(has_length, vectors / torch.where(has_length, square, 1).sqrt(), 0)
+    return vectors / torch.where(has_length, torch.where(has_length, square, 1).sqrt(), torch.inf)
 
 
 def class_prototypes(
