@@ -8,12 +8,35 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+Config = TypeVar("Config")
+
+
+def load(kind: type[Config], path: str | Path, folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration by path, or by its name in a folder.
+
+    A file may build on another one of its folder: `base = "NAME"`.
+
+    Args:
+        kind: the dataclass.
+        path: of the file, or the name.
+        folder: of the named ones.
+        overrides: `KEY=VALUE` with a dotted key and a TOML value: `training.seed=1`, `loss="CE"`.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists those of its folder.
+        ValueError: not TOML, an unknown key, or a value of the wrong type or out of range.
+    """
+    file = Path(path) if Path(path).suffix else folder / path
+    config: Config = build(kind, load_toml(file, overrides), str(path))
+    return config
 
 
 def load_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from classbalance_losses.functional import (
     text_alignment_loss,
     topology_loss,
 )
+from examples.common.resumable import Resumable
 from examples.common.sampling import seed_of
 from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
@@ -29,11 +30,8 @@ from examples.hvl.model.network import build_network
 _STRONG, _BOXES, _HIDDEN, _POINTS = 12, 13, 14, 15
 
 
-class Engine:
-    """Network, losses and optimiser, and the step that changes them; one process.
-
-    Every random number of a step comes from the seed and the step, so a resumed run needs no random state.
-    """
+class Engine(Resumable):
+    """Network, losses and optimiser, and the step that changes them; one process."""
 
     def __init__(self, config: Config, classes: tuple[str, ...], device: torch.device) -> None:
         self.config, self.device, self.step = config, device, 0
@@ -157,24 +155,8 @@ class Engine:
         seed = self.config.training.seed
         return [seed_of(seed_of(seed, position, stream), view, stream) for position in images.positions]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on to the same bits."""
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return {"config": self.config.as_dict(), "step": self.step, **parts}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: it belongs to another configuration.
-        """
-        if state["config"] != self.config.as_dict():
-            raise ValueError(f"the checkpoint has another configuration, {state['config']}")
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step = state["step"]
-
-    def _parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
         return {"network": self.network, "optimizer": self.optimizer, "scheduler": self.scheduler}
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
-
+from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
 from examples.common.outcome import METRICS
 from examples.common.scoring import RARE, rare_mean
@@ -166,16 +165,9 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("grid", help="a file, or a name in examples/hvl/grids")
+    parser = grid_parser(__doc__, grids="examples/hvl/grids", out="benchmarks/results/hvl")
     add_folders(parser)
-    parser.add_argument("--seeds", type=int, nargs="*", help="of the grid's seeds")
     parser.add_argument("--rows", type=int, nargs="*", help="of the grid's rows, counted from 0")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hvl"))
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
     if given.action == "run":

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from examples.common.command import parse_training, training_parser
 from examples.common.config import run_folder
 from examples.common.loop import carry_out, restored
 from examples.common.outcome import METRICS, TABLES, read_metrics, write_outcome
@@ -121,20 +122,19 @@ def with_folders(config: Config, given: argparse.Namespace) -> Config:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("config", nargs="?", help="a file, or a name in examples/hvl/configs")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. weights.anchor=0")
+    parser = training_parser(
+        __doc__.split("\n", 1)[0],
+        configs="examples/hvl/configs",
+        overrides="weights.anchor=0",
+        smoke="the whole pipeline on toy data, in a minute",
+    )
     add_folders(parser)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="the whole pipeline on toy data, in a minute")
-    given = parser.parse_args(arguments)
+    given = parse_training(parser, arguments, one_process=True)
     if given.smoke:
         from examples.hvl.smoke import smoke  # noqa: PLC0415
 
         smoke(given.set, device=given.device)
         return
-    if given.config is None:
-        parser.error("name a configuration, or --smoke")
     config = with_folders(load_config(given.config, given.set), given)
     folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
     train(config, folder, given.runs / "kept", device=given.device)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.common.config import at_least, build, load_toml, plain
+from examples.common.config import at_least, load, plain
 from examples.common.scenes.config import DataConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -120,15 +120,5 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration by path, or by the name of a file in `examples/semidavil/configs`.
-
-    A file may build on another one of its folder: `base = "gta5"`. `overrides` are `KEY=VALUE` with a dotted key and a
-    TOML value: `training.seed=1`, `loss="CE"`.
-
-    Raises:
-        FileNotFoundError: no such file; the message lists those of its folder.
-        ValueError: an unknown key, or a value of the wrong type or out of range.
-    """
-    file = Path(path) if Path(path).suffix else CONFIGS / path
-    config: Config = build(Config, load_toml(file, overrides), str(path))
-    return config
+    """Read a configuration by path, or by the name of a file in `examples/semidavil/configs`; see `load`."""
+    return load(Config, path, CONFIGS, overrides)

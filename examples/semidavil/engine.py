@@ -13,10 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from examples.common.distributed import (
     all_sum,
     join_batch_norm,
-    random_states,
-    restore_random_states,
     world_size,
 )
+from examples.common.resumable import Resumable
 from examples.common.sampling import seed_of
 from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
@@ -32,7 +31,7 @@ _STRONG = 15  # the stream of random numbers for the strong views
 _AMP = {"off": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Engine:
+class Engine(Resumable):
     """Networks, losses and optimiser, and the step that changes them.
 
     **Ranks.** Each has its share of a step's images. Gradients, losses, BatchNorm's statistics and the counts in the
@@ -136,29 +135,8 @@ class Engine:
         teacher = self.config.training.evaluate == "teacher"
         return self.networks.teacher if teacher else self.networks.student
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on to the same bits; all ranks must ask for it."""
-        return {
-            "config": self.config.as_dict(),
-            "step": self.step,
-            **{name: part.state_dict() for name, part in self._parts().items()},
-            **random_states(self.device),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: it belongs to another configuration.
-        """
-        if state["config"] != self.config.as_dict():
-            raise ValueError(f"the checkpoint has another configuration, {state['config']}")
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step = state["step"]
-        restore_random_states(state, self.device)
-
-    def _parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
         return {
             "student": self.networks.student,
             "teacher": self.networks.teacher,

@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
 from examples.common.distributed import process_group, rank
 from examples.semidavil.config import Config, load_config
@@ -105,16 +104,9 @@ def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("grid", help="a file, or a name in examples/semidavil/grids")
+    parser = grid_parser(__doc__, grids="examples/semidavil/grids", out="benchmarks/results/semidavil")
     add_folders(parser)
-    parser.add_argument("--seeds", type=int, nargs="*", help="in place of the grid's")
     parser.add_argument("--budgets", type=int, nargs="*", help="in place of the grid's")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/semidavil"))
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
     seeds, budgets = tuple(given.seeds or grid.seeds), tuple(given.budgets or grid.budgets)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +21,14 @@ from typing import Any
 
 import torch
 
+from examples.common.command import parse_training, training_parser
 from examples.common.config import run_folder
 from examples.common.distributed import first_rank_first, process_group, rank, world_size
 from examples.common.loop import Outcome, carry_out, restored
 from examples.common.outcome import METRICS, TABLES, read_metrics, write_outcome
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
+from examples.common.scenes import folders
 from examples.common.scenes.batches import Share, Steps
 from examples.common.scenes.task import Task, load_task, streams
 from examples.common.training import in_order
@@ -123,46 +124,37 @@ def _finish(engine: Engine, task: Task, folder: Path, outcome: Outcome, image_si
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
-    """The options that say where data and runs lie."""
-    parser.add_argument("--source", default="", help="the folder of GTA5 or SYNTHIA")
-    parser.add_argument("--target", default="", help="the folder of Cityscapes, or one in CamVid's layout")
+    """The options that say where data, captions and runs lie."""
+    folders.add_folders(parser, RUNS)
     parser.add_argument("--captions", default="", help='the file of captions, for model.captions = "file"')
-    parser.add_argument("--runs", type=Path, default=RUNS)
 
 
 def with_folders(config: Config, given: argparse.Namespace) -> Config:
     """The configuration with the folders of the command line, where it names them."""
-    data = replace(
-        config.data, source=given.source or config.data.source, target=given.target or config.data.target
-    )
+    config = folders.with_folders(config, given)
     file = given.captions or config.model.caption_file
-    return replace(config, data=data, model=replace(config.model, caption_file=file))
+    return replace(config, model=replace(config.model, caption_file=file))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("config", nargs="?", help="a file, or a name in examples/semidavil/configs")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. training.seed=1 loss='\"CE\"'"
+    parser = training_parser(
+        __doc__.split("\n", 1)[0],
+        configs="examples/semidavil/configs",
+        overrides="training.seed=1 loss='\"CE\"'",
+        smoke="the whole pipeline on toy data, in a minute",
     )
     parser.add_argument("--vision", metavar="NAME", help="model.vision: clip:PATH-OR-HUB-NAME, ...")
     parser.add_argument("--text", metavar="NAME", help="model.text: clip:PATH-OR-HUB-NAME, minilm, ...")
     add_folders(parser)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="the whole pipeline on toy data, in a minute")
-    given = parser.parse_args(arguments)
+    given = parse_training(parser, arguments)
     encoders = {"model.vision": given.vision, "model.text": given.text}
     overrides = [*given.set, *(f"{key}={json.dumps(name)}" for key, name in encoders.items() if name)]
     if given.smoke:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            parser.error("--smoke is for one process")
         from examples.semidavil.smoke import smoke  # noqa: PLC0415
 
         smoke(overrides, device=given.device)
         return
-    if given.config is None:
-        parser.error("name a configuration, or --smoke")
     config = with_folders(load_config(given.config, overrides), given)
     folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
     with process_group(given.device) as device:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from examples.common.resumable import Resumable
 from examples.synapse_ssl.config import Config
 from examples.synapse_ssl.data.batches import Patches
 from examples.synapse_ssl.data.task import Task
 from examples.synapse_ssl.methods import build_method
 
 
-class Engine:
+class Engine(Resumable):
     """Method and optimiser, the step that changes them, and the best weights so far."""
 
     def __init__(self, config: Config, class_counts: Tensor, device: torch.device) -> None:
@@ -64,16 +65,7 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on to the same bits."""
-        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
-        return {
-            "config": self.config.as_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "best": self.best,
-            **{name: part.state_dict() for name, part in self._parts().items()},
-            "random_state": torch.get_rng_state(),
-            "cuda_random_states": cuda,
-        }
+        return super().state_dict() | {"seconds": self.seconds, "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -81,14 +73,8 @@ class Engine:
         Raises:
             ValueError: it belongs to another configuration.
         """
-        if state["config"] != self.config.as_dict():
-            raise ValueError(f"the checkpoint has another configuration, {state['config']}")
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        torch.set_rng_state(state["random_state"])
-        if state["cuda_random_states"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["cuda_random_states"])
+        super().load_state_dict(state)
+        self.seconds, self.best = state["seconds"], state["best"]
 
     def _rate(self, step: int) -> float:
         """The polynomial of the epoch that a step is in, as a share of the first rate."""
@@ -96,7 +82,8 @@ class Engine:
         epoch = min(step // recipe.steps_per_epoch, recipe.epochs)
         return float((1 - epoch / recipe.epochs) ** recipe.power)
 
-    def _parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds, beside the best weights."""
         return {
             "method": self.method,
             "optimizer": self.optimizer,

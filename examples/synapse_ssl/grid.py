@@ -17,14 +17,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
+from examples.common.outcome import METRICS
 from examples.common.training import write_atomically
 from examples.synapse_ssl.config import Config, load_config
 from examples.synapse_ssl.plots import bars, gain_against_frequency, save_figure
 from examples.synapse_ssl.report import report
-from examples.synapse_ssl.train import METRICS, add_folders, train, with_folder
+from examples.synapse_ssl.train import add_folders, train, with_folder
 
 GRIDS = Path(__file__).parent / "grids"
 _KEPT = ("note", "data", "scores", "class_share", "tested_step", "seconds", "device", "commit", "versions")
@@ -115,17 +115,10 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("grid", help="a file, or a name in examples/synapse_ssl/grids")
+    parser = grid_parser(__doc__, grids="examples/synapse_ssl/grids", out="benchmarks/results/synapse_ssl")
     add_folders(parser)
-    parser.add_argument("--seeds", type=int, nargs="*", help="of the grid's seeds")
     parser.add_argument("--budgets", type=float, nargs="*", help="of the grid's label budgets")
     parser.add_argument("--methods", nargs="*", help="of the grid's methods")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/synapse_ssl"))
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
     if given.action == "run":

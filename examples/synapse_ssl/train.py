@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from examples.common.command import parse_training, training_parser
 from examples.common.config import run_folder
 from examples.common.logs import Logs
 from examples.common.meter import Meter
+from examples.common.outcome import METRICS, read_metrics
 from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically
 from examples.synapse_ssl.config import Config, load_config
 from examples.synapse_ssl.data.batches import Steps
@@ -32,7 +34,6 @@ from examples.synapse_ssl.engine import Engine, class_counts
 from examples.synapse_ssl.evaluation import evaluate
 from examples.synapse_ssl.results import finish, table
 
-METRICS = "metrics.json"
 RUNS = Path("runs/synapse_ssl")
 
 
@@ -65,8 +66,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
     if (folder / METRICS).is_file():
-        finished: dict[str, Any] = json.loads((folder / METRICS).read_text())
-        return finished
+        return read_metrics(folder)
     task = task or load_task(config.data, kept, progress=progress)
     counts, recipe = class_counts(task), config.training
     last = recipe.iterations
@@ -175,20 +175,19 @@ def with_folder(config: Config, given: argparse.Namespace) -> Config:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("config", nargs="?", help="a file, or a name in examples/synapse_ssl/configs")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. training.seed=1")
+    parser = training_parser(
+        __doc__.split("\n", 1)[0],
+        configs="examples/synapse_ssl/configs",
+        overrides="training.seed=1",
+        smoke="two methods on toy data, in a minute",
+    )
     add_folders(parser)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="two methods on toy data, in a minute")
-    given = parser.parse_args(arguments)
+    given = parse_training(parser, arguments, one_process=True)
     if given.smoke:
         from examples.synapse_ssl.smoke import smoke  # noqa: PLC0415
 
         smoke(given.set, device=given.device)
         return
-    if given.config is None:
-        parser.error("name a configuration, or --smoke")
     config = with_folder(load_config(given.config, given.set), given)
     folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
     metrics = train(config, folder, given.runs / "kept", device=given.device)

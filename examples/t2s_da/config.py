@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from classbalance_losses import PullLoss
-from examples.common.config import at_least, build, load_toml, plain
+from examples.common.config import at_least, load, plain
 from examples.common.fourier import check_fourier
 from examples.common.scenes.config import DataConfig as StreamsConfig
 
@@ -209,18 +209,8 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration by path, or by the name of a file in `examples/t2s_da/configs`.
-
-    A file may build on another one of its folder: `base = "gta5"`. `overrides` are `KEY=VALUE` with a dotted key and a
-    TOML value: `training.seed=1`, `pull.objective="mse"`.
-
-    Raises:
-        FileNotFoundError: no such file; the message lists those of its folder.
-        ValueError: an unknown key, or a value of the wrong type or out of range.
-    """
-    file = Path(path) if Path(path).suffix else CONFIGS / path
-    config: Config = build(Config, load_toml(file, overrides), str(path))
-    return config
+    """Read a configuration by path, or by the name of a file in `examples/t2s_da/configs`; see `load`."""
+    return load(Config, path, CONFIGS, overrides)
 
 
 def _in_unit(name: str, value: float) -> None:

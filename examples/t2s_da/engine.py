@@ -14,12 +14,11 @@ from classbalance_losses import WeightedCrossEntropyLoss
 from examples.common.distributed import (
     all_sum,
     join_batch_norm,
-    random_states,
     rank,
-    restore_random_states,
     world_size,
 )
 from examples.common.fourier import fourier_style
+from examples.common.resumable import Resumable
 from examples.common.sampling import seed_of
 from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
@@ -41,7 +40,7 @@ class Mixed(NamedTuple):
     confident: Tensor
 
 
-class Engine:
+class Engine(Resumable):
     """Networks, losses and optimiser, and the step that changes them.
 
     A step: the student's cross-entropy on source images; on mixed images with the teacher's labels, weighed by its
@@ -176,29 +175,8 @@ class Engine:
             network = self.teacher.module  # type: ignore[assignment]
         return network
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on to the same bits; all ranks must ask for it."""
-        return {
-            "config": self.config.as_dict(),
-            "step": self.step,
-            **{name: part.state_dict() for name, part in self._parts().items()},
-            **random_states(self.device),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: it belongs to another configuration.
-        """
-        if state["config"] != self.config.as_dict():
-            raise ValueError(f"the checkpoint has another configuration, {state['config']}")
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step = state["step"]
-        restore_random_states(state, self.device)
-
-    def _parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
         return {
             "student": self.student,
             "teacher": self.teacher,

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
 from examples.common.distributed import process_group, rank
+from examples.common.scenes.folders import add_folders, with_folders
 from examples.t2s_da.config import Config, load_config
-from examples.t2s_da.train import add_folders, train, with_folders
+from examples.t2s_da.train import RUNS, train
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -76,15 +76,8 @@ def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("grid", help="a file, or a name in examples/t2s_da/grids")
-    add_folders(parser)
-    parser.add_argument("--seeds", type=int, nargs="*", help="of the grid's seeds")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/t2s_da"))
+    parser = grid_parser(__doc__, grids="examples/t2s_da/grids", out="benchmarks/results/t2s_da")
+    add_folders(parser, RUNS)
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
     if given.action == "run":

@@ -11,15 +11,13 @@ On several GPUs: torchrun --nproc-per-node 2 -m examples.t2s_da.train CONFIG
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from examples.common.command import parse_training, training_parser
 from examples.common.config import run_folder
 from examples.common.distributed import first_rank_first, process_group, rank, world_size
 from examples.common.loop import carry_out, restored
@@ -27,6 +25,7 @@ from examples.common.outcome import METRICS, TABLES, read_metrics, write_outcome
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
 from examples.common.scenes.batches import Share, Steps, Stream
+from examples.common.scenes.folders import add_folders, with_folders
 from examples.common.scenes.task import Task, load_task, streams
 from examples.common.training import in_order
 from examples.t2s_da.config import Config, load_config
@@ -126,43 +125,21 @@ def _finish(
     write_outcome(folder, metrics, next(iter(task.means.values())))
 
 
-def add_folders(parser: argparse.ArgumentParser) -> None:
-    """The options that say where data and runs lie."""
-    parser.add_argument("--source", default="", help="the folder of GTA5 or SYNTHIA")
-    parser.add_argument("--target", default="", help="the folder of Cityscapes, or one in CamVid's layout")
-    parser.add_argument("--runs", type=Path, default=RUNS)
-
-
-def with_folders(config: Config, given: argparse.Namespace) -> Config:
-    """The configuration with the folders of the command line, where it names them."""
-    source, target = given.source or config.data.source, given.target or config.data.target
-    return replace(config, data=replace(config.data, source=source, target=target))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("config", nargs="?", help="a file, or a name in examples/t2s_da/configs")
-    parser.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="e.g. training.seed=1 pull.objective='\"mse\"'",
+    parser = training_parser(
+        __doc__.split("\n", 1)[0],
+        configs="examples/t2s_da/configs",
+        overrides="training.seed=1 pull.objective='\"mse\"'",
+        smoke="both modes on toy data, in half a minute",
     )
-    add_folders(parser)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="both modes on toy data, in half a minute")
-    given = parser.parse_args(arguments)
+    add_folders(parser, RUNS)
+    given = parse_training(parser, arguments)
     if given.smoke:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            parser.error("--smoke is for one process")
         from examples.t2s_da.smoke import smoke  # noqa: PLC0415
 
         smoke(given.set, device=given.device)
         return
-    if given.config is None:
-        parser.error("name a configuration, or --smoke")
     config = with_folders(load_config(given.config, given.set), given)
     folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
     with process_group(given.device) as device:

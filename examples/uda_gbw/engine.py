@@ -12,10 +12,9 @@ from examples.common.distributed import (
     all_sum,
     average_gradients,
     join_batch_norm,
-    random_states,
-    restore_random_states,
     world_size,
 )
+from examples.common.resumable import Resumable
 from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.task import Task
@@ -25,7 +24,7 @@ from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods import build_method
 
 
-class Engine:
+class Engine(Resumable):
     """A method and its optimisers, and the step that changes them.
 
     Several ranks have each a share of a step's images, and take the mean of their gradients. Losses, BatchNorm's
@@ -93,28 +92,6 @@ class Engine:
             for name, domain in task.tests.items()
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on to the same bits; all ranks must ask for it."""
-        return {
-            "config": self.config.as_dict(),
-            "step": self.step,
-            **{name: part.state_dict() for name, part in self._parts().items()},
-            **random_states(self.device),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: it belongs to another configuration.
-        """
-        if state["config"] != self.config.as_dict():
-            raise ValueError(f"the checkpoint has another configuration, {state['config']}")
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step = state["step"]
-        restore_random_states(state, self.device)
-
     def _rate(self, step: int) -> float:
         """The share of the rate in a step, from 0: linear up, then the polynomial of all steps down."""
         warmup = self.config.training.warmup
@@ -124,7 +101,8 @@ class Engine:
         recipe = self.config.training
         return float(max(1 - step / recipe.iterations, 0.0) ** recipe.power)
 
-    def _parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
         parts: dict[str, Any] = {
             "method": self.method,
             "optimizer": self.optimizer,

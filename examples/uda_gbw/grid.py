@@ -17,12 +17,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
 from examples.common.distributed import process_group, rank
+from examples.common.scenes.folders import add_folders, with_folders
 from examples.uda_gbw.config import Config, load_config
-from examples.uda_gbw.train import add_folders, train, with_folders
+from examples.uda_gbw.train import RUNS, train
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -108,16 +108,9 @@ def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("grid", help="a file, or a name in examples/uda_gbw/grids")
-    add_folders(parser)
-    parser.add_argument("--seeds", type=int, nargs="*", help="of the grid's seeds")
+    parser = grid_parser(__doc__, grids="examples/uda_gbw/grids", out="benchmarks/results/uda_gbw")
+    add_folders(parser, RUNS)
     parser.add_argument("--rows", nargs="*", help="of the grid's rows, by label")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/uda_gbw"))
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
     if given.action == "run":

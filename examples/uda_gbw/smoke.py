@@ -9,12 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from examples.common.logs import read_log
+from examples.common.resumed import Metrics, check_resumed
 from examples.common.scenes.toy import write_street_folder
 from examples.common.training import one_thread
-from examples.uda_gbw.config import Config, load_config
+from examples.uda_gbw.config import load_config
 from examples.uda_gbw.train import train
 
-_COST = ("images_per_second", "peak_memory_mib")
 RUNS: Mapping[str, Sequence[str]] = {
     "source only": ['method="source_only"'],
     "entropy": ['method="entropy"'],
@@ -54,26 +54,13 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> dict[str, di
             print(
                 f"{label}: loss {log[0]['loss']:.3f} to {log[-1]['loss']:.3f}, mean IoU {100 * score:.1f} %"
             )
-        _resume(config, place, folder, device, metrics)
+
+        def again(place: Path, stop_after: int) -> Metrics:
+            return train(config, place, folder / "kept", device=device, stop_after=stop_after, progress=False)
+
+        check_resumed(again, place, config.training.iterations, same=("scores", "class_weights"))
     return found
 
 
 def _moved(weights: Mapping[str, Any]) -> bool:
     return all(any(abs(v - 1) > 1e-3 for row in one["weights"] for v in row) for one in weights.values())
-
-
-def _resume(config: Config, whole: Path, folder: Path, device: str, metrics: Mapping[str, Any]) -> None:
-    """Carry the run out again with a stop in the middle, and compare."""
-    half, parts = config.training.iterations // 2, folder / "parts"
-    train(config, parts, folder / "kept", device=device, stop_after=half, progress=False)
-    again = train(config, parts, folder / "kept", device=device, progress=False)
-    logs = [
-        [{key: value for key, value in row.items() if key not in _COST} for row in read_log(run / "log.csv")]
-        for run in (whole, parts)
-    ]
-    same = all(again[key] == metrics[key] for key in ("scores", "class_weights"))
-    if logs[0] != logs[1] or not same:
-        raise RuntimeError(
-            f"a run that was stopped after step {half} went another way: {logs[0]} and {logs[1]}"
-        )
-    print(f"stopped after step {half} and resumed: the same losses, class weights and scores")

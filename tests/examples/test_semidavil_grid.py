@@ -120,4 +120,4 @@ def test_the_command_line(street_folder, tmp_path, capsys):
 
 def test_the_smoke_run(capsys):
     main(["--smoke", "--device", "cpu"])
-    assert "stopped after step 3 and resumed: the same losses and scores" in capsys.readouterr().out
+    assert "stopped after step 3 and resumed: the same losses, scores" in capsys.readouterr().out

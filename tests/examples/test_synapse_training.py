@@ -293,7 +293,7 @@ def test_the_command_line(tmp_path, capsys):
 def test_the_smoke_run(capsys):
     main(["--smoke", "--device", "cpu", "--set", "data.cases=[2, 1, 1]", "training.epochs=2"])
     printed = capsys.readouterr().out
-    assert printed.count("resumed: the same losses and scores") == 2
+    assert printed.count("resumed: the same losses, scores") == 2
     assert printed.count("| DSC |") == 2
 
 

@@ -182,5 +182,5 @@ def test_the_command_line(street_folder, tmp_path, capsys):
 
 def test_the_smoke_run(capsys):
     logs = smoke()
-    assert capsys.readouterr().out.count("stopped after step 3 and resumed: the same losses and scores") == 2
+    assert capsys.readouterr().out.count("stopped after step 3 and resumed: the same losses, scores") == 2
     assert {mode: len(log) for mode, log in logs.items()} == {"adaptation": 6, "generalization": 6}

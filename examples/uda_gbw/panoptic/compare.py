@@ -19,11 +19,12 @@ import torch
 
 from examples.common.config import run_folder
 from examples.common.markdown import distinct, markdown_table, spread
+from examples.common.outcome import METRICS
 from examples.common.scoring import by_rarity
 from examples.common.streets import CLASSES, THINGS
 from examples.common.training import write_atomically
 from examples.uda_gbw.panoptic.config import Config, load_config
-from examples.uda_gbw.panoptic.train import METRICS, RUNS, train
+from examples.uda_gbw.panoptic.train import RUNS, train
 
 CONFIG = "small"
 VARIANTS: Mapping[str, str] = {"cross-entropy": "none", "GBW": "gbw"}  # label: weighting.scheme

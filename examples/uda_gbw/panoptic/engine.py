@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from examples.common.distributed import random_states, restore_random_states
+from examples.common.resumable import Resumable
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.panoptic.config import Config
 from examples.uda_gbw.panoptic.data import Batch, PanopticStreets, Sample
@@ -17,7 +17,7 @@ from examples.uda_gbw.panoptic.networks import Outputs, PanopticNetwork
 from examples.uda_gbw.panoptic.scores import score
 
 
-class Engine:
+class Engine(Resumable):
     """Network, loss and optimiser, of one process."""
 
     def __init__(self, config: Config, classes: Classes, device: torch.device) -> None:
@@ -62,30 +62,13 @@ class Engine:
         self.network.eval()
         return score(self.predict, streets, self.config.instance, progress=progress)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on to the same bits."""
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return {"config": self.config.as_dict(), "step": self.step, **parts, **random_states(self.device)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: it belongs to another configuration.
-        """
-        if state["config"] != self.config.as_dict():
-            raise ValueError(f"the checkpoint has another configuration, {state['config']}")
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step = state["step"]
-        restore_random_states(state, self.device)
-
     def _rate(self, step: int) -> float:
         """The share of the rate in a step, from 0: linear up, and linear down over all steps."""
         recipe = self.config.training
         return min((step + 1) / (recipe.warmup + 1), 1.0) * max(1 - step / recipe.iterations, 0.0)
 
-    def _parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
         return {
             "network": self.network,
             "criterion": self.loss,

@@ -11,18 +11,18 @@ RUNS/CONFIG-HASH/metrics.json    the final scores, commit, versions, cost; it en
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from examples.common.command import parse_training, training_parser
 from examples.common.config import run_folder
 from examples.common.logs import Logs, read_log
 from examples.common.loop import Outcome, carry_out, restored
+from examples.common.outcome import METRICS, read_metrics
 from examples.common.provenance import provenance
 from examples.common.streets import CLASSES
 from examples.common.training import in_order, write_atomically
@@ -31,7 +31,6 @@ from examples.uda_gbw.panoptic.data import TEST, TRAIN, PanopticStreets, Steps
 from examples.uda_gbw.panoptic.engine import Engine
 from examples.uda_gbw.panoptic.scores import perfect_outputs, score
 
-METRICS = "metrics.json"
 RUNS = Path("runs/uda_gbw_panoptic")
 HELD_OUT = "streets"  # the test set's name
 
@@ -54,7 +53,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
     if (folder / METRICS).is_file():
-        return _read_metrics(folder)
+        return read_metrics(folder)
     data, recipe = config.data, config.training
     streets = PanopticStreets(data.streets, data, TRAIN)
     held_out = PanopticStreets(data.test_streets, data, TEST)
@@ -75,7 +74,7 @@ def train(
     if not outcome.finished:
         return {}
     _finish(engine, held_out, folder, outcome)
-    return _read_metrics(folder)
+    return read_metrics(folder)
 
 
 def _log_weights(engine: Engine, logs: Logs) -> None:
@@ -102,37 +101,21 @@ def _finish(engine: Engine, held_out: PanopticStreets, folder: Path, outcome: Ou
     write_atomically(folder / METRICS, lambda path: path.write_text(text))
 
 
-def _read_metrics(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
-    return metrics
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("config", nargs="?", help="a file, or a name in examples/uda_gbw/panoptic/configs")
-    parser.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="e.g. training.seed=1 'weighting.scheme=\"gbw\"'",
+    parser = training_parser(
+        __doc__.split("\n", 1)[0],
+        configs="examples/uda_gbw/panoptic/configs",
+        overrides="training.seed=1 'weighting.scheme=\"gbw\"'",
+        smoke="a few steps on small streets, stopped and resumed",
     )
     parser.add_argument("--runs", type=Path, default=RUNS)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--smoke", action="store_true", help="a few steps on small streets, stopped and resumed"
-    )
-    given = parser.parse_args(arguments)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        parser.error("this trains in one process: start it without torchrun")
+    given = parse_training(parser, arguments, one_process=True)
     if given.smoke:
         from examples.uda_gbw.panoptic.smoke import smoke  # noqa: PLC0415
 
         smoke(given.set, device=given.device)
         return
-    if given.config is None:
-        parser.error("name a configuration, or --smoke")
     config = load_config(given.config, given.set)
     folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
     metrics = train(config, folder, device=given.device)
