@@ -109,7 +109,8 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
     for budget in sorted({entry["budget"] for entry in results["runs"]}):
         stem = f"{grid.name}_{round(100 * budget)}"
         save_figure(bars(results, budget), out / f"{stem}_dsc.png")
-        save_figure(gain_against_frequency(results, budget), out / f"{stem}_gain.png")
+        if len(grid.pixels) > 1:
+            save_figure(gain_against_frequency(results, budget), out / f"{stem}_gain.png")
     return text
 
 
