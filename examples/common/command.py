@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from examples.common.config import run_folder
+from examples.common.distributed import process_group, rank
+from examples.common.outcome import TABLES
 
 
 def training_parser(description: str, *, configs: str, overrides: str, smoke: str) -> argparse.ArgumentParser:
@@ -40,6 +45,21 @@ def parse_training(
     if given.config is None and not given.smoke:
         parser.error("name a configuration, or --smoke")
     return given
+
+
+def train_named(given: argparse.Namespace, config: Any, train: Callable[..., Any]) -> None:
+    """Carry out the run that a command line names, on each of its ranks; the first one prints the scores.
+
+    Args:
+        given: the parsed command line, with `config`, `runs` and `device`.
+        config: what it names, with the folders.
+        train: takes the configuration, the run's folder, the folder of what runs share, and `device`.
+    """
+    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
+    with process_group(given.device) as device:
+        train(config, folder, given.runs / "kept", device=str(device))
+        if rank() == 0:
+            print((folder / TABLES).read_text() + f"in {folder}")
 
 
 def grid_parser(description: str, *, grids: str, out: str) -> argparse.ArgumentParser:

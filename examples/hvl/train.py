@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
-from examples.common.command import parse_training, training_parser
-from examples.common.config import run_folder
+from examples.common.command import parse_training, train_named, training_parser
 from examples.common.loop import carry_out, restored
-from examples.common.outcome import METRICS, TABLES, read_metrics, write_outcome
+from examples.common.outcome import METRICS, read_metrics, write_outcome
 from examples.common.provenance import provenance
 from examples.common.scenes.batches import Steps
 from examples.common.training import in_order
@@ -136,9 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         smoke(given.set, device=given.device)
         return
     config = with_folders(load_config(given.config, given.set), given)
-    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
-    train(config, folder, given.runs / "kept", device=given.device)
-    print((folder / TABLES).read_text() + f"in {folder}")
+    train_named(given, config, train)
 
 
 if __name__ == "__main__":

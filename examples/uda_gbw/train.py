@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 
-from examples.common.command import parse_training, training_parser
-from examples.common.config import run_folder
-from examples.common.distributed import first_rank_first, process_group, rank, world_size
+from examples.common.command import parse_training, train_named, training_parser
+from examples.common.distributed import first_rank_first, rank, world_size
 from examples.common.logs import Logs, read_log
 from examples.common.loop import Outcome, carry_out, restored
-from examples.common.outcome import METRICS, TABLES, read_metrics, write_outcome
+from examples.common.outcome import METRICS, read_metrics, write_outcome
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
 from examples.common.scenes.batches import Share, Steps
@@ -154,11 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         smoke(given.set, device=given.device)
         return
     config = with_folders(load_config(given.config, given.set), given)
-    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
-    with process_group(given.device) as device:
-        train(config, folder, given.runs / "kept", device=str(device))
-        if rank() == 0:
-            print((folder / TABLES).read_text() + f"in {folder}")
+    train_named(given, config, train)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import joined, refusal
 from torch import Tensor, nn
 
 from examples.common.distributed import (
@@ -17,7 +17,6 @@ from examples.common.distributed import (
     gathered,
     join_batch_norm,
     joined_sum,
-    process_group,
     rank,
 )
 from examples.semidavil.config import Config, load_config
@@ -97,12 +96,7 @@ def helpers() -> dict[str, Any]:
 
 
 def main(own: int, world: int, folder: str, target: str, port: int) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(100 + own)
-    environment = {"RANK": own, "LOCAL_RANK": own, "WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in environment.items()}  # as torchrun sets them
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    with process_group("cpu") as device:
+    with joined(own, world, port) as device:
         assert device == torch.device("cpu")
         torch.save(results(own, Path(folder), target), Path(folder) / f"rank{own}.pt")
 
@@ -124,16 +118,13 @@ def results(own: int, place: Path, target: str) -> dict[str, Any]:
     train(dropped, place / "dropout", kept, progress=False)
     assert train(dropped, place / "parts", kept, stop_after=3, progress=False) == {}
     train(dropped, place / "parts", kept, progress=False)
-    refusal = ""
-    try:
-        train(config(target, ["data.batch_size=3"]), place / "refused", kept, progress=False)
-    except ValueError as error:
-        refusal = str(error)
+    odd = config(target, ["data.batch_size=3"])
+    refused = refusal(lambda: train(odd, place / "refused", kept, progress=False))
     part = slice(0, 2) if own == 0 else slice(2, 3)
     return {
         "metrics": metrics,
         "confident": confident,
         "norms": normalized(join_batch_norm(norms(), torch.device("cpu")), part),
         "helpers": helpers(),
-        "refusal": refusal,
+        "refusal": refused,
     }

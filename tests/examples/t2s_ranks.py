@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import joined, refusal
 
-from examples.common.distributed import process_group
 from examples.t2s_da.config import Config, load_config
 from examples.t2s_da.train import train
 
@@ -36,12 +35,7 @@ def config(target: str, overrides: list[str]) -> Config:
 
 
 def main(own: int, world: int, folder: str, target: str, port: int) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(100 + own)
-    environment = {"RANK": own, "LOCAL_RANK": own, "WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in environment.items()}  # as torchrun sets them
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    with process_group("cpu"):
+    with joined(own, world, port):
         torch.save(_results(Path(folder), target), Path(folder) / f"rank{own}.pt")
 
 
@@ -55,9 +49,6 @@ def _results(place: Path, target: str) -> dict[str, Any]:
     train(drawn, place / "drawn", kept, progress=False)
     assert train(drawn, place / "parts", kept, stop_after=2, progress=False) == {}
     train(drawn, place / "parts", kept, progress=False)
-    refusal = ""
-    try:
-        train(config(target, ["data.batch_size=3"]), place / "refused", kept, progress=False)
-    except ValueError as error:
-        refusal = str(error)
-    return {"metrics": metrics, "refusal": refusal}
+    odd = config(target, ["data.batch_size=3"])
+    refused = refusal(lambda: train(odd, place / "refused", kept, progress=False))
+    return {"metrics": metrics, "refusal": refused}

@@ -53,7 +53,7 @@ def test_smoke_runs_resumes_exactly_and_has_every_loss(capsys) -> None:
     assert log[0]["topology"] == 0  # text starts at its prototypes
     assert log[-1]["topology"] > 0
     assert log[0]["mask"] > 0
-    assert "the same losses and scores" in capsys.readouterr().out
+    assert "the same losses, scores" in capsys.readouterr().out
 
 
 def test_a_step_is_a_function_of_seed_and_step(config: Config, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 import semidavil_ranks as worker
+from ranks import spawn_two
 
 from examples.common.distributed import (
     all_sum,
@@ -37,10 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that two ranks did: starting processes takes seconds, so they do it in one go."""
     folder = tmp_path_factory.mktemp("ranks")
     target = write_street_folder(folder / "target", size=(24, 32), train=6, test=3)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker.main, args=(2, str(folder), str(target), port), nprocs=2)
+    spawn_two(worker.main, str(folder), str(target))
     return folder
 
 

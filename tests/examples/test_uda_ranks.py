@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 import uda_ranks as worker
+from ranks import spawn_two
 from uda_files import checkpoint, losses
 
 from examples.common.training import one_thread
@@ -39,11 +39,8 @@ def _same_gradients(alone: dict[int, Any], joined: dict[int, Any]) -> None:
 
 
 def test_two_ranks_are_one_process(uda_place, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     target = str(uda_place / "target")
-    torch.multiprocessing.spawn(worker.main, args=(2, str(tmp_path), target, port), nprocs=2)
+    spawn_two(worker.main, str(tmp_path), target)
     for name, overrides in worker.RUNS.items():
         config = worker.config(target, overrides)
         metrics = train(config, tmp_path / f"alone-{name}", uda_place / "kept", progress=False)

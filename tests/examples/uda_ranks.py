@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from ranks import joined, refusal
 
-from examples.common.distributed import process_group
 from examples.uda_gbw.config import Config, load_config
 from examples.uda_gbw.train import train
 
@@ -32,17 +31,10 @@ def config(target: str, overrides: list[str]) -> Config:
 
 
 def main(own: int, world: int, folder: str, target: str, port: int) -> None:
-    torch.set_num_threads(1)
-    environment = {"RANK": own, "LOCAL_RANK": own, "WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in environment.items()}  # as torchrun sets them
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    place, refusal = Path(folder), ""
-    with process_group("cpu"):
+    place = Path(folder)
+    with joined(own, world, port):
         for name, overrides in RUNS.items():
             train(config(target, overrides), place / name, place / "kept", progress=False)
         odd = config(target, ["data.batch_size=3"])
-        try:
-            train(odd, place / "refused", place / "kept", progress=False)
-        except ValueError as error:
-            refusal = str(error)
-    torch.save({"refusal": refusal}, place / f"rank{own}.pt")
+        refused = refusal(lambda: train(odd, place / "refused", place / "kept", progress=False))
+    torch.save({"refusal": refused}, place / f"rank{own}.pt")
