@@ -74,6 +74,14 @@ def pull() -> list[Line]:
     return [Line("DACS", _miou(rows["DACS alone: no pull loss"]), _miou(rows["T2S-DA"]))]
 
 
+def vision_language() -> list[Line]:
+    """CamVid with 30 labels: the pipeline without HVL's losses, and with all of them."""
+    rows = _read("hvl/camvid_losses")["rows"]
+    return [
+        Line("30 labels of CamVid", _miou(rows["L_seg and consistency alone"]), _miou(rows["all losses"]))
+    ]
+
+
 def _read(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return content

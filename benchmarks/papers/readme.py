@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.papers.lines import Line, adaptation, organs, pull, semidavil
+from benchmarks.papers.lines import Line, adaptation, organs, pull, semidavil, vision_language
 from benchmarks.readme_block import update
 
 
@@ -22,6 +22,13 @@ def papers_block() -> str:
         ),
         _table("Unsupervised adaptation, mIoU", "unweighted", "GBW", adaptation(), "uda_gbw/README.md"),
         _table("Unsupervised adaptation, mIoU", "alone", "T2S-DA's pull loss", pull(), "t2s_da/README.md"),
+        _table(
+            "Semi-supervised segmentation, mIoU",
+            "without HVL's losses",
+            "all of them",
+            vision_language(),
+            "hvl/README.md",
+        ),
     ]
     return "\n\n".join(parts)
 
