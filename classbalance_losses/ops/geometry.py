@@ -9,9 +9,10 @@ from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_distances, blocked_pixel
 from classbalance_losses.ops.prototypes import unit_vectors
 
-# Differences, and entries of a map, from which the blocked ways were measured to be quicker.
-_PAIRS_FROM = 1 << 16
-_COSINES_FROM = 1 << 16
+# Differences, and entries of a map, from which the blocked ways were measured to be quicker. That for cosines computes
+# twice, so it wins once the reference's full-size intermediates are too large for the allocator to keep.
+_PAIRS_FROM = 1 << 13
+_COSINES_FROM = 1 << 23
 
 
 def cosines(vectors: Tensor) -> Tensor:
