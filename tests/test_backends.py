@@ -18,7 +18,7 @@ from classbalance_losses import DyCELoss, _dispatch, use_backend
 from classbalance_losses.kernels import blocked_counts, blocked_shape, blocks
 from classbalance_losses.ops import mining, pixel
 
-LARGE = (2, 96, 80)  # times 19 classes: enough logits for "auto" to choose blocks
+LARGE = (2, 128, 120)  # times 19 classes: enough logits for "auto" to choose blocks
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_no_gradient_where_none_is_asked_for(case: Case) -> None:
 
 @over(DEFAULTS)
 def test_large_maps_are_blocked_by_themselves(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixel, "_FUNCTION_BLOCKED_FROM", 1 << 18)
+    monkeypatch.setattr(pixel, "_FUNCTION_BLOCKED_FROM", 1 << 19)
     called: list[Tensor] = []
 
     def spy(input: Tensor) -> blocks.FullSizeLogits:
@@ -215,7 +215,7 @@ def test_large_maps_are_blocked_by_themselves(case: Case, monkeypatch: pytest.Mo
 @over(DEFAULTS)
 def test_kept_bytes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between forward and backward: numbers for each pixel, not for each of its 19 classes."""
-    monkeypatch.setattr(pixel, "_FUNCTION_BLOCKED_FROM", 1 << 18)
+    monkeypatch.setattr(pixel, "_FUNCTION_BLOCKED_FROM", 1 << 19)
     large = sample(2, 19, shape=LARGE, dtype=torch.float32).leaf()
     kept: dict[int, int] = {}
 
