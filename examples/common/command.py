@@ -75,7 +75,7 @@ def grid_parser(description: str, *, grids: str, out: str) -> argparse.ArgumentP
     )
     parser.add_argument("action", choices=("run", "report"))
     parser.add_argument("grid", help=f"a file, or a name in {grids}")
-    parser.add_argument("--seeds", type=int, nargs="*", help="in place of the grid's")
+    parser.add_argument("--seeds", type=int, nargs="*", help="the grid's unless given")
     parser.add_argument("--out", type=Path, default=Path(out))
     _add_device(parser)
     return parser

@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = grid_parser(__doc__, grids="examples/semidavil/grids", out="benchmarks/results/semidavil")
     add_folders(parser)
-    parser.add_argument("--budgets", type=int, nargs="*", help="in place of the grid's")
+    parser.add_argument("--budgets", type=int, nargs="*", help="the grid's unless given")
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
     seeds, budgets = tuple(given.seeds or grid.seeds), tuple(given.budgets or grid.budgets)
