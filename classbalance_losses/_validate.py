@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
+# Masks of a whole map would be fresh memory, whose page faults cost more than the check.
+_LABELS_AT_ONCE = 1 << 17
+
 
 def is_transformed(tensor: Tensor) -> bool:
     """Whether vmap or grad of ``torch.func`` has wrapped the tensor; there is no public test for it."""
@@ -133,13 +136,23 @@ def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> N
         fits = (index == ignore_index) | ((index >= 0) & (index < num_classes))
         torch._assert_async(fits.all(), f"A target is out of bounds for {num_classes} classes.")
     elif target.numel() and can_read_values(target):
-        low, high = (int(bound) for bound in torch.aminmax(target))
-        if low >= 0 and high < num_classes:
-            return
-        index = target.long()
-        outside = index[(index != ignore_index) & ((index < 0) | (index >= num_classes))]
-        if outside.numel():
-            raise IndexError(out_of_bounds(int(outside[0]), num_classes, ignore_index))
+        for labels in torch.split(target.flatten(), _LABELS_AT_ONCE):
+            _check_labels(labels, num_classes, ignore_index)
+
+
+def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
+    if _are_classes(target, num_classes):
+        return
+    index = target.long()
+    index = index * (index != ignore_index)
+    if not _are_classes(index, num_classes):
+        outside = index[(index < 0) | (index >= num_classes)]
+        raise IndexError(out_of_bounds(int(outside[0]), num_classes, ignore_index))
+
+
+def _are_classes(target: Tensor, num_classes: int) -> bool:
+    low, high = torch.aminmax(target)
+    return int(low) >= 0 and int(high) < num_classes
 
 
 def out_of_bounds(value: int, num_classes: int, ignore_index: int) -> str:

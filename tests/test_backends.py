@@ -15,7 +15,7 @@ from torch import Tensor
 
 import classbalance_losses
 from classbalance_losses import DyCELoss, _dispatch, use_backend
-from classbalance_losses.kernels import blocked_counts, blocked_shape, blocks
+from classbalance_losses.kernels import blocked_classes, blocked_shape, blocks
 from classbalance_losses.ops import mining, pixel
 
 LARGE = (2, 128, 120)  # times 19 classes: enough logits for "auto" to choose blocks
@@ -25,7 +25,7 @@ LARGE = (2, 128, 120)  # times 19 classes: enough logits for "auto" to choose bl
 def _tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(blocks, "_ELEMENTS", 8)
     monkeypatch.setattr(blocked_shape, "_ELEMENTS", 5)
-    monkeypatch.setattr(blocked_counts, "_PIXELS", 7)
+    monkeypatch.setattr(blocked_classes, "_PIXELS", 7)
     monkeypatch.setattr(mining, "_SHORT", 0)
     with use_backend("blocked"):
         yield

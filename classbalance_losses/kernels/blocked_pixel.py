@@ -90,7 +90,10 @@ def sum_over_errors(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Closed form: backward is (softmax - onehot) · g. Of each pixel, the largest logit is kept."""
+    """Closed form: backward is (softmax - onehot) · g. Of each pixel, the largest logit is kept, if it is not half.
+
+    Half logits have half the size, and as few as 11 classes of them are 22 bytes a pixel: there, it is found again.
+    """
 
     @staticmethod
     def forward(
@@ -120,7 +123,7 @@ class _CrossEntropy(torch.autograd.Function):
         if with_error:
             error.div_(total).div_(total)
         loss = total.log_().sub_(own)
-        ctx.save_for_backward(input, target, keep, largest)
+        ctx.save_for_backward(input, target, keep, largest if largest.dtype == input.dtype else None)
         ctx.layout, ctx.reference = layout, reference
         # Of ignored pixels, which may be NaN, too. A sum of numbers >= 0 hides none that is not finite.
         ctx.is_finite = math.isfinite(loss.sum())
@@ -142,7 +145,8 @@ class _CrossEntropy(torch.autograd.Function):
         for block in logits.blocks():
             keep_here, x = block.of(kept), logits.load(block)
             wanted = kept_or_zero(block.of(grads), keep_here)
-            power = _exp_(torch.sub(x, block.of(largest), out=logits.place(block)))
+            highest = x.amax(1, keepdim=True) if largest is None else block.of(largest)
+            power = _exp_(torch.sub(x, highest, out=logits.place(block)))
             gradient = power.mul_(wanted / power.sum(1, keepdim=True))
             gradient.scatter_add_(1, _class_index(block.of(labels), input.shape[1]), -wanted)
             if not ctx.is_finite:  # NaN · 0 is NaN

@@ -31,7 +31,7 @@ def kth_largest_bits(bits: Tensor, dropped: int, k: Tensor, joined: Callable[[Te
     """
     answer, wanted = 0, int(k)
     for shift in range(8 * bits.element_size() - _DIGIT, -1, -_DIGIT):
-        digit = (bits >> shift) & (_BINS - 1)
+        digit = (bits >> shift).bitwise_and_(_BINS - 1)
         histogram = torch.bincount(digit, minlength=_BINS)
         histogram[0] -= dropped
         at_least = joined(histogram.unsqueeze(0)).squeeze(0).flip(0).cumsum(0)  # from the highest bin down

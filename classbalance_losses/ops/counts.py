@@ -6,22 +6,21 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
-from classbalance_losses.kernels import blocked_counts
+from classbalance_losses.kernels import blocked_classes
 
-_BLOCKED_FROM = 1 << 17
+BLOCKED_FROM = 1 << 17  # pixels
 
 
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each class, (C,) of int64."""
-    backend = backend_for(target, blocked_from=_BLOCKED_FROM)
+    backend = backend_for(target, blocked_from=BLOCKED_FROM)
     if backend == "triton":
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 
         counts: Tensor = triton_select.class_counts(target, keep, num_classes)
         return counts
     if backend == "blocked":  # bincount is quicker than a scatter, but synchronises elsewhere
-        index = torch.where(keep, target, num_classes).flatten()
-        return torch.bincount(index, minlength=num_classes + 1)[:num_classes]
+        return blocked_classes.class_counts(target, keep, num_classes)
     index = torch.where(keep, target, 0).flatten()
     zeros = torch.zeros(num_classes, dtype=torch.int64, device=target.device)
     return zeros.scatter_add(0, index, keep.flatten().long())
@@ -32,14 +31,14 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
 
     Summed in float64: a million float32 additions in a row would lose the last three digits.
     """
-    backend = backend_for(value, blocked_from=_BLOCKED_FROM)
+    backend = backend_for(value, blocked_from=BLOCKED_FROM)
     if backend == "triton" and value.dtype == torch.float32:
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 
         sums: Tensor = triton_select.class_sums(value.detach(), target, keep, num_classes)
         return sums
     if backend == "blocked":
-        return blocked_counts.class_sums(value.detach(), target, keep, num_classes)
+        return blocked_classes.class_sums(value.detach(), target, keep, num_classes)
     index = torch.where(keep, target, 0).flatten()
     zeros = torch.zeros(num_classes, dtype=torch.float64, device=value.device)
     return zeros.scatter_add(0, index, torch.where(keep, value.detach(), 0).flatten().double())

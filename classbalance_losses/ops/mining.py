@@ -19,6 +19,7 @@ from classbalance_losses._distributed import all_reduce_sum, resolve
 from classbalance_losses._validate import is_transformed
 from classbalance_losses.kernels import blocked_select
 from classbalance_losses.kernels.masks import bits_of
+from classbalance_losses.ops.reduction import row_sums
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
@@ -124,7 +125,7 @@ def hardest(
     rows = (loss.shape[0], -1) if scope == "image" and loss.numel() else (1, loss.numel())
     group = None if scope == "image" else process_group
     kept = keep.reshape(rows)
-    own = kept.sum(1)
+    own = row_sums(kept)
     valid = all_reduce_sum(own, group)
     k = hard_count(valid, fraction, min_kept)
     if kept.shape[1] >= _SHORT and backend_for(loss, blocked_from=0) == "blocked":

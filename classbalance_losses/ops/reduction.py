@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import all_reduce_sum, joined_value
+from classbalance_losses.kernels import blocked_classes
+from classbalance_losses.ops.counts import BLOCKED_FROM
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
@@ -29,7 +32,14 @@ def reduce_loss(
     return joined_value(total, process_group)
 
 
+def row_sums(values: Tensor) -> Tensor:
+    """Return the sum of each row of (R, P), (R,), in float64 or int64; a mask counts as 0 and 1."""
+    dtype = torch.float64 if values.is_floating_point() else torch.int64
+    if values.numel() and backend_for(values, blocked_from=BLOCKED_FROM) == "blocked":
+        return blocked_classes.row_sums(values, dtype)
+    return values.sum(1, dtype=dtype)
+
+
 def global_sum(value: Tensor, process_group: ProcessGroup) -> Tensor:
     """Return the sum of all entries of ``value`` over all ranks, as a constant in float64 or int64."""
-    dtype = torch.float64 if value.is_floating_point() else torch.int64
-    return all_reduce_sum(value.detach().sum(dtype=dtype), process_group)
+    return all_reduce_sum(row_sums(value.detach().reshape(1, -1))[0], process_group)

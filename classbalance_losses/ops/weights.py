@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from classbalance_losses._dispatch import backend_for
+from classbalance_losses.kernels import blocked_classes
+from classbalance_losses.ops.counts import BLOCKED_FROM
+
 
 def inverse_power(count: Tensor, exponent: float) -> Tensor:
     """Return ``count ** -exponent`` (C,) in float64, and 0 for an absent class, whatever the exponent."""
@@ -14,7 +18,10 @@ def inverse_power(count: Tensor, exponent: float) -> Tensor:
 
 def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
     """Return each kept pixel's class weight, (N, *) in ``dtype``, and 0 elsewhere."""
-    table = F.pad(class_weight.detach().to(dtype), (0, 1))  # the last entry is for pixels that are not kept
+    class_weight = class_weight.detach().to(dtype)
+    if backend_for(target, blocked_from=BLOCKED_FROM) == "blocked":
+        return blocked_classes.per_pixel(class_weight, target, keep)
+    table = F.pad(class_weight, (0, 1))  # the last entry is for pixels that are not kept
     index = torch.where(keep, target, class_weight.shape[0])
     return table.index_select(0, index.flatten()).view(index.shape)
 
