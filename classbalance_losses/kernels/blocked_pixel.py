@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses.kernels.blocks import (
-    Block,
     BlockedLogits,
-    FullSizeLogits,
     Scratch,
     accumulation_dtype,
     class_rows,
@@ -47,23 +45,6 @@ def cross_entropy_and_error(
     return loss, error
 
 
-def pixel_function(
-    input: Tensor, target: Tensor, keep: Tensor, layout: Layout, reference: PixelFunction
-) -> Tensor:
-    """Return any function of a pixel's logits and label (N, *), whose gradient autograd finds block by block."""
-    value: Tensor = _PixelFunction.apply(input, layout, reference, target, keep)  # type: ignore[no-untyped-call]
-    return value
-
-
-def map_function(input: Tensor, other: Tensor, keep: Tensor, reference: PixelFunction) -> Tensor:
-    """Return any function (N, *) of a pixel's vectors in a map (N, D, *) and in a constant one, where kept.
-
-    ``reference`` gets parts of the three: (n, D, p), (n, D, p) and (n, p).
-    """
-    value: Tensor = _PixelFunction.apply(input, FullSizeLogits, reference, other, keep)  # type: ignore[no-untyped-call]
-    return value
-
-
 def sum_over_errors(
     input: Tensor,
     target: Tensor,
@@ -80,13 +61,18 @@ def sum_over_errors(
     for block in logits.blocks():
         x = logits.load(block)
         shifted = torch.sub(x, x.amax(1, keepdim=True), out=scratch.take(x.shape, x.dtype))
-        power = _exp_(shifted)
+        power = exp_(shifted)
         error = power.div_(power.sum(1, keepdim=True))
-        index = _class_index(block.of(labels), input.shape[1])
+        index = class_index(block.of(labels), input.shape[1])
         error.scatter_add_(1, index, error.new_full((), -1).expand(index.shape))
         error.masked_fill_(~block.of(kept), 0)
         total = total + function(error, *(None if values is None else block.of(values) for values in rows))
     return total
+
+
+def exp_(x: Tensor) -> Tensor:
+    """Return exp(x) in place, by torch's exp2: on a CPU it is quicker than its exp, and as precise."""
+    return x.mul_(_LOG2_E).exp2_()
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -111,11 +97,11 @@ class _CrossEntropy(torch.autograd.Function):
         error = torch.empty_like(largest if with_error else largest[:0])
         logits, scratch = layout(input), Scratch()
         for block in logits.blocks():
-            x, index = logits.load(block), _class_index(block.of(labels), input.shape[1])
+            x, index = logits.load(block), class_index(block.of(labels), input.shape[1])
             highest = torch.amax(x, 1, keepdim=True, out=block.of(largest))
             shifted = torch.sub(x, highest, out=scratch.take(x.shape, x.dtype))
             torch.gather(shifted, 1, index, out=block.of(own))
-            power = _exp_(shifted)
+            power = exp_(shifted)
             if with_error:
                 _squared_error_(power, index, own=block.of(own), total=block.of(total), out=block.of(error))
             else:
@@ -139,25 +125,20 @@ class _CrossEntropy(torch.autograd.Function):
             return (None,) * 6
         input, target, keep, largest = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (_differentiable(ctx, input, target, keep, grad), *(None,) * 5)
+            return (differentiable(ctx, input, target, keep, grad), *(None,) * 5)
         labels, kept, grads = (flat_pixels(values).unsqueeze(1) for values in (target, keep, grad))
         logits = ctx.layout(input)
         for block in logits.blocks():
             keep_here, x = block.of(kept), logits.load(block)
             wanted = kept_or_zero(block.of(grads), keep_here)
             highest = x.amax(1, keepdim=True) if largest is None else block.of(largest)
-            power = _exp_(torch.sub(x, highest, out=logits.place(block)))
+            power = exp_(torch.sub(x, highest, out=logits.place(block)))
             gradient = power.mul_(wanted / power.sum(1, keepdim=True))
-            gradient.scatter_add_(1, _class_index(block.of(labels), input.shape[1]), -wanted)
+            gradient.scatter_add_(1, class_index(block.of(labels), input.shape[1]), -wanted)
             if not ctx.is_finite:  # NaN · 0 is NaN
                 gradient.masked_fill_(~keep_here, 0)
             logits.store(block, gradient)
         return (logits.gradient(), *(None,) * 5)
-
-
-def _exp_(x: Tensor) -> Tensor:
-    """Return exp(x) in place, by torch's exp2: on a CPU it is quicker than its exp, and as precise."""
-    return x.mul_(_LOG2_E).exp2_()
 
 
 def _squared_error_(power: Tensor, index: Tensor, *, own: Tensor, total: Tensor, out: Tensor) -> None:
@@ -168,51 +149,13 @@ def _squared_error_(power: Tensor, index: Tensor, *, own: Tensor, total: Tensor,
     torch.sum(others.square_(), 1, keepdim=True, out=out).add_(rest.square_())
 
 
-class _PixelFunction(torch.autograd.Function):
-    """Any function: backward runs it again on each block, and differentiates it there."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, layout: Layout, reference: PixelFunction, other: Tensor, keep: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(input, other, keep)
-        ctx.layout, ctx.reference = layout, reference
-        value = torch.empty(keep.shape, dtype=accumulation_dtype(input.dtype))
-        logits, (others, kept, place) = layout(input), (_parts_of(v, input) for v in (other, keep, value))
-        for block in logits.blocks():
-            place(block).copy_(reference(logits.load(block), others(block), kept(block)))
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, other, keep = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return (_differentiable(ctx, input, other, keep, grad), *(None,) * 4)
-        logits, (others, kept, grads) = ctx.layout(input), (_parts_of(v, input) for v in (other, keep, grad))
-        for block in logits.blocks():
-            with torch.enable_grad():
-                x = logits.load(block).detach().requires_grad_()
-                value = ctx.reference(x, others(block), kept(block))
-            logits.store(block, torch.autograd.grad(value, x, grads(block))[0])
-        return (logits.gradient(), *(None,) * 4)
-
-
-def _parts_of(values: Tensor, input: Tensor) -> Callable[[Block], Tensor]:
-    """Return what views a block's part of a map (N, K, *), as (n, K, p), or of a number for each pixel, as (n, p)."""
-    if values.ndim == input.ndim:
-        rows = class_rows(values)
-        return lambda block: block.of(rows)
-    rows = flat_pixels(values).unsqueeze(1)
-    return lambda block: block.of(rows).squeeze(1)
-
-
-def _differentiable(ctx: Any, input: Tensor, other: Tensor, keep: Tensor, grad: Tensor) -> Tensor:
+def differentiable(ctx: Any, input: Tensor, other: Tensor, keep: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient with a graph of its own, by the reference, for a backward of the backward."""
     value = ctx.reference(ctx.layout(input).full_size(), other, keep)
     gradient: Tensor = torch.autograd.grad(value, input, grad, create_graph=True)[0]
     return gradient
 
 
-def _class_index(labels: Tensor, num_classes: int) -> Tensor:
+def class_index(labels: Tensor, num_classes: int) -> Tensor:
     """Return labels as an index along the class axis; an ignored one becomes any class."""
     return labels.clamp(0, num_classes - 1)

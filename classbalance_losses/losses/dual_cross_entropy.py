@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._validate import check_call, check_range
+from classbalance_losses.kernels.blocked_forms import DualCrossEntropy
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import (
@@ -58,7 +59,8 @@ def dual_cross_entropy_loss(
     target = long_target(target)
     keep = valid_pixels(target, ignore_index)
     logits = logits_for(input, target, upsample, align_corners)
-    loss = pixel_function(logits, target, keep, partial(_pixel_loss, alpha=alpha, beta=beta))
+    pixel_loss = partial(_pixel_loss, alpha=alpha, beta=beta)
+    loss = pixel_function(logits, target, keep, pixel_loss, DualCrossEntropy(alpha, beta))
 
     weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
     valid = global_sum(keep, process_group)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._validate import check_call, check_range
+from classbalance_losses.kernels.blocked_forms import DualFocal
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import (
@@ -63,7 +64,7 @@ def dual_focal_loss(
     keep = valid_pixels(target, ignore_index)
     logits = logits_for(input, target, upsample, align_corners)
     pixel_loss = partial(_pixel_loss, alpha=alpha, beta=beta, gamma=gamma, rho=rho)
-    loss = pixel_function(logits, target, keep, pixel_loss)
+    loss = pixel_function(logits, target, keep, pixel_loss, DualFocal(alpha, beta, gamma, rho))
 
     weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
     valid = global_sum(keep, process_group)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
-from classbalance_losses.kernels import blocked_distances, blocked_pixel
+from classbalance_losses.kernels import blocked_distances, blocked_function
 from classbalance_losses.ops.prototypes import unit_vectors
 
 # Differences, and entries of a map, from which the blocked ways were measured to be quicker. That for cosines computes
@@ -56,7 +56,7 @@ def cosine_distance(vectors: Tensor, others: Tensor, keep: Tensor) -> Tensor:
     in floats is not. ``others`` are constant. Where not kept (N, *) it is 0, and what stands there may be NaN.
     """
     if backend_for(vectors, blocked_from=_COSINES_FROM) == "blocked":
-        return blocked_pixel.map_function(vectors, others.detach(), keep, _cosine_distance)
+        return blocked_function.map_function(vectors, others.detach(), keep, _cosine_distance)
     return _cosine_distance(vectors, others.detach(), keep)
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
-from classbalance_losses.kernels import blocked_pixel
+from classbalance_losses.kernels import blocked_function, blocked_pixel
+from classbalance_losses.kernels.blocked_function import ClosedForm
 from classbalance_losses.kernels.blocks import BlockedLogits, FullSizeLogits, UpsampledLogits, class_rows
 from classbalance_losses.ops.logits import Logits
 
@@ -21,6 +22,7 @@ LogProbFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 # A general function is computed twice, so blocks are for its memory: they win once its many full-size intermediates
 # are too large for the allocator to keep.
 _FUNCTION_BLOCKED_FROM = 1 << 23
+_CLOSED_FORM_BLOCKED_FROM = 1 << 18  # steps in place, without autograd's tape
 
 
 def long_target(target: Tensor) -> Tensor:
@@ -110,13 +112,21 @@ def sum_over_errors(
     return function(error, *(None if values is None else class_rows(values) for values in maps))
 
 
-def pixel_function(logits: Logits, target: Tensor, keep: Tensor, function: LogProbFunction) -> Tensor:
-    """Return ``function(log_prob, target, keep)`` (N, *) for a function that sees one pixel at a time."""
+def pixel_function(
+    logits: Logits, target: Tensor, keep: Tensor, function: LogProbFunction, form: ClosedForm | None = None
+) -> Tensor:
+    """Return ``function(log_prob, target, keep)`` (N, *) for a function that sees one pixel at a time.
+
+    ``form`` is its closed form for the CPU, if it has one.
+    """
     plain = partial(_plain, function=function)
     size = target.numel() * logits.input.shape[1]
-    backend = backend_for(logits.input, size, blocked_from=_FUNCTION_BLOCKED_FROM, unsupported=_no_kernel)
+    blocked_from = _FUNCTION_BLOCKED_FROM if form is None else _CLOSED_FORM_BLOCKED_FROM
+    backend = backend_for(logits.input, size, blocked_from=blocked_from, unsupported=_no_kernel)
+    if backend == "blocked" and form is not None:
+        return blocked_function.closed_function(logits.input, target, keep, _layout(logits), plain, form)
     if backend == "blocked":
-        return blocked_pixel.pixel_function(logits.input, target, keep, _layout(logits), plain)
+        return blocked_function.pixel_function(logits.input, target, keep, _layout(logits), plain)
     return plain(logits.full_size(), target, keep)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_shape
+from classbalance_losses.kernels.blocked_forms import SURE
 
 _BLOCKED_FROM = 1 << 14
 
@@ -33,11 +34,9 @@ def _modulated(loss: Tensor, gamma: float) -> Tensor:
 def log_complement(log_prob: Tensor) -> Tensor:
     r"""Return :math:`\log(1 - p_k)` (N, C, *) from log-probabilities, finite wherever those are finite.
 
-    For the largest probability :math:`1 - p` would round to 0; there it is the sum of the others.
+    For a probability near 1, :math:`1 - p` would round to 0; there it is the sum of the others.
     """
-    largest = log_prob.detach().argmax(1, keepdim=True)
-    classes = torch.arange(log_prob.shape[1], device=log_prob.device).view(-1, *[1] * (log_prob.ndim - 2))
-    is_largest = classes == largest
-    others = torch.where(is_largest, -torch.inf, log_prob).logsumexp(1, keepdim=True)
-    safe = torch.where(is_largest, -1.0, log_prob)
-    return torch.where(is_largest, others, torch.log1p(-safe.exp()))
+    is_sure = log_prob > SURE
+    others = torch.where(is_sure, -torch.inf, log_prob).logsumexp(1, keepdim=True)
+    safe = torch.where(is_sure, -1.0, log_prob)
+    return torch.where(is_sure, others, torch.log1p(-safe.exp()))
