@@ -143,12 +143,11 @@ def pull_loss(
         labels = torch.where(keep, labels, 0)
 
         query = unit_vectors(torch.where(keep.unsqueeze(1), queries, 0).to(dtype))
-        positive = keys.index_select(0, labels)  # k⁺ of each query
         if objective == "mse":
-            loss = torch.where(keep, (query - positive).square().sum(1), 0)
+            loss = torch.where(keep, (query - keys.index_select(0, labels)).square().sum(1), 0)
         else:
             away = check_negatives(queries, prototypes, negatives, negative_mask)
-            loss = contrast(query, positive, away, negative_mask, labels, keep, keys.shape[0], temperature)
+            loss = contrast(query, keys, away, negative_mask, labels, keep, temperature)
         weight = pair_weight(labels, keep, class_weight, pair_reduction, process_group)
         total = (loss * per_pixel(weight, labels, keep, dtype)).sum()
     return joined_value(total, process_group)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
 
 
-_BY_CLASS_FROM = 1 << 16
+_BY_CLASS_FROM = 1 << 12  # similarities for each class
 
 
 def class_blocks(labels: Tensor, keep: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,22 +63,10 @@ def shared_similarities(queries: Tensor, labels: Tensor, keep: Tensor, keys: Ten
 
     ``queries`` (Q, D), ``labels`` (Q,) int64, ``keep`` (Q,), ``keys`` (C, M, D).
     """
-    if backend_for(queries, queries.shape[0] * keys.shape[1], blocked_from=_BY_CLASS_FROM) == "blocked":
-        return _similarities_by_class(queries, labels, keep, keys)
     slot, occupant, block_class = class_blocks(labels, keep, keys.shape[0])
     rows = queries.index_select(0, occupant.flatten()).view(*occupant.shape, queries.shape[1])
     product = torch.bmm(rows, keys.index_select(0, block_class).transpose(1, 2))
     return product.flatten(0, 1).index_select(0, slot)
-
-
-def _similarities_by_class(queries: Tensor, labels: Tensor, keep: Tensor, keys: Tensor) -> Tensor:
-    """Multiply one class after the other, in shapes that depend on the labels: nothing is padded or copied twice."""
-    order = torch.where(keep, labels, keys.shape[0]).argsort(stable=True)
-    counts = class_counts(labels, keep, keys.shape[0]).tolist()
-    rows = queries.index_select(0, order).split_with_sizes([*counts, len(order) - sum(counts)])
-    products = [own @ key.T for own, key in zip(rows[:-1], keys, strict=True)]
-    products.append(rows[-1].new_zeros(len(rows[-1]), keys.shape[1]))
-    return torch.cat(products).index_select(0, order.argsort())
 
 
 def own_similarities(queries: Tensor, keys: Tensor) -> Tensor:
@@ -109,21 +98,55 @@ def negative_similarities(
 
 def contrast(
     queries: Tensor,
-    positives: Tensor,
+    prototypes: Tensor,
     negatives: Tensor,
     negative_mask: Tensor | None,
     labels: Tensor,
     keep: Tensor,
-    num_classes: int,
     temperature: float,
 ) -> Tensor:
     """Return InfoNCE (Q,): stage 1's cross-entropy, its logits similarities over the temperature, its class 0 k⁺.
 
-    ``queries`` and ``positives`` (Q, D) of length 1; the rest as in :func:`negative_similarities`.
+    ``queries`` (Q, D) and ``prototypes`` (C, D) of length 1; the rest as in :func:`negative_similarities`. What is not
+    kept is 0.
     """
-    toward = (queries * positives).sum(1, keepdim=True)
+    num_classes = prototypes.shape[0]
+    are_shared = negatives.shape[0] == num_classes
+    size = queries.shape[0] * negatives.shape[1] // num_classes
+    if are_shared and backend_for(queries, size, blocked_from=_BY_CLASS_FROM) == "blocked":
+        return _contrast_by_class(queries / temperature, prototypes, negatives, negative_mask, labels, keep)
+    toward = (queries * prototypes.index_select(0, labels)).sum(1, keepdim=True)
     away = negative_similarities(queries, labels, keep, negatives, negative_mask, num_classes)
     return plain_cross_entropy(torch.cat([toward, away], 1) / temperature, torch.zeros_like(labels), keep)
+
+
+def _contrast_by_class(
+    queries: Tensor, prototypes: Tensor, negatives: Tensor, mask: Tensor | None, labels: Tensor, keep: Tensor
+) -> Tensor:
+    """Take one class after the other, in shapes that depend on the labels: nothing is padded or copied twice."""
+    num_classes = prototypes.shape[0]
+    order = torch.where(keep, labels, num_classes).argsort(stable=True)
+    counts = class_counts(labels, keep, num_classes).tolist()
+    *rows, dropped = queries.index_select(0, order).split_with_sizes([*counts, len(order) - sum(counts)])
+    losses = [
+        _contrast_of_a_class(own, prototypes[c], negatives[c], None if mask is None else mask[c])
+        for c, own in enumerate(rows)
+        if len(own)
+    ]
+    losses.append(0 * dropped.sum(1))  # in the graph, also where there is nothing else
+    return torch.cat(losses).index_select(0, order.argsort())
+
+
+def _contrast_of_a_class(
+    queries: Tensor, prototype: Tensor, negatives: Tensor, mask: Tensor | None
+) -> Tensor:
+    if mask is not None:
+        negatives = torch.where(mask.unsqueeze(1), negatives, 0)
+    keys = unit_vectors(negatives.detach().to(queries.dtype))
+    logits = queries @ torch.cat([prototype.unsqueeze(0), keys]).T
+    if mask is not None:
+        logits = torch.where(F.pad(mask, (1, 0), value=True), logits, -torch.inf)
+    return -logits.log_softmax(1)[:, 0]
 
 
 def pair_weight(
