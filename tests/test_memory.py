@@ -1,7 +1,8 @@
-"""Huge pages for large gradients: asked for, and given up where the first ones are dear."""
+"""Huge pages for large gradients: asked for, and given up where they are dear."""
 
 from __future__ import annotations
 
+import math
 import mmap
 import sys
 
@@ -11,7 +12,8 @@ import torch
 from classbalance_losses.kernels import memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="advice is given to Linux alone")
-LARGE, SMALL = 3 << 20, 1 << 19  # floats: 12 MiB and 2 MiB
+LARGE, SMALL = 10 << 20, 1 << 19  # floats: 40 MiB and 2 MiB
+HUGE = 1 << 21
 
 
 @pytest.fixture
@@ -22,13 +24,13 @@ def advice(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(1e-4, [mmap.MADV_HUGEPAGE]), (1e-2, [mmap.MADV_HUGEPAGE, mmap.MADV_NOHUGEPAGE])],
+    ("dear", "withdrawn"), [((), False), ((1,), False), ((2, 5), True), (range(8), True)]
 )
-def test_advice_is_withdrawn_where_a_page_is_dear(monkeypatch, advice, seconds, expected) -> None:
-    monkeypatch.setattr(memory, "_seconds_of_a_page", lambda start, end: seconds)
+def test_advice_is_withdrawn_where_two_pages_are_dear(monkeypatch, advice, dear, withdrawn) -> None:
+    tried = iter(range(memory._TRIED))
+    monkeypatch.setattr(memory, "_seconds_of_a_write", lambda place: 1e-2 if next(tried) in dear else 1e-4)
     assert memory.empty_like(torch.empty(LARGE)).shape == (LARGE,)
-    assert advice == expected
+    assert advice == [mmap.MADV_HUGEPAGE] + [mmap.MADV_NOHUGEPAGE] * withdrawn
 
 
 def test_small_tensors_are_left_alone(advice) -> None:
@@ -36,11 +38,13 @@ def test_small_tensors_are_left_alone(advice) -> None:
     assert advice == []
 
 
-def test_looking_writes_two_bytes_inside() -> None:
+def test_a_few_pages_all_over_the_range_are_tried(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "_DEAR", math.inf)
     values = torch.full((LARGE * 4,), 7, dtype=torch.uint8)
-    start = values.data_ptr() + 4096
-    assert memory._seconds_of_a_page(start, values.data_ptr() + values.numel()) > 0
+    start, end = values.data_ptr() + 4096, values.data_ptr() + values.numel()
+    assert not memory._are_dear(start, end)
     changed = (values != 7).nonzero().flatten() + values.data_ptr()
-    assert len(changed) == 2
-    assert all(place % (1 << 21) == 0 for place in changed.tolist())
-    assert changed[0] >= start
+    assert 2 < len(changed) <= memory._TRIED
+    assert all(place % HUGE == 0 for place in changed.tolist())
+    assert start <= changed[0] < start + HUGE
+    assert end - len(values) // 4 <= changed[-1] < end
