@@ -127,6 +127,11 @@ def _time_by_turns(
         entry.forward.append(forward)
         entry.total.append(total)
 
+    for _ in range(settings.warm_up):
+        before()
+        timed()
+    for times in (entry.forward, entry.total, entry.baseline_forward, entry.baseline_total):
+        times.clear()
     pedantic(timed, setup=before, rounds=settings.rounds(once), iterations=1)
 
 

@@ -14,7 +14,8 @@ class Settings:
     device: str = "cpu"
     quick: bool = False
     seconds: float = 0.5  # for the timed rounds of one contender, baseline included
-    min_rounds: int = 3
+    warm_up: int = 2  # rounds before, which bring memory back that a VM's host has taken
+    min_rounds: int = 5
     max_rounds: int = 25
 
     def rounds(self, once: float) -> int:
