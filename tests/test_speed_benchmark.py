@@ -29,7 +29,7 @@ from benchmarks.speed.settings import Settings
 from benchmarks.speed.table import progress_line
 from benchmarks.speed.tasks import PIXEL_TASKS, pixel_task
 
-QUICK = Settings(quick=True, seconds=0, min_rounds=2)
+QUICK = Settings(quick=True, seconds=0, warm_up=0, min_rounds=2)
 LOSSES = {name for name in classbalance_losses.__all__ if name.endswith("Loss")}
 ON_FEATURES = {case.contender.loss for case in command.all_cases(QUICK) if case.family in ("pull", "text")}
 CASES = list(command.all_cases(QUICK))

@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def settings_of(config: pytest.Config) -> Settings:
     quick, seconds = config.getoption("--speed-quick"), config.getoption("--speed-seconds")
     if quick:
-        return Settings(config.getoption("--speed-device"), True, seconds=0, min_rounds=2)
+        return Settings(config.getoption("--speed-device"), True, seconds=0, warm_up=0, min_rounds=2)
     return Settings(config.getoption("--speed-device"), seconds=seconds)
 
 

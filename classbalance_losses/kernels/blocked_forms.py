@@ -16,7 +16,7 @@ from torch import Tensor
 
 from classbalance_losses.kernels.blocked_pixel import exp_
 
-SURE = math.log(0.75)  # of two classes of a pixel, one at most is more probable
+SURE = math.log(0.75)  # of a pixel's classes, one at most is as probable
 
 
 class DualCrossEntropy(NamedTuple):
@@ -71,7 +71,7 @@ class DualFocal(NamedTuple):
         steepness = self.alpha * self.gamma
         slope.add_(exp_(log_prob * self.gamma), alpha=steepness)
 
-        is_sure, log_missed = own > SURE, unsure.log_complement(own)
+        is_sure, log_missed = own >= SURE, unsure.log_complement(own)
         not_sure = torch.where(is_sure, -math.inf, own + (self.gamma - 1) * log_missed)
         slope.scatter_(1, label, not_sure.exp_().mul_(-steepness).sub_(1))
 
@@ -82,7 +82,7 @@ class DualFocal(NamedTuple):
 
 
 class _Unsure(NamedTuple):
-    """The classes of a pixel but one whose probability is above 3/4."""
+    """The classes of a pixel but one whose probability is 3/4 or more."""
 
     share: Tensor  # (n, C, p): their parts of their sum, and 0 for the sure one
     log_sum: Tensor  # (n, 1, p): log(1 - p_m), or 0 up to rounding where no class is sure
@@ -101,11 +101,11 @@ class _Unsure(NamedTuple):
 
     def log_complement(self, own: Tensor) -> Tensor:
         r"""Return :math:`\log(1 - p_y)` (n, 1, p) from the label's log-probability."""
-        return torch.where(own > SURE, self.log_sum, torch.log1p(-own.exp()))
+        return torch.where(own >= SURE, self.log_sum, torch.log1p(-own.exp()))
 
     def is_sure_mistake(self, own: Tensor) -> Tensor:
         """Return whether a class that is not the label is sure (n, 1, p)."""
-        return (self.log_sum < -1) & (own <= SURE)
+        return (self.log_sum < -1) & (own < SURE)
 
 
 def _sum_of_others(values: Tensor, label: Tensor) -> Tensor:

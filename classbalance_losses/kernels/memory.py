@@ -13,7 +13,7 @@ from torch import Tensor
 _SMALLEST = 1 << 22  # bytes: two huge pages, below which advice is not worth a system call
 _HUGE = 1 << 21  # bytes of a huge page
 _DEAR = 1e-3  # seconds for a huge page: what 512 small ones take
-_TRIED = 8  # of 80 MiB, a fifth
+_EVERY = 5  # of the huge pages, each fifth is tried
 
 
 def empty_like(input: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
@@ -39,10 +39,10 @@ def empty_like(input: Tensor, memory_format: torch.memory_format = torch.preserv
 
 
 def _are_dear(start: int, end: int) -> bool:
-    """Try some huge pages all over the range; two must be dear, for in one a thread may just have lost its turn."""
+    """Try huge pages all over the range; two must be dear, for in one a thread may just have lost its turn."""
     pages = range(-(-start // _HUGE) * _HUGE, end, _HUGE)
     dear = 0
-    for place in pages[:: -(-len(pages) // _TRIED)]:
+    for place in pages[::_EVERY]:
         dear += _seconds_of_a_write(place) > _DEAR
         if dear == 2:
             return True
