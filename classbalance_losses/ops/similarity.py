@@ -4,8 +4,8 @@ A product of all Q queries with all C·M keys computes C times too much, and a c
 every query needs Q·M·D numbers. Here the queries are laid out in blocks of one class each. A block holds B
 = ceil(Q / C) queries, so there are fewer than 2C blocks: the keys are copied at most twice, and at most
 half of the rows are padding, however the queries are spread over the classes. The layout's shape depends on
-Q and C alone, which a GPU and a compiler want. On a CPU, which reads the labels for nothing, large products are taken
-class by class instead.
+Q and C alone, which a GPU and a compiler want. On a CPU, which reads the labels for nothing, InfoNCE goes class by
+class instead where each has many similarities.
 """
 
 from __future__ import annotations
