@@ -28,11 +28,12 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
     """Choose what computes the losses, for this process: as a setter, or as a context manager.
 
     ============= ==============================================================================================
-    "auto"        The fastest that can take the input: on the CPU "blocked" from some hundred thousand logits on, on
-                  CUDA "triton" where it is installed; the reference inside ``torch.compile`` (the compiler
-                  fuses it) and ``torch.func`` transforms.
+    "auto"        The fastest that can take the input: on the CPU "blocked" from some ten thousand logits on with
+                  numba, some hundred thousand without; on CUDA "triton" where it is installed; the reference
+                  inside ``torch.compile`` (the compiler fuses it) and ``torch.func`` transforms.
     "reference"   Plain PyTorch, everywhere.
-    "blocked"     Blocks of pixels that fit a CPU's cache: full-size probabilities never exist.
+    "blocked"     Blocks of pixels that fit a CPU's cache: full-size probabilities never exist. In loops that numba
+                  compiles, from the extra ``[numba]``; where it is absent, in functions of torch's.
     "triton"      Kernels for CUDA, from the extra ``[triton]``.
     ============= ==============================================================================================
 

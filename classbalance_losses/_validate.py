@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from classbalance_losses.kernels import numba_threads
+
 if TYPE_CHECKING:
     from ._distributed import ProcessGroup
 
@@ -135,9 +137,18 @@ def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> N
         index = target.long()
         fits = (index == ignore_index) | ((index >= 0) & (index < num_classes))
         torch._assert_async(fits.all(), f"A target is out of bounds for {num_classes} classes.")
-    elif target.numel() and can_read_values(target):
+    elif target.numel() and can_read_values(target) and not _fits(target, num_classes, ignore_index):
         for labels in torch.split(target.flatten(), _LABELS_AT_ONCE):
             _check_labels(labels, num_classes, ignore_index)
+
+
+def _fits(target: Tensor, num_classes: int, ignore_index: int) -> bool:
+    """Whether a compiled loop, where there is one, has found no label outside."""
+    if target.dtype != torch.int64 or target.numel() < _LABELS_AT_ONCE or not numba_threads.can_compile():
+        return False
+    from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
+
+    return numba_maps.labels_outside(target, num_classes, ignore_index) == 0
 
 
 def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:

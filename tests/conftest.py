@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What numba has kept on the disk is not renewed after a change in a file that the kept one imports.
+os.environ["NUMBA_CACHE_DIR"] = (_compiled := tempfile.TemporaryDirectory()).name
 
 import hypothesis
 import pytest

@@ -1,10 +1,15 @@
-"""The blocked backend under the laws of the reference, in blocks of a pixel or two; and who is chosen when."""
+"""The blocked backend in steps of torch under the laws of the reference, in blocks of a pixel or two; who is chosen.
+
+The same in loops that numba compiles is in test_compiled.py.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +20,7 @@ from torch import Tensor
 
 import classbalance_losses
 from classbalance_losses import DyCELoss, _dispatch, use_backend
-from classbalance_losses.kernels import blocked_classes, blocked_shape, blocks
+from classbalance_losses.kernels import blocked_classes, blocked_shape, blocks, numba_threads
 from classbalance_losses.ops import mining, pixel
 
 LARGE = (2, 128, 120)  # times 19 classes: enough logits for "auto" to choose blocks
@@ -26,7 +31,8 @@ def _tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(blocks, "_ELEMENTS", 8)
     monkeypatch.setattr(blocked_shape, "_ELEMENTS", 5)
     monkeypatch.setattr(blocked_classes, "_PIXELS", 7)
-    monkeypatch.setattr(mining, "_SHORT", 0)
+    monkeypatch.setattr(mining, "_BLOCKED_FROM", 0)
+    monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
     with use_backend("blocked"):
         yield
 
@@ -146,7 +152,10 @@ def test_an_expanded_image(case: Case) -> None:
 
 @over(DEFAULTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_logits_err_no_more_than_the_reference(case: Case, dtype: torch.dtype) -> None:
+def test_half_logits_err_no_more_than_the_reference(
+    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
     here = sample(2, shape=(2, 9, 11), dtype=dtype, weighted=True)
     here = replace(here, input=here.input.clone()).leaf()
     exact = replace(here, input=here.input.detach().double()).leaf()
@@ -192,7 +201,13 @@ def test_no_gradient_where_none_is_asked_for(case: Case) -> None:
 
 
 @over(DEFAULTS)
-def test_large_maps_are_blocked_by_themselves(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_large_maps_are_blocked_by_themselves(
+    case: Case, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba_threads, "MAY_COMPILE", compiled)
+    if not compiled:
+        monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
     monkeypatch.setattr(pixel, "_FUNCTION_BLOCKED_FROM", 1 << 19)
     called: list[Tensor] = []
 
@@ -213,8 +228,11 @@ def test_large_maps_are_blocked_by_themselves(case: Case, monkeypatch: pytest.Mo
 
 
 @over(DEFAULTS)
-def test_kept_bytes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_kept_bytes(case: Case, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between forward and backward: numbers for each pixel, not for each of its 19 classes."""
+    if not compiled:
+        monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
     monkeypatch.setattr(pixel, "_FUNCTION_BLOCKED_FROM", 1 << 19)
     large = sample(2, 19, shape=LARGE, dtype=torch.float32).leaf()
     kept: dict[int, int] = {}
@@ -290,3 +308,21 @@ def test_triton_is_asked_for_where_it_is_not_installed(monkeypatch: pytest.Monke
     here = sample(2)
     with use_backend("triton"), pytest.raises(ValueError, match=r"classbalance_losses\[triton\]"):
         DyCELoss()(here.input.float(), here.target)
+
+
+def test_loops_are_compiled_where_numba_and_torchs_threads_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    can_compile, openmp = numba_threads.can_compile.__wrapped__, numba_threads._openmp.__wrapped__
+    with monkeypatch.context() as broken:
+        broken.setitem(
+            sys.modules, "numba", None
+        )  # an import raises ImportError, as beside a numpy too new for it
+        assert not can_compile()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(numba_threads, "_LIBRARY", tmp_path / "libtorch_cpu.so")
+        assert openmp() is None
+        elsewhere.setattr(numba_threads, "_openmp", openmp)
+        assert not can_compile()
+        elsewhere.setattr(numba_threads, "MAY_COMPILE", False)
+        assert not can_compile()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from classbalance_losses import use_backend
 from classbalance_losses.functional import dyce_loss
+from classbalance_losses.kernels import numba_threads
 from classbalance_losses.ops import mining
 from classbalance_losses.ops.mining import hardest
 
@@ -22,10 +23,13 @@ DTYPES = [torch.float32, torch.float64]
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-@pytest.fixture(params=["histograms", "sorting", "digits"], autouse=True)
+@pytest.fixture(params=["histograms", "sorting", "digits", "compiled digits"], autouse=True)
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(mining, "_SHORT", 1 << 16 if request.param == "sorting" else 0)
-    with use_backend("blocked" if request.param == "digits" else "reference"):
+    monkeypatch.setattr(mining, "_BLOCKED_FROM", 0)
+    if request.param == "digits":
+        monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
+    with use_backend("blocked" if request.param.endswith("digits") else "reference"):
         yield
 
 

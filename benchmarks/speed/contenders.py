@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import classbalance_losses
 from benchmarks.speed import formulas
 from benchmarks.speed.inputs import IGNORE_INDEX, Pixels
+from classbalance_losses.kernels import numba_threads
 
 Step = Callable[[], Tensor]
 BACKENDS = ("reference", "blocked", "triton")
@@ -38,10 +40,17 @@ class Contender:
     origin: str = "ours"
     loss: str = ""
     backend: str = ""
+    numba: bool = True  # whether the blocked backend may use it
 
-    def context(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def context(self) -> Iterator[None]:
         """What a step runs in."""
-        return classbalance_losses.use_backend(self.backend) if self.backend else nullcontext()
+        with ExitStack() as stack:
+            if self.backend:
+                stack.enter_context(classbalance_losses.use_backend(self.backend))
+            if not self.numba:
+                stack.enter_context(patch.object(numba_threads, "can_compile", lambda: False))
+            yield
 
 
 def ours(loss: str, backend: str, *, title: str = "", **options: Any) -> Contender:
@@ -78,6 +87,11 @@ def _criterion(loss: str, backend: str, problem: Pixels, options: dict[str, Any]
     require_backend(backend, problem.input.device)
     criterion: nn.Module = getattr(classbalance_losses, loss)(ignore_index=IGNORE_INDEX, **options)
     return criterion.to(problem.input.device)
+
+
+def without_numba(contender: Contender) -> Contender:
+    """The same as a user has it who did not install numba."""
+    return replace(contender, name=f"{contender.name}, without numba", numba=False)
 
 
 def compiled(contender: Contender) -> Contender:

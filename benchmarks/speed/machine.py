@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.speed.measure import clock_of, quartiles
 from benchmarks.speed.peers import PACKAGES, installed
 from benchmarks.speed.results import CHANGED
 from classbalance_losses import __version__
+from classbalance_losses.kernels.numba_threads import can_compile
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ("classbalance_losses", "benchmarks/speed")  # what a result depends on
@@ -39,6 +41,7 @@ def describe(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "numba": version("numba") if can_compile() else None,
         "cuda": torch.version.cuda if device == "cuda" else None,
         "classbalance_losses": __version__,
         "peers": versions,

@@ -45,10 +45,11 @@ def describe(results: Results) -> str:
     machine = results.machine
     peers = ", ".join(f"{name} {number}" for name, number in machine["peers"].items() if number)
     cuda = f", CUDA {machine['cuda']}" if machine["cuda"] else ""
+    numba = f", numba {machine['numba']}" if machine["numba"] else ""
     host = "" if machine["device"] == "cpu" else f" ({machine['cpu']}, {machine['threads']} threads)"
     return (
         f"{machine['name']}{host}, {machine['system']}, "
-        f"torch {machine['torch']}{cuda}, Python {machine['python']}; {peers}"
+        f"torch {machine['torch']}{cuda}{numba}, Python {machine['python']}; {peers}"
     )
 
 

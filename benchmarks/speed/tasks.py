@@ -17,6 +17,7 @@ from benchmarks.speed.contenders import (
     on_every_backend,
     ours,
     without_kernels,
+    without_numba,
 )
 
 
@@ -32,12 +33,16 @@ class Task:
 
     @property
     def own(self) -> tuple[Contender, ...]:
-        """The library's contenders that are not compiled."""
-        return tuple(c for c in self.contenders if c.origin == "ours" and "compile" not in c.name)
+        """The library's contenders as they are meant to be used: not compiled as a whole, and with numba."""
+        return tuple(c for c in self.contenders if c.origin == "ours" and "compile" not in c.name and c.numba)
 
 
-def _with_compiled(loss: str) -> tuple[Contender, ...]:
-    return (*on_every_backend(loss), compiled(ours(loss, "reference")))
+def _in_every_way(loss: str) -> tuple[Contender, ...]:
+    return (
+        *on_every_backend(loss),
+        without_numba(ours(loss, "blocked")),
+        compiled(ours(loss, "reference")),
+    )
 
 
 PIXEL_TASKS = (
@@ -49,7 +54,7 @@ PIXEL_TASKS = (
             RAW_CROSS_ENTROPY,
             compiled(CROSS_ENTROPY),
             peers.LIGER_CROSS_ENTROPY,
-            *_with_compiled("WeightedCrossEntropyLoss"),
+            *_in_every_way("WeightedCrossEntropyLoss"),
         ),
     ),
     Task(
@@ -59,7 +64,7 @@ PIXEL_TASKS = (
             peers.KORNIA_FOCAL,
             peers.MONAI_FOCAL,
             peers.IMBALANCED_FOCAL,
-            *_with_compiled("FocalLoss"),
+            *_in_every_way("FocalLoss"),
         ),
     ),
     Task("dual focal", formulas.dual_focal, without_kernels("DualFocalLoss")),
@@ -74,8 +79,8 @@ PIXEL_TASKS = (
         ),
         chosen=True,
     ),
-    Task("DyCE", formulas.dyce, (peers.PUBLISHED_DYCE, *_with_compiled("DyCELoss")), chosen=True),
-    Task("GBW", formulas.gbw, _with_compiled("GBWLoss")),
+    Task("DyCE", formulas.dyce, (peers.PUBLISHED_DYCE, *_in_every_way("DyCELoss")), chosen=True),
+    Task("GBW", formulas.gbw, _in_every_way("GBWLoss")),
     Task(
         "GBW as released",
         formulas.gbw_as_released,

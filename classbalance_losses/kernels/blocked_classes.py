@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from classbalance_losses.kernels import numba_threads
 from classbalance_losses.kernels.masks import kept_or_zero
 
 _PIXELS = 1 << 17
@@ -17,6 +18,10 @@ _PIXELS = 1 << 17
 
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each class, (C,) of int64."""
+    if numba_threads.can_compile():
+        from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
+
+        return numba_maps.class_counts(target, keep, num_classes)
     total = torch.zeros(2 * num_classes, dtype=torch.int64)
     for labels, kept in _ranges(target, keep):
         total += torch.bincount(_place(labels, kept, num_classes), minlength=2 * num_classes)
@@ -25,6 +30,10 @@ def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
 
 def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the float64 sum of ``value`` over the kept pixels of each class, (C,)."""
+    if numba_threads.can_compile() and value.dtype == torch.float32:
+        from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
+
+        return numba_maps.class_sums(value, target, keep, num_classes)
     total = torch.zeros(2 * num_classes, dtype=torch.float64)
     for values, labels, kept in _ranges(value, target, keep):
         total.scatter_add_(0, _place(labels, kept, num_classes), values.double())
@@ -33,6 +42,10 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
 
 def per_pixel(class_value: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     """Return each kept pixel's entry of ``class_value`` (C,), in the target's shape, and 0 elsewhere."""
+    if numba_threads.can_compile() and class_value.dtype == torch.float32:
+        from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
+
+        return numba_maps.per_pixel(class_value, target, keep)
     value = torch.empty(target.shape, dtype=class_value.dtype)
     for labels, kept, part in _ranges(target, keep, value):
         chosen = class_value.index_select(0, labels.clamp(0, class_value.shape[0] - 1))
@@ -46,6 +59,10 @@ def row_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _sum(values: Tensor, dtype: torch.dtype) -> Tensor:
+    if numba_threads.can_compile() and values.dtype == torch.bool:
+        from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
+
+        return numba_maps.count(values)
     return torch.stack([part.sum(dtype=dtype) for (part,) in _ranges(values)]).sum()
 
 

@@ -98,17 +98,17 @@ def _pixels_per_block(num_classes: int) -> int:
 
 
 class FullSizeLogits:
-    """Logits (N, C, *) in memory."""
+    """Logits (N, C, *) in memory, of which ``rows`` are (N, C, P)."""
 
     def __init__(self, input: Tensor) -> None:
         self._input = input
-        self._x = class_rows(input)
+        self.rows = class_rows(input)
         self._dtype = accumulation_dtype(input.dtype)
         self._loaded, self._placed = Scratch(), Scratch()
 
     def blocks(self) -> Iterator[Block]:
         """Go over several images together where threads can share them or they are small, else over parts of one."""
-        images, classes, pixels = self._x.shape
+        images, classes, pixels = self.rows.shape
         threads, step = torch.get_num_threads(), _pixels_per_block(classes)
         together = max(step // max(pixels, 1), 1)
         if images % threads == 0:
@@ -122,18 +122,18 @@ class FullSizeLogits:
 
     def load(self, block: Block) -> Tensor:
         """Return a view of the logits or, where they are of half precision, a copy that the next block overwrites."""
-        x = block.of(self._x)
+        x = block.of(self.rows)
         return x if x.dtype == self._dtype else self._loaded.take(x.shape, self._dtype).copy_(x)
 
     def place(self, block: Block) -> Tensor:
         """Return the gradient's own memory if a thread's part lies together there, and scratch memory otherwise."""
-        place = block.of(self._gradient_rows)
+        place = block.of(self.gradient_rows)
         own = place.dtype == self._dtype and block.parts == 1
         return place if own else self._placed.take(place.shape, self._dtype)
 
     def store(self, block: Block, gradient: Tensor) -> None:
         """Write the block's gradient, rounded to the input's dtype, unless it is in its place already."""
-        place = block.of(self._gradient_rows)
+        place = block.of(self.gradient_rows)
         if place.data_ptr() != gradient.data_ptr():
             place.copy_(gradient)
 
@@ -146,7 +146,8 @@ class FullSizeLogits:
         return _gradient_like(self._input)
 
     @cached_property
-    def _gradient_rows(self) -> Tensor:
+    def gradient_rows(self) -> Tensor:
+        """Memory for the gradient (N, C, P)."""
         return class_rows(self._gradient)
 
     def full_size(self) -> Tensor:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_classes
+from classbalance_losses.kernels.numba_threads import MAY_COMPILE
 
-BLOCKED_FROM = 1 << 17  # pixels
+BLOCKED_FROM = 1 << 13 if MAY_COMPILE else 1 << 17  # pixels
 
 
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:

@@ -19,6 +19,7 @@ from classbalance_losses._distributed import all_reduce_sum, resolve
 from classbalance_losses._validate import is_transformed
 from classbalance_losses.kernels import blocked_select
 from classbalance_losses.kernels.masks import bits_of
+from classbalance_losses.kernels.numba_threads import MAY_COMPILE
 from classbalance_losses.ops.reduction import row_sums
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _DIGIT = 16
 _BINS = 1 << _DIGIT
 _SHORT = _BINS
+_BLOCKED_FROM = 1 << 14 if MAY_COMPILE else _SHORT  # entries of a row
 
 
 def ordered_bits(value: Tensor) -> Tensor:
@@ -128,24 +130,15 @@ def hardest(
     own = row_sums(kept)
     valid = all_reduce_sum(own, group)
     k = hard_count(valid, fraction, min_kept)
-    if kept.shape[1] >= _SHORT and backend_for(loss, blocked_from=0) == "blocked":
-        bits = blocked_select.ordered_bits(loss.detach(), keep).reshape(rows)
-        threshold = _kth_by_digits(bits, kept.shape[1] - own, k, group)
-    else:
-        bits = ordered_bits(loss).reshape(rows)
-        digits = 4 if loss.dtype == torch.float64 else 2
-        threshold = kth_largest_bits(bits, kept, k, digits=digits, process_group=group)
+    if kept.shape[1] >= _BLOCKED_FROM and backend_for(loss, blocked_from=0) == "blocked":
+        joined = partial(all_reduce_sum, process_group=group)
+        return blocked_select.at_least_kth(loss.detach().reshape(rows), kept, k, own, joined).reshape(
+            loss.shape
+        )
+    bits = ordered_bits(loss).reshape(rows)
+    digits = 4 if loss.dtype == torch.float64 else 2
+    threshold = kth_largest_bits(bits, kept, k, digits=digits, process_group=group)
     # Where k is 0 nothing is hard; no finite loss has the largest integer for its bits.
     threshold = torch.where(k > 0, threshold, torch.iinfo(bits.dtype).max)
     hard = (bits >= threshold.unsqueeze(1)) & kept
     return hard.reshape(loss.shape)
-
-
-def _kth_by_digits(bits: Tensor, dropped: Tensor, k: Tensor, process_group: ProcessGroup) -> Tensor:
-    """Search each row on its own; ``dropped`` (R,) of its entries do not take part and are 0."""
-    joined = partial(all_reduce_sum, process_group=process_group)
-    found = [
-        blocked_select.kth_largest_bits(row, int(n), row_k, joined)
-        for row, n, row_k in zip(bits, dropped, k.unsqueeze(1), strict=True)
-    ]
-    return torch.tensor(found, dtype=bits.dtype)

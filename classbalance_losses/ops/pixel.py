@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
-from classbalance_losses.kernels import blocked_function, blocked_pixel
+from classbalance_losses.kernels import blocked_function, blocked_pixel, numba_threads
 from classbalance_losses.kernels.blocked_function import ClosedForm
 from classbalance_losses.kernels.blocks import BlockedLogits, FullSizeLogits, UpsampledLogits, class_rows
 from classbalance_losses.ops.logits import Logits
@@ -22,6 +22,9 @@ LogProbFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 # A general function is computed twice, so blocks are for its memory: they win once its many full-size intermediates
 # are too large for the allocator to keep.
 _FUNCTION_BLOCKED_FROM = 1 << 23
+_COMPILED_FROM = (
+    1 << 16
+)  # full-size logits from which compiled loops were measured to be quicker, for each loss
 _CLOSED_FORM_BLOCKED_FROM = 1 << 18  # steps in place, without autograd's tape
 
 
@@ -71,31 +74,31 @@ def errors(log_prob: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 
 def pixel_cross_entropy(logits: Logits, target: Tensor, keep: Tensor) -> Tensor:
     r"""Return :math:`\ell_i = -\log p_{i, y_i}` (N, *), 0 where not kept."""
-    backend = _backend(logits, target)
+    backend = _backend(logits, target, _cross_entropy_blocked_from(logits))
+    if backend == "reference":
+        return plain_cross_entropy(logits.full_size(), target, keep)
     if backend == "triton":
         loss: Tensor = _triton(logits).cross_entropy(logits.input, target, keep, *_corners(logits))
-        return loss
-    if backend == "blocked":
-        return blocked_pixel.cross_entropy(logits.input, target, keep, _layout(logits), plain_cross_entropy)
-    return plain_cross_entropy(logits.full_size(), target, keep)
+    else:
+        rest = (_layout(logits), plain_cross_entropy)
+        loss = _blocked(logits).cross_entropy(logits.input, target, keep, *rest)
+    return loss
 
 
 def pixel_cross_entropy_and_error(logits: Logits, target: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *); 0 where not kept."""
-    backend = _backend(logits, target)
+    backend = _backend(logits, target, _cross_entropy_blocked_from(logits))
+    if backend == "reference":
+        log_prob = pixel_log_softmax(logits.full_size(), keep)
+        error = errors(log_prob.detach(), target, keep).square().sum(1)
+        return -pick_class(log_prob, target, keep), error
+    both: tuple[Tensor, Tensor]
     if backend == "triton":
-        kernels = _triton(logits)
-        both: tuple[Tensor, Tensor] = kernels.cross_entropy_and_error(
-            logits.input, target, keep, *_corners(logits)
-        )
-        return both
-    if backend == "blocked":
-        return blocked_pixel.cross_entropy_and_error(
-            logits.input, target, keep, _layout(logits), plain_cross_entropy
-        )
-    log_prob = pixel_log_softmax(logits.full_size(), keep)
-    error = errors(log_prob.detach(), target, keep).square().sum(1)
-    return -pick_class(log_prob, target, keep), error
+        both = _triton(logits).cross_entropy_and_error(logits.input, target, keep, *_corners(logits))
+    else:
+        rest = (_layout(logits), plain_cross_entropy)
+        both = _blocked(logits).cross_entropy_and_error(logits.input, target, keep, *rest)
+    return both
 
 
 def sum_over_errors(
@@ -105,7 +108,7 @@ def sum_over_errors(
 
     ``maps`` (N, K, *) are cut like δ, which is 0 where not kept; ``None`` stays.
     """
-    if _backend(logits, target) == "blocked" and target.numel():
+    if _backend(logits, target, _blocked_from(logits)) == "blocked" and target.numel():
         return blocked_pixel.sum_over_errors(logits.input, target, keep, _layout(logits), function, maps)
     log_prob = pixel_log_softmax(logits.full_size(), keep)
     error = class_rows(errors(log_prob, target, keep))
@@ -139,20 +142,23 @@ def _plain(input: Tensor, target: Tensor, keep: Tensor, function: LogProbFunctio
     return function(pixel_log_softmax(input, keep), target, keep)
 
 
-def _backend(logits: Logits, target: Tensor) -> str:
+def _backend(logits: Logits, target: Tensor, blocked_from: int) -> str:
     return backend_for(
         logits.input,
         target.numel() * logits.input.shape[1],
-        blocked_from=_blocked_from(logits),
+        blocked_from=blocked_from,
         unsupported=partial(_missing_in_kernel, logits, target),
     )
 
 
 def _blocked_from(logits: Logits) -> int:
     """Return the number of full-size logits from which blocks were measured to be quicker, for each loss."""
-    if logits.input.shape[1] == 2:
-        return 1 << 22
-    return 1 << 19
+    return 1 << 22 if logits.input.shape[1] == 2 else 1 << 19
+
+
+def _cross_entropy_blocked_from(logits: Logits) -> int:
+    """Return the same where loops may be compiled for the cross-entropy, which are quicker sooner."""
+    return _COMPILED_FROM if numba_threads.MAY_COMPILE else _blocked_from(logits)
 
 
 def _missing_in_kernel(logits: Logits, target: Tensor) -> list[str]:
@@ -173,6 +179,15 @@ def _triton(logits: Logits) -> ModuleType:
     from classbalance_losses.kernels import triton_upsample  # noqa: PLC0415
 
     return triton_upsample
+
+
+def _blocked(logits: Logits) -> ModuleType:
+    if numba_threads.can_compile():
+        from classbalance_losses.kernels import numba_pixel  # noqa: PLC0415 - an optional dependency
+
+        if numba_pixel.takes(logits.input, as_it_is=logits.resize is None):
+            return numba_pixel
+    return blocked_pixel
 
 
 def _corners(logits: Logits) -> tuple[bool, ...]:

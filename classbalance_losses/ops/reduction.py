@@ -10,7 +10,8 @@ from torch import Tensor
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import all_reduce_sum, joined_value
 from classbalance_losses.kernels import blocked_classes
-from classbalance_losses.ops.counts import BLOCKED_FROM
+
+_BLOCKED_FROM = 1 << 18
 
 if TYPE_CHECKING:
     from classbalance_losses._distributed import ProcessGroup
@@ -35,7 +36,7 @@ def reduce_loss(
 def row_sums(values: Tensor) -> Tensor:
     """Return the sum of each row of (R, P), (R,), in float64 or int64; a mask counts as 0 and 1."""
     dtype = torch.float64 if values.is_floating_point() else torch.int64
-    if values.numel() and backend_for(values, blocked_from=BLOCKED_FROM) == "blocked":
+    if values.numel() and backend_for(values, blocked_from=_BLOCKED_FROM) == "blocked":
         return blocked_classes.row_sums(values, dtype)
     return values.sum(1, dtype=dtype)
 

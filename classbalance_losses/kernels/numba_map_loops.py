@@ -1,0 +1,153 @@
+"""The loops of numba_maps, over maps of a number for each pixel: a thread takes ``PART`` pixels at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from classbalance_losses.kernels.numba_math import (
+    add,
+    compiled,
+    doubles,
+    flags,
+    floats,
+    integers,
+    take,
+    task,
+    words,
+)
+
+PART = 1 << 14
+
+# Numbers, and addresses: of maps of ``entries``, of (C,), and of what the loop writes.
+_FIELDS = (
+    *("taken", "entries", "classes", "ignored", "prefix", "shift", "least"),
+    *("label", "keep", "value", "out"),
+)
+JOB = np.dtype([(name, np.int64) for name in _FIELDS])
+
+
+@compiled
+def _ordered(bits: int) -> Any:
+    """Return what sorts as the non-negative floats do: -0.0 and NaN may have a sign."""
+    return np.int64(bits) & 0x7FFFFFFF
+
+
+@compiled
+def _class(label: int, classes: int) -> Any:
+    """Return a label as a class: a wrong one, which the losses have refused before, shall not write elsewhere."""
+    return min(max(label, 0), classes - 1)
+
+
+@task
+def labels_outside(memory: Any) -> None:
+    """Count the labels that are neither a class nor ignored."""
+    job = carray(memory, 1, JOB)[0]
+    first = take(memory) * PART
+    while first < job.entries:
+        label = integers(job.label + 8 * first, min(PART, job.entries - first))
+        outside = 0
+        for p in range(label.size):
+            outside += ((label[p] < 0) | (label[p] >= job.classes)) & (label[p] != job.ignored)
+        add(job.out, outside)
+        first = take(memory) * PART
+
+
+@task
+def class_counts(memory: Any) -> None:
+    """Count the kept pixels of each class."""
+    job = carray(memory, 1, JOB)[0]
+    counts = np.zeros(job.classes, np.int64)
+    first = take(memory) * PART
+    while first < job.entries:
+        size = min(PART, job.entries - first)
+        label, keep = integers(job.label + 8 * first, size), flags(job.keep + first, size)
+        for p in range(size):
+            if keep[p]:
+                counts[_class(label[p], job.classes)] += 1
+        first = take(memory) * PART
+    for k in range(job.classes):
+        add(job.out + 8 * k, counts[k])
+
+
+@task
+def class_sums(memory: Any) -> None:
+    """Sum over the kept pixels of each class in each part, (parts, C): a sum that no thread's haste can change."""
+    job = carray(memory, 1, JOB)[0]
+    part = take(memory)
+    while part * PART < job.entries:
+        first = part * PART
+        size = min(PART, job.entries - first)
+        label, keep = integers(job.label + 8 * first, size), flags(job.keep + first, size)
+        value = floats(job.value + 4 * first, size)
+        sums = doubles(job.out + 8 * part * job.classes, job.classes)
+        for p in range(size):
+            if keep[p]:
+                sums[_class(label[p], job.classes)] += value[p]
+        part = take(memory)
+
+
+@task
+def count(memory: Any) -> None:
+    """Count the flags that are set."""
+    job = carray(memory, 1, JOB)[0]
+    first = take(memory) * PART
+    while first < job.entries:
+        keep, total = flags(job.keep + first, min(PART, job.entries - first)), 0
+        for p in range(keep.size):
+            total += keep[p]
+        add(job.out, total)
+        first = take(memory) * PART
+
+
+@task
+def per_pixel(memory: Any) -> None:
+    """Write each kept pixel's entry of ``value`` (C,), and 0 elsewhere."""
+    job = carray(memory, 1, JOB)[0]
+    # A last entry of 0 and no branch, which would often be guessed wrong.
+    table = np.zeros(job.classes + 1, np.float32)
+    for k in range(job.classes):
+        table[k] = floats(job.value, job.classes)[k]
+    first = take(memory) * PART
+    while first < job.entries:
+        size = min(PART, job.entries - first)
+        label, keep = integers(job.label + 8 * first, size), flags(job.keep + first, size)
+        out = floats(job.out + 4 * first, size)
+        for p in range(size):
+            out[p] = table[_class(label[p], job.classes) if keep[p] else job.classes]
+        first = take(memory) * PART
+
+
+@task
+def digit_counts(memory: Any) -> None:
+    """Count the 16 bits at ``shift`` of those kept entries whose bits above are the prefix."""
+    job = carray(memory, 1, JOB)[0]
+    counts = np.zeros(1 << 16, np.int64)
+    first = take(memory) * PART
+    while first < job.entries:
+        size = min(PART, job.entries - first)
+        bits, keep = words(job.value + 4 * first, size), flags(job.keep + first, size)
+        for p in range(size):
+            number = _ordered(bits[p])
+            if keep[p] and (number >> job.shift) >> 16 == job.prefix:
+                counts[(number >> job.shift) & 0xFFFF] += 1
+        first = take(memory) * PART
+    for k in range(counts.size):
+        if counts[k]:
+            add(job.out + 8 * k, counts[k])
+
+
+@task
+def at_least(memory: Any) -> None:
+    """Say of each entry whether it is kept, and its bits are ``least`` or more."""
+    job = carray(memory, 1, JOB)[0]
+    first = take(memory) * PART
+    while first < job.entries:
+        size = min(PART, job.entries - first)
+        bits, keep = words(job.value + 4 * first, size), flags(job.keep + first, size)
+        out = flags(job.out + first, size)
+        for p in range(size):
+            out[p] = keep[p] & (_ordered(bits[p]) >= job.least)
+        first = take(memory) * PART

@@ -1,0 +1,56 @@
+"""Loops that numba compiles, shared out over the threads that torch's own functions run on.
+
+They are torch's OpenMP threads, not numba's: those of a second pool would wait for a core on which, after a function of
+torch's, the first pool's still spin. ``GOMP_parallel`` is found through torch's library, on Linux; GCC's and LLVM's
+OpenMP both have it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+
+MAY_COMPILE = find_spec("numba") is not None and _LIBRARY.exists()
+
+
+@cache
+def can_compile() -> bool:
+    """Whether numba is here, and works beside this numpy, and torch's threads can be had."""
+    if not MAY_COMPILE:
+        return False
+    try:
+        import numba  # noqa: F401, PLC0415 - an optional dependency, which takes half a second to import
+    except ImportError:
+        return False
+    return _openmp() is not None
+
+
+def run(task: Any, job: Any) -> None:
+    """Have every thread call a compiled ``task``, a ``cfunc`` of one pointer, on the memory of ``job``.
+
+    The job's first number, 0 at first, counts the parts that threads have taken: see `numba_math.take`.
+    """
+    address, threads, start = job.ctypes.data, torch.get_num_threads(), _openmp()
+    if threads == 1 or start is None:
+        task.ctypes(address)
+    else:
+        start(task.address, address, threads, 0)
+
+
+@cache
+def _openmp() -> Any:
+    """Return ``void GOMP_parallel(void (*task)(void *), void *job, unsigned threads, unsigned flags)``."""
+    try:
+        start = ctypes.CDLL(str(_LIBRARY)).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    start.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    start.restype = None
+    return start
