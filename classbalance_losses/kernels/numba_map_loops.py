@@ -20,6 +20,7 @@ from classbalance_losses.kernels.numba_math import (
 )
 
 PART = 1 << 14
+HUGE_PAGE, SMALL_PAGE = 1 << 21, 1 << 12  # bytes
 
 # Numbers, and addresses: of maps of ``entries``, of (C,), and of what the loop writes.
 _FIELDS = (
@@ -151,3 +152,15 @@ def at_least(memory: Any) -> None:
         for p in range(size):
             out[p] = keep[p] & (_ordered(bits[p]) >= job.least)
         first = take(memory) * PART
+
+
+@task
+def touch(memory: Any) -> None:
+    """Write to each page of ``entries`` bytes, the page's first byte."""
+    job = carray(memory, 1, JOB)[0]
+    first = take(memory) * HUGE_PAGE
+    while first < job.entries:
+        part = flags(job.out + first, min(HUGE_PAGE, job.entries - first))
+        for p in range(0, part.size, SMALL_PAGE):
+            part[p] = 0
+        first = take(memory) * HUGE_PAGE

@@ -71,6 +71,16 @@ def at_least(value: Tensor, keep: Tensor, least: int) -> Tensor:
     return chosen
 
 
+def touch(fresh: Tensor) -> None:
+    """Have the system provide the pages of uninitialised, dense memory, a huge page to a thread at a time.
+
+    Loops whose threads write to the same page first would each wait while it is provided, and both may fill it.
+    """
+    start = -(-fresh.data_ptr() // loops.HUGE_PAGE) * loops.HUGE_PAGE
+    size = fresh.data_ptr() + fresh.numel() * fresh.element_size() - start
+    _run(loops.touch, size, out=start)
+
+
 def _run(task: Any, entries: int, **fields: Tensor | int) -> None:
     """Run a task on numbers, and on tensors, which are made contiguous."""
     job = np.zeros(1, loops.JOB)

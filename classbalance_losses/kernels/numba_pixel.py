@@ -15,6 +15,7 @@ from torch import Tensor
 
 from classbalance_losses.kernels.blocked_pixel import Layout, PixelFunction, differentiable
 from classbalance_losses.kernels.blocks import Block, BlockedLogits, FullSizeLogits, flat_pixels
+from classbalance_losses.kernels.numba_maps import touch
 from classbalance_losses.kernels.numba_pixel_loops import JOB, backward, forward
 from classbalance_losses.kernels.numba_threads import run
 
@@ -88,6 +89,8 @@ class _CrossEntropy(torch.autograd.Function):
             return (differentiable(ctx, input, target, keep, grad), *(None,) * 5)
         maps = _rows({"label": target, "keep": keep, "log_sum": log_sum, "slope": grad})
         logits = ctx.layout(input)
+        if isinstance(logits, FullSizeLogits):
+            touch(logits.gradient_rows)
         for block, x in _blocks(logits):
             gradient = logits.gradient_rows if isinstance(logits, FullSizeLogits) else logits.place(block)
             job = _job(block, maps, x=x, gradient=gradient)
