@@ -246,6 +246,23 @@ def test_one_thread_or_three_find_the_same_bits(case: Case) -> None:
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
+@over(OF_OWN_PROBABILITY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kept_bytes_of_few_classes(case: Case, dtype: torch.dtype) -> None:
+    here = sample(2, 11, shape=(2, 40, 50), dtype=dtype).leaf()
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        case(here)
+    own = {here.input.data_ptr(), here.target.data_ptr()}
+    size = sum(size for place, size in kept.items() if place not in own)
+    assert size <= 0.3 * here.input.numel() * here.input.element_size()
+
+
 def _evaluated(function: Callable[[Any], Any], x: np.ndarray, dtype: type) -> np.ndarray:
     @compiled
     def loop(x: np.ndarray, out: np.ndarray) -> None:
@@ -344,3 +361,13 @@ def test_selection(maps: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.Monk
     assert torch.equal(chosen, blocked_select.at_least_kth(*arguments))
     assert chosen[0].sum() >= 300
     assert not chosen[1].any()
+
+
+@pytest.mark.usefixtures("_threads")
+def test_touch_writes_to_the_first_byte_of_pages_alone() -> None:
+    memory = torch.ones(5 << 20, dtype=torch.uint8)
+    numba_maps.touch(memory)
+    changed = (memory == 0).nonzero().flatten()
+    assert changed.numel() >= (5 << 20) // 4096 - 512
+    assert not ((changed + memory.data_ptr()) % 4096).any()
+    numba_maps.touch(memory[:0])

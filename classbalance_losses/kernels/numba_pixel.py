@@ -1,7 +1,8 @@
 r"""Cross-entropy of each pixel on a CPU, in loops that numba compiles.
 
 Forward reads the logits from memory once, and keeps :math:`s = \log \sum_k e^{x_k - \max}` of each pixel; backward
-reads them once, finds the largest again, and writes :math:`(p_k - [k = y])\, g` once.
+reads them once, finds the largest again, and writes :math:`(p_k - [k = y])\, g` once. Half logits have half the size,
+and as few as 11 classes of them are 22 bytes a pixel: there s is not kept, but found again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class _CrossEntropy(torch.autograd.Function):
             job = _job(block, maps, x=x)
             run(forward, job)
             is_broken |= bool(job["is_broken"])
-        ctx.save_for_backward(input, target, keep, log_sum)
+        ctx.save_for_backward(input, target, keep, log_sum if log_sum.dtype == input.dtype else None)
         ctx.layout, ctx.reference, ctx.is_broken = layout, reference, is_broken
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(error)
@@ -87,7 +88,8 @@ class _CrossEntropy(torch.autograd.Function):
         input, target, keep, log_sum = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (differentiable(ctx, input, target, keep, grad), *(None,) * 5)
-        maps = _rows({"label": target, "keep": keep, "log_sum": log_sum, "slope": grad})
+        maps = {"label": target, "keep": keep, "slope": grad}
+        maps = _rows(maps if log_sum is None else {**maps, "log_sum": log_sum})
         logits = ctx.layout(input)
         if isinstance(logits, FullSizeLogits):
             touch(logits.gradient_rows)

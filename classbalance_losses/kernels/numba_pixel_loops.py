@@ -92,6 +92,15 @@ def _add_powers(row: Any, highest: Any, total: Any) -> None:
 
 
 @compiled
+def _log_sum(x: int, stride: int, classes: int, highest: Any, out: Any) -> None:
+    _clear(out)
+    for k in range(classes):
+        _add_powers(floats(x + 4 * k * stride, out.size), highest, out)
+    for p in range(out.size):
+        out[p] = logarithm(out[p])
+
+
+@compiled
 def _add_powers_and_squares(
     row: Any, highest: Any, label: Any, k: np.int32, total: Any, rest: Any, squares: Any
 ) -> None:
@@ -184,12 +193,12 @@ def forward(memory: Any) -> None:
 
 @task
 def backward(memory: Any) -> None:
-    """Write (softmax - onehot) · slope, 0 where not kept."""
+    """Write (softmax - onehot) · slope, 0 where not kept; log Σ is found again where it is not given."""
     job = carray(memory, 1, JOB)[0]
     # Two buffers, for a loop that writes where it reads is not done in vectors.
     wide = job.classes * job.size if job.is_half else 0
     values, slopes = np.empty(wide, np.float32), np.empty(wide, np.float32)
-    buffers = np.empty((2, job.size), np.float32)
+    buffers = np.empty((3, job.size), np.float32)
     labels = np.empty(job.size, np.int32)
     parts = (job.pixels + job.size - 1) // job.size
     part = take(memory)
@@ -202,8 +211,12 @@ def backward(memory: Any) -> None:
         _kept_or_zero(floats(job.slope + 4 * offset, size), keep, slope)
         x, stride = _logits(job, image, first, size, values)
         gradient, gradient_stride = _gradient(job, image, first, size, slopes)
-        log_sum = floats(job.log_sum + 4 * offset, size)
         _largest(x, stride, job.classes, highest)
+        if job.log_sum:
+            log_sum = floats(job.log_sum + 4 * offset, size)
+        else:
+            log_sum = buffers[2][:size]
+            _log_sum(x, stride, job.classes, highest, log_sum)
         for k in range(job.classes):
             row, place = floats(x + 4 * k * stride, size), floats(gradient + 4 * k * gradient_stride, size)
             _slope_of_class(row, highest, log_sum, label, np.int32(k), slope, place)
