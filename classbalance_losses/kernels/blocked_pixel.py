@@ -30,18 +30,18 @@ _LOG2_E = 1 / math.log(2)
 
 
 def cross_entropy(
-    input: Tensor, target: Tensor, keep: Tensor, layout: Layout, reference: PixelFunction
+    input: Tensor, target: Tensor, keep: Tensor, layout: Layout, reference: PixelFunction, function: type[Any]
 ) -> Tensor:
-    """Return the cross-entropy of each pixel (N, *), 0 where not kept."""
-    loss: Tensor = _CrossEntropy.apply(input, target, keep, layout, reference, False)[0]  # type: ignore[no-untyped-call]
+    """Return the cross-entropy of each pixel (N, *), 0 where not kept, by `CrossEntropy` or one that does the same."""
+    loss: Tensor = function.apply(input, target, keep, layout, reference, False)[0]
     return loss
 
 
 def cross_entropy_and_error(
-    input: Tensor, target: Tensor, keep: Tensor, layout: Layout, reference: PixelFunction
+    input: Tensor, target: Tensor, keep: Tensor, layout: Layout, reference: PixelFunction, function: type[Any]
 ) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy of each pixel, and :math:`\lVert p - e_y \rVert^2`, a constant; 0 where not kept."""
-    loss, error = _CrossEntropy.apply(input, target, keep, layout, reference, True)  # type: ignore[no-untyped-call]
+    loss, error = function.apply(input, target, keep, layout, reference, True)
     return loss, error
 
 
@@ -75,7 +75,7 @@ def exp_(x: Tensor) -> Tensor:
     return x.mul_(_LOG2_E).exp2_()
 
 
-class _CrossEntropy(torch.autograd.Function):
+class CrossEntropy(torch.autograd.Function):
     """Closed form: backward is (softmax - onehot) · g. Of each pixel, the largest logit is kept, if it is not half.
 
     Half logits have half the size, and as few as 11 classes of them are 22 bytes a pixel: there, it is found again.
@@ -91,6 +91,7 @@ class _CrossEntropy(torch.autograd.Function):
         reference: PixelFunction,
         with_error: bool,
     ) -> tuple[Tensor, Tensor]:
+        """Return the loss (N, *), and the error likewise or, without it, an empty tensor."""
         labels = flat_pixels(target).unsqueeze(1)
         largest = torch.empty(labels.shape, dtype=accumulation_dtype(input.dtype))
         own, total = torch.empty_like(largest), torch.empty_like(largest)
@@ -121,6 +122,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradient in the logits (N, C, *), or in their lower resolution."""
         if grad is None:
             return (None,) * 6
         input, target, keep, largest = ctx.saved_tensors

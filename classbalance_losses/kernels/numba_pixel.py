@@ -38,23 +38,9 @@ def takes(input: Tensor, *, as_it_is: bool) -> bool:
     return input.is_contiguous() or (input.stride(-1) == 1 and input.shape[-1] > 1)
 
 
-def cross_entropy(
-    input: Tensor, target: Tensor, keep: Tensor, layout: Layout, reference: PixelFunction
-) -> Tensor:
-    """Return the cross-entropy of each pixel (N, *), 0 where not kept."""
-    loss: Tensor = _CrossEntropy.apply(input, target, keep, layout, reference, False)[0]  # type: ignore[no-untyped-call]
-    return loss
+class CrossEntropy(torch.autograd.Function):
+    """What `blocked_pixel.CrossEntropy` is in steps of torch."""
 
-
-def cross_entropy_and_error(
-    input: Tensor, target: Tensor, keep: Tensor, layout: Layout, reference: PixelFunction
-) -> tuple[Tensor, Tensor]:
-    r"""Return the cross-entropy of each pixel, and :math:`\lVert p - e_y \rVert^2`, a constant; 0 where not kept."""
-    loss, error = _CrossEntropy.apply(input, target, keep, layout, reference, True)  # type: ignore[no-untyped-call]
-    return loss, error
-
-
-class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -65,6 +51,7 @@ class _CrossEntropy(torch.autograd.Function):
         reference: PixelFunction,
         with_error: bool,
     ) -> tuple[Tensor, Tensor]:
+        """Return the loss (N, *), and the error likewise or, without it, an empty tensor."""
         loss, log_sum = (torch.empty(keep.shape) for _ in range(2))
         error = torch.empty(keep.shape if with_error else 0)
         maps = {"label": target, "keep": keep, "loss": loss, "log_sum": log_sum}
@@ -83,6 +70,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradient in the logits (N, C, *), or in their lower resolution."""
         if grad is None:
             return (None,) * 6
         input, target, keep, log_sum = ctx.saved_tensors

@@ -75,30 +75,32 @@ def errors(log_prob: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 def pixel_cross_entropy(logits: Logits, target: Tensor, keep: Tensor) -> Tensor:
     r"""Return :math:`\ell_i = -\log p_{i, y_i}` (N, *), 0 where not kept."""
     backend = _backend(logits, target, _cross_entropy_blocked_from(logits))
-    if backend == "reference":
-        return plain_cross_entropy(logits.full_size(), target, keep)
     if backend == "triton":
         loss: Tensor = _triton(logits).cross_entropy(logits.input, target, keep, *_corners(logits))
-    else:
-        rest = (_layout(logits), plain_cross_entropy)
-        loss = _blocked(logits).cross_entropy(logits.input, target, keep, *rest)
-    return loss
+        return loss
+    if backend == "blocked":
+        return blocked_pixel.cross_entropy(
+            logits.input, target, keep, _layout(logits), plain_cross_entropy, _blocked_cross_entropy(logits)
+        )
+    return plain_cross_entropy(logits.full_size(), target, keep)
 
 
 def pixel_cross_entropy_and_error(logits: Logits, target: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *); 0 where not kept."""
     backend = _backend(logits, target, _cross_entropy_blocked_from(logits))
-    if backend == "reference":
-        log_prob = pixel_log_softmax(logits.full_size(), keep)
-        error = errors(log_prob.detach(), target, keep).square().sum(1)
-        return -pick_class(log_prob, target, keep), error
-    both: tuple[Tensor, Tensor]
     if backend == "triton":
-        both = _triton(logits).cross_entropy_and_error(logits.input, target, keep, *_corners(logits))
-    else:
-        rest = (_layout(logits), plain_cross_entropy)
-        both = _blocked(logits).cross_entropy_and_error(logits.input, target, keep, *rest)
-    return both
+        kernels = _triton(logits)
+        both: tuple[Tensor, Tensor] = kernels.cross_entropy_and_error(
+            logits.input, target, keep, *_corners(logits)
+        )
+        return both
+    if backend == "blocked":
+        return blocked_pixel.cross_entropy_and_error(
+            logits.input, target, keep, _layout(logits), plain_cross_entropy, _blocked_cross_entropy(logits)
+        )
+    log_prob = pixel_log_softmax(logits.full_size(), keep)
+    error = errors(log_prob.detach(), target, keep).square().sum(1)
+    return -pick_class(log_prob, target, keep), error
 
 
 def sum_over_errors(
@@ -181,13 +183,14 @@ def _triton(logits: Logits) -> ModuleType:
     return triton_upsample
 
 
-def _blocked(logits: Logits) -> ModuleType:
+def _blocked_cross_entropy(logits: Logits) -> type[torch.autograd.Function]:
+    """Return the compiled function where numba is, and can go over the logits; else the one in steps of torch."""
     if numba_threads.can_compile():
         from classbalance_losses.kernels import numba_pixel  # noqa: PLC0415 - an optional dependency
 
         if numba_pixel.takes(logits.input, as_it_is=logits.resize is None):
-            return numba_pixel
-    return blocked_pixel
+            return numba_pixel.CrossEntropy
+    return blocked_pixel.CrossEntropy
 
 
 def _corners(logits: Logits) -> tuple[bool, ...]:
