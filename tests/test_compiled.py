@@ -342,6 +342,16 @@ def test_maps(maps: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPat
     assert torch.equal(kept, blocked_classes.row_sums(keep.unsqueeze(0), torch.int64))
 
 
+def test_labels_of_any_integer_type(maps: tuple[Tensor, Tensor, Tensor]) -> None:
+    label, keep, value = maps
+    label = torch.where(keep, label, 4)
+    for narrow in (label.to(torch.uint8), label.int()):
+        assert torch.equal(numba_maps.class_counts(narrow, keep, 5), numba_maps.class_counts(label, keep, 5))
+        sums = numba_maps.class_sums(value, label, keep, 5)
+        assert torch.equal(numba_maps.class_sums(value, narrow, keep, 5), sums)
+        assert torch.equal(numba_maps.per_pixel(sums.float(), narrow, keep), sums.float()[label] * keep)
+
+
 @pytest.mark.usefixtures("_threads")
 def test_labels_outside(maps: tuple[Tensor, Tensor, Tensor]) -> None:
     label = maps[0]

@@ -29,7 +29,7 @@ def labels_outside(target: Tensor, num_classes: int, ignore_index: int) -> int:
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each class, (C,) of int64."""
     count = torch.zeros(num_classes, dtype=torch.int64)
-    _run(loops.class_counts, target.numel(), classes=num_classes, label=target, keep=keep, out=count)
+    _run(loops.class_counts, target.numel(), classes=num_classes, label=target.long(), keep=keep, out=count)
     return count
 
 
@@ -37,7 +37,7 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
     """Return the float64 sum of ``value`` (float32) over the kept pixels of each class, (C,)."""
     parts = -(-target.numel() // loops.PART)
     sums = torch.zeros(parts, num_classes, dtype=torch.float64)
-    maps = {"label": target, "keep": keep, "value": value}
+    maps = {"label": target.long(), "keep": keep, "value": value}
     _run(loops.class_sums, target.numel(), classes=num_classes, out=sums, **maps)
     return sums.sum(0)
 
@@ -52,7 +52,7 @@ def count(keep: Tensor) -> Tensor:
 def per_pixel(class_value: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     """Return each kept pixel's entry of ``class_value`` (C,) of float32, in the target's shape, and 0 elsewhere."""
     value = torch.empty(target.shape)
-    maps = {"label": target, "keep": keep, "value": class_value, "out": value}
+    maps = {"label": target.long(), "keep": keep, "value": class_value, "out": value}
     _run(loops.per_pixel, target.numel(), classes=class_value.numel(), **maps)
     return value
 
