@@ -31,7 +31,8 @@ def _tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(blocks, "_ELEMENTS", 8)
     monkeypatch.setattr(blocked_shape, "_ELEMENTS", 5)
     monkeypatch.setattr(blocked_classes, "_PIXELS", 7)
-    monkeypatch.setattr(mining, "_BLOCKED_FROM", 0)
+    monkeypatch.setattr(mining, "_COMPILED_FROM", 0)
+    monkeypatch.setattr(mining, "_SHORT", 0)
     monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
     with use_backend("blocked"):
         yield

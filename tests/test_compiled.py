@@ -15,7 +15,7 @@ from cases import CASES, CORE, DEFAULTS, Case, Sample, close, grad, over, sample
 from torch import Tensor
 
 from classbalance_losses import use_backend
-from classbalance_losses.kernels import blocked_classes, blocked_select, blocks, numba_threads
+from classbalance_losses.kernels import blocked_classes, blocked_pixel, blocked_select, blocks, numba_threads
 from classbalance_losses.ops import mining
 
 if not numba_threads.can_compile():
@@ -34,7 +34,8 @@ SINGLE = {"rtol": 2e-5, "atol": 2e-6}
 def _few_pixels_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(numba_pixel, "_PIXELS", 3)
     monkeypatch.setattr(blocks, "_ELEMENTS", 8)
-    monkeypatch.setattr(mining, "_BLOCKED_FROM", 0)
+    monkeypatch.setattr(mining, "_COMPILED_FROM", 0)
+    monkeypatch.setattr(mining, "_SHORT", 0)
     with use_backend("blocked"):
         yield
 
@@ -261,6 +262,26 @@ def test_kept_bytes_of_few_classes(case: Case, dtype: torch.dtype) -> None:
     own = {here.input.data_ptr(), here.target.data_ptr()}
     size = sum(size for place, size in kept.items() if place not in own)
     assert size <= 0.3 * here.input.numel() * here.input.element_size()
+
+
+@over(OF_OWN_PROBABILITY)
+def test_what_the_loops_do_not_take_is_left_to_the_reference_for_longer(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of torch are slower than the reference at this size, and loops quicker."""
+    ran: list[Any] = []
+    for function in (numba_pixel.CrossEntropy, blocked_pixel.CrossEntropy):
+        forward = function.forward
+        monkeypatch.setattr(
+            function, "forward", lambda *args, ran=ran, forward=forward: ran.append(args[1]) or forward(*args)
+        )
+    plain = sample(2, 8, shape=(1, 100, 100), dtype=torch.float32)
+    last = plain.input.contiguous(memory_format=torch.channels_last)
+    use_backend("auto")
+    for input, count in ((plain.input, 1), (last, 0), (plain.input.double(), 0), (plain.input.half(), 0)):
+        ran.clear()
+        case(replace(plain, input=input))
+        assert len(ran) == count
 
 
 def _evaluated(function: Callable[[Any], Any], x: np.ndarray, dtype: type) -> np.ndarray:

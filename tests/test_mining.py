@@ -26,7 +26,7 @@ NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 @pytest.fixture(params=["histograms", "sorting", "digits", "compiled digits"], autouse=True)
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(mining, "_SHORT", 1 << 16 if request.param == "sorting" else 0)
-    monkeypatch.setattr(mining, "_BLOCKED_FROM", 0)
+    monkeypatch.setattr(mining, "_COMPILED_FROM", 0)
     if request.param == "digits":
         monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
     with use_backend("blocked" if request.param.endswith("digits") else "reference"):

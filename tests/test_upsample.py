@@ -35,7 +35,8 @@ SIZES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
 def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.param == "tiny blocks":
         monkeypatch.setattr(blocks, "_ELEMENTS", 20)
-        monkeypatch.setattr(mining, "_BLOCKED_FROM", 0)
+        monkeypatch.setattr(mining, "_COMPILED_FROM", 0)
+        monkeypatch.setattr(mining, "_SHORT", 0)
     with use_backend(request.param.replace("tiny blocks", "blocked")):
         yield
 

@@ -24,20 +24,6 @@ _LOGITS = 1 << 16  # that a thread takes at a time: 256 KiB
 _PIXELS = 512  # at most: its numbers of a pixel stay in the first-level cache
 
 
-def takes(input: Tensor, *, as_it_is: bool) -> bool:
-    """Whether the loops can go over the logits: float32 or bfloat16, an image's pixels side by side in memory.
-
-    ``as_it_is``: in the layout that ``input`` has; else in blocks, as a layout makes them.
-    """
-    if not as_it_is:
-        return input.dtype != torch.float64
-    if input.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    if input.ndim == 2:
-        return input.stride(0) == 1
-    return input.is_contiguous() or (input.stride(-1) == 1 and input.shape[-1] > 1)
-
-
 class CrossEntropy(torch.autograd.Function):
     """What `blocked_pixel.CrossEntropy` is in steps of torch."""
 

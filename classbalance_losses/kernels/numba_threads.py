@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 
@@ -26,10 +27,24 @@ def can_compile() -> bool:
     if not MAY_COMPILE:
         return False
     try:
-        import numba  # noqa: F401, PLC0415 - an optional dependency, which takes half a second to import
+        import numba  # noqa: F401, PLC0415 - an optional dependency, which takes a while to import
     except ImportError:
         return False
     return _openmp() is not None
+
+
+def takes(input: Tensor, *, as_it_is: bool) -> bool:
+    """Whether the loops can go over the logits: float32 or bfloat16, an image's pixels side by side in memory.
+
+    ``as_it_is``: in the layout that ``input`` has; else in blocks, as a layout makes them.
+    """
+    if not as_it_is:
+        return input.dtype != torch.float64
+    if input.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if input.ndim == 2:
+        return input.stride(0) == 1
+    return input.is_contiguous() or (input.stride(-1) == 1 and input.shape[-1] > 1)
 
 
 def run(task: Any, job: Any) -> None:

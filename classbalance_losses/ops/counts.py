@@ -9,12 +9,15 @@ from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_classes
 from classbalance_losses.kernels.numba_threads import MAY_COMPILE
 
-BLOCKED_FROM = 1 << 13 if MAY_COMPILE else 1 << 17  # pixels
+
+def blocked_from(*, has_loop: bool) -> int:
+    """Return the pixels from which blocks were measured to be quicker: sooner, if numba may compile a loop for them."""
+    return 1 << 13 if has_loop and MAY_COMPILE else 1 << 17
 
 
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each class, (C,) of int64."""
-    backend = backend_for(target, blocked_from=BLOCKED_FROM)
+    backend = backend_for(target, blocked_from=blocked_from(has_loop=True))
     if backend == "triton":
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 
@@ -32,7 +35,7 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
 
     Summed in float64: a million float32 additions in a row would lose the last three digits.
     """
-    backend = backend_for(value, blocked_from=BLOCKED_FROM)
+    backend = backend_for(value, blocked_from=blocked_from(has_loop=value.dtype == torch.float32))
     if backend == "triton" and value.dtype == torch.float32:
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 

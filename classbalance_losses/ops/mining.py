@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _DIGIT = 16
 _BINS = 1 << _DIGIT
 _SHORT = _BINS
-_BLOCKED_FROM = 1 << 14 if MAY_COMPILE else _SHORT  # entries of a row
+_COMPILED_FROM = 1 << 14  # entries of a row, where numba may compile a loop
 
 
 def ordered_bits(value: Tensor) -> Tensor:
@@ -130,7 +130,11 @@ def hardest(
     own = row_sums(kept)
     valid = all_reduce_sum(own, group)
     k = hard_count(valid, fraction, min_kept)
-    if kept.shape[1] >= _BLOCKED_FROM and backend_for(loss, blocked_from=0) == "blocked":
+    has_loop = MAY_COMPILE and loss.dtype == torch.float32
+    if (
+        kept.shape[1] >= (_COMPILED_FROM if has_loop else _SHORT)
+        and backend_for(loss, blocked_from=0) == "blocked"
+    ):
         joined = partial(all_reduce_sum, process_group=group)
         return blocked_select.at_least_kth(loss.detach().reshape(rows), kept, k, own, joined).reshape(
             loss.shape

@@ -158,7 +158,11 @@ def _blocked_from(logits: Logits) -> int:
 
 def _cross_entropy_blocked_from(logits: Logits) -> int:
     """Return the same where loops may be compiled for the cross-entropy, which are quicker sooner."""
-    return _COMPILED_FROM if numba_threads.MAY_COMPILE else _blocked_from(logits)
+    return _COMPILED_FROM if numba_threads.MAY_COMPILE and _loops_take(logits) else _blocked_from(logits)
+
+
+def _loops_take(logits: Logits) -> bool:
+    return numba_threads.takes(logits.input, as_it_is=logits.resize is None)
 
 
 def _missing_in_kernel(logits: Logits, target: Tensor) -> list[str]:
@@ -183,11 +187,10 @@ def _triton(logits: Logits) -> ModuleType:
 
 def _blocked_cross_entropy(logits: Logits) -> type[torch.autograd.Function]:
     """Return the compiled function where numba is, and can go over the logits; else the one in steps of torch."""
-    if numba_threads.can_compile():
+    if _loops_take(logits) and numba_threads.can_compile():
         from classbalance_losses.kernels import numba_pixel  # noqa: PLC0415 - an optional dependency
 
-        if numba_pixel.takes(logits.input, as_it_is=logits.resize is None):
-            return numba_pixel.CrossEntropy
+        return numba_pixel.CrossEntropy
     return blocked_pixel.CrossEntropy
 
 

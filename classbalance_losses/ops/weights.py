@@ -8,7 +8,7 @@ from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_classes
-from classbalance_losses.ops.counts import BLOCKED_FROM
+from classbalance_losses.ops.counts import blocked_from
 
 
 def inverse_power(count: Tensor, exponent: float) -> Tensor:
@@ -19,7 +19,7 @@ def inverse_power(count: Tensor, exponent: float) -> Tensor:
 def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
     """Return each kept pixel's class weight, (N, *) in ``dtype``, and 0 elsewhere."""
     class_weight = class_weight.detach().to(dtype)
-    if backend_for(target, blocked_from=BLOCKED_FROM) == "blocked":
+    if backend_for(target, blocked_from=blocked_from(has_loop=dtype == torch.float32)) == "blocked":
         return blocked_classes.per_pixel(class_weight, target, keep)
     table = F.pad(class_weight, (0, 1))  # the last entry is for pixels that are not kept
     index = torch.where(keep, target, class_weight.shape[0])
