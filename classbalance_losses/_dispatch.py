@@ -28,8 +28,8 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
     """Choose what computes the losses, for this process: as a setter, or as a context manager.
 
     ============= ==============================================================================================
-    "auto"        The fastest that can take the input: on the CPU "blocked" from some ten thousand logits on with
-                  numba, some hundred thousand without; on CUDA "triton" where it is installed; the reference
+    "auto"        The fastest that can take the input: on the CPU "blocked" from a hundred thousand logits on with
+                  numba, half a million without; on CUDA "triton" where it is installed; the reference
                   inside ``torch.compile`` (the compiler fuses it) and ``torch.func`` transforms.
     "reference"   Plain PyTorch, everywhere.
     "blocked"     Blocks of pixels that fit a CPU's cache: full-size probabilities never exist. In loops that numba

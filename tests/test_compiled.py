@@ -275,7 +275,7 @@ def test_what_the_loops_do_not_take_is_left_to_the_reference_for_longer(
         monkeypatch.setattr(
             function, "forward", lambda *args, ran=ran, forward=forward: ran.append(args[1]) or forward(*args)
         )
-    plain = sample(2, 8, shape=(1, 100, 100), dtype=torch.float32)
+    plain = sample(2, 8, shape=(1, 150, 150), dtype=torch.float32)
     last = plain.input.contiguous(memory_format=torch.channels_last)
     use_backend("auto")
     for input, count in ((plain.input, 1), (last, 0), (plain.input.double(), 0), (plain.input.half(), 0)):

@@ -22,7 +22,7 @@ LogProbFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 # A general function is computed twice, so blocks are for its memory: they win once its many full-size intermediates
 # are too large for the allocator to keep.
 _FUNCTION_BLOCKED_FROM = 1 << 23
-_COMPILED_FROM = 1 << 16  # full-size logits from which compiled loops were measured to be quicker
+_COMPILED_FROM = 1 << 17  # full-size logits from which compiled loops were measured to be quicker
 _CLOSED_FORM_BLOCKED_FROM = 1 << 18  # steps in place, without autograd's tape
 
 
