@@ -8,7 +8,7 @@ DATA ?= ../shared/data/camvid-small
 # Runs of the accuracy benchmark side by side, a thread each. nproc takes OMP_NUM_THREADS for the number of cores.
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
-.PHONY: demo compare test test-gpu test-floor lint docs bench bench-gpu clean
+.PHONY: demo compare test test-gpu test-floor lint docs bench bench-gpu gpu clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,8 +52,13 @@ bench: $(VENV)/.installed  ## time and memory of every loss beside F.cross_entro
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.speed run
 
-bench-gpu: test-gpu  ## the kernel tests and the benchmark on a CUDA device, with the Python that has one; it reads no data
+bench-gpu:  ## the speed benchmark on a CUDA device, with the Python that has one; it reads no data
 	$(PYTHON) -m benchmarks.speed run --device cuda --seconds 0.3
+
+gpu:  ## all that a CUDA device can tell, in a quarter of an hour: answers, times, tests, a profile, trainings on DATA
+	-$(PYTHON) -m benchmarks.gpu first
+	-$(PYTHON) -m benchmarks.gpu second --data $(DATA)
+	$(PYTHON) -m benchmarks.gpu.report runs/gpu runs/gpu
 
 clean:
 	rm -rf $(VENV) $(FLOOR) build dist docs/_build

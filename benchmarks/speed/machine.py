@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -80,7 +81,12 @@ def copy_bandwidth(device: str, *, quick: bool = False, rounds: int = 10) -> flo
 
 
 def measured_commit() -> str:
-    """The commit that last changed what is measured, marked where files differ from it; or "unknown"."""
+    """The commit that last changed what is measured, marked where files differ from it; or "unknown".
+
+    Outside a checkout the variable CLASSBALANCE_COMMIT may name it.
+    """
+    if named := os.environ.get("CLASSBALANCE_COMMIT"):
+        return named
     try:
         commit = _git("log", "-1", "--abbrev=12", "--format=%h", "--", *MEASURED)
         changes = _git("status", "--porcelain", "--", *MEASURED)

@@ -1,0 +1,77 @@
+"""The steps of both commands, and how long each may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command in a process of its own, stopped after ``limit`` seconds."""
+
+    name: str
+    limit: int
+    command: tuple[str, ...]
+    needed: bool = False  # without it the others are in vain
+    devices: tuple[str, ...] = ("cuda",)
+
+
+def _own(name: str, limit: int, *, needed: bool = False) -> Step:
+    own = ("{python}", "-m", "benchmarks.gpu", "step", name, "--out", "{out}", "--device", "{device}")
+    return Step(name, limit, (*own, "{quick}"), needed, ("cuda", "cpu"))
+
+
+_TESTS = ("pixel", "upsample", "select", "losses")
+_SPEED = ("{python}", "-m", "benchmarks.speed", "run", "--device", "cuda", "--seconds", "0.15")
+_SECTIONS = ("SpeedOfLight", "SchedulerStats", "WarpStateStats", "LaunchStats", "Occupancy")
+
+_MACHINE = _own("machine", 40, needed=True)
+_TRAININGS = Step(
+    "trainings",
+    200,
+    (
+        *("{python}", "-m", "benchmarks.accuracy", "run", "camvid_gpu", "--device", "cuda"),
+        *("--data", "{data}", "--jobs", "9"),
+    ),
+)
+_NCU = Step(
+    "ncu",
+    45,
+    (
+        *("ncu", "--clock-control", "none", "--launch-count", "16"),
+        *("--kernel-name", "regex:^_?(forward|backward|histogram|class)"),
+        *(word for section in _SECTIONS for word in ("--section", section)),
+        *("{python}", "-m", "benchmarks.gpu", "large-target"),
+    ),
+)
+_MEMCHECK = Step(
+    "memcheck",
+    60,
+    ("compute-sanitizer", "--tool", "memcheck", "{python}", "-m", "benchmarks.gpu", "small"),
+)
+
+PLANS: dict[str, tuple[Step, ...]] = {
+    "first": (
+        _MACHINE,
+        _own("answers", 90),
+        _own("timings", 90),
+        Step(
+            "tests",
+            120,
+            (
+                *("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "8", "--tb=short"),
+                *(f"tests/test_triton_{name}.py" for name in _TESTS),
+                "tests/test_cuda.py",
+            ),
+        ),
+        _NCU,
+    ),
+    "second": (
+        _MACHINE,
+        _TRAININGS,
+        _own("large", 45),
+        _MEMCHECK,
+        Step("speed-upsample", 50, (*_SPEED, "--only", "upsample", "--out", "{out}/speed")),
+        Step("speed-street", 80, (*_SPEED, "--only", "pixel 2×19×512×1024", "--out", "{out}/speed")),
+    ),
+}
