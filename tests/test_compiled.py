@@ -21,7 +21,13 @@ from classbalance_losses.ops import mining
 if not numba_threads.can_compile():
     pytest.skip("numba is not installed, or torch has no OpenMP", allow_module_level=True)
 
-from classbalance_losses.kernels import numba_map_loops, numba_maps, numba_math, numba_pixel
+from classbalance_losses.kernels import (
+    numba_map_loops,
+    numba_maps,
+    numba_math,
+    numba_memory,
+    numba_pixel,
+)
 from classbalance_losses.kernels.numba_math import compiled
 
 OF_OWN_PROBABILITY = [
@@ -402,3 +408,60 @@ def test_touch_writes_to_the_first_byte_of_pages_alone() -> None:
     assert changed.numel() >= (5 << 20) // 4096 - 512
     assert not ((changed + memory.data_ptr()) % 4096).any()
     numba_maps.touch(memory[:0])
+
+
+def test_the_loops_refuse_memory_that_they_were_not_written_for() -> None:
+    """They are handed an address, and would write past the end of anything smaller."""
+    job = np.zeros(1, numba_map_loops.JOB)
+    job["entries"], job["classes"], job["parts"] = 6, 3, 2
+    for name, (dtype, factors) in numba_map_loops.FIELDS.items():
+        size = int(
+            np.prod([int(job[factor][0]) if isinstance(factor, str) else factor for factor in factors])
+        )
+        right = torch.zeros(size, dtype=dtype)
+        numba_memory.hand_over(job, numba_map_loops.FIELDS, {name: right})
+        assert job[name] == right.data_ptr()
+        for wrong in others(right):
+            with pytest.raises(
+                TypeError, match=rf"^Expected {name} for a compiled loop as {dtype} on the CPU"
+            ):
+                numba_memory.hand_over(job, numba_map_loops.FIELDS, {name: wrong})
+
+
+def others(right: Tensor) -> list[Tensor]:
+    """Tensors of another dtype, device, size, layout, sign and storage."""
+    size = right.numel()
+    wrong = [right.half(), right.to("meta"), torch.cat([right, right]), torch.empty(0, dtype=right.dtype)]
+    freed = right.clone()
+    freed.untyped_storage().resize_(0)
+    negative = [torch._neg_view(right)] if right.is_floating_point() else []
+    apart = [right.new_zeros(2 * size)[::2]] if size > 1 else []
+    return [*wrong, freed, *apart, *negative]
+
+
+@pytest.mark.parametrize("name", ["x", "label", "keep", "slope"])
+def test_the_loops_of_the_cross_entropy_refuse_it_too(name: str) -> None:
+    rows = {
+        "label": torch.zeros(1, 6, dtype=torch.int64),
+        "keep": torch.ones(1, 6, dtype=torch.bool),
+        "slope": torch.zeros(1, 6),
+    }
+
+    def hand_over(**other: Tensor) -> None:
+        tensors = {"x": torch.zeros(1, 3, 6), "gradient": torch.zeros(1, 3, 6), **rows, **other}
+        own = {key: tensors.pop(key) for key in ("x", "gradient")}
+        numba_pixel._job(blocks.Block(slice(0, 1), slice(0, 6)), tensors, **own)
+
+    hand_over()
+    right = rows.get(name, torch.zeros(1, 3, 6))
+    for wrong in (
+        right.double(),
+        right.to("meta"),
+        right[..., :-1],
+        right.repeat_interleave(2, -1)[..., ::2],
+    ):
+        with pytest.raises(TypeError, match=r"Expected \w+ for a compiled loop"):
+            hand_over(**{name: wrong})
+    for wrong in (torch.zeros(1, 3, 6).bfloat16(), torch.zeros(1, 2, 6)):
+        with pytest.raises(TypeError, match="Expected gradient for a compiled loop"):
+            hand_over(gradient=wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numba import carray
 
 from classbalance_losses.kernels.numba_math import (
@@ -18,16 +19,27 @@ from classbalance_losses.kernels.numba_math import (
     task,
     words,
 )
+from classbalance_losses.kernels.numba_memory import Field
 
 PART = 1 << 14
 HUGE_PAGE, SMALL_PAGE = 1 << 21, 1 << 12  # bytes
+BINS = 1 << 16
 
-# Numbers, and addresses: of maps of ``entries``, of (C,), and of what the loop writes.
-_FIELDS = (
-    *("taken", "entries", "classes", "ignored", "prefix", "shift", "least"),
-    *("label", "keep", "value", "out"),
-)
-JOB = np.dtype([(name, np.int64) for name in _FIELDS])
+_NUMBERS = ("taken", "entries", "classes", "parts", "ignored", "prefix", "shift", "least", "page")
+FIELDS = {
+    "label": Field(torch.int64, ("entries",)),
+    "keep": Field(torch.bool, ("entries",)),
+    "value": Field(torch.float32, ("entries",)),
+    "table": Field(torch.float32, ("classes",)),
+    # What the loops write:
+    "total": Field(torch.int64, (1,)),
+    "class_count": Field(torch.int64, ("classes",)),
+    "class_sum": Field(torch.float64, ("parts", "classes")),
+    "bin_count": Field(torch.int64, (BINS,)),
+    "spread": Field(torch.float32, ("entries",)),
+    "chosen": Field(torch.bool, ("entries",)),
+}
+JOB = np.dtype([(name, np.int64) for name in (*_NUMBERS, *FIELDS)])
 
 
 @compiled
@@ -52,7 +64,7 @@ def labels_outside(memory: Any) -> None:
         outside = 0
         for p in range(label.size):
             outside += ((label[p] < 0) | (label[p] >= job.classes)) & (label[p] != job.ignored)
-        add(job.out, outside)
+        add(job.total, outside)
         first = take(memory) * PART
 
 
@@ -70,7 +82,7 @@ def class_counts(memory: Any) -> None:
                 counts[_class(label[p], job.classes)] += 1
         first = take(memory) * PART
     for k in range(job.classes):
-        add(job.out + 8 * k, counts[k])
+        add(job.class_count + 8 * k, counts[k])
 
 
 @task
@@ -78,12 +90,12 @@ def class_sums(memory: Any) -> None:
     """Sum over the kept pixels of each class in each part, (parts, C): a sum that no thread's haste can change."""
     job = carray(memory, 1, JOB)[0]
     part = take(memory)
-    while part * PART < job.entries:
+    while part < job.parts:
         first = part * PART
         size = min(PART, job.entries - first)
         label, keep = integers(job.label + 8 * first, size), flags(job.keep + first, size)
         value = floats(job.value + 4 * first, size)
-        sums = doubles(job.out + 8 * part * job.classes, job.classes)
+        sums = doubles(job.class_sum + 8 * part * job.classes, job.classes)
         for p in range(size):
             if keep[p]:
                 sums[_class(label[p], job.classes)] += value[p]
@@ -99,23 +111,23 @@ def count(memory: Any) -> None:
         keep, total = flags(job.keep + first, min(PART, job.entries - first)), 0
         for p in range(keep.size):
             total += keep[p]
-        add(job.out, total)
+        add(job.total, total)
         first = take(memory) * PART
 
 
 @task
 def per_pixel(memory: Any) -> None:
-    """Write each kept pixel's entry of ``value`` (C,), and 0 elsewhere."""
+    """Write each kept pixel's entry of ``table`` (C,), and 0 elsewhere."""
     job = carray(memory, 1, JOB)[0]
     # A last entry of 0 and no branch, which would often be guessed wrong.
     table = np.zeros(job.classes + 1, np.float32)
     for k in range(job.classes):
-        table[k] = floats(job.value, job.classes)[k]
+        table[k] = floats(job.table, job.classes)[k]
     first = take(memory) * PART
     while first < job.entries:
         size = min(PART, job.entries - first)
         label, keep = integers(job.label + 8 * first, size), flags(job.keep + first, size)
-        out = floats(job.out + 4 * first, size)
+        out = floats(job.spread + 4 * first, size)
         for p in range(size):
             out[p] = table[_class(label[p], job.classes) if keep[p] else job.classes]
         first = take(memory) * PART
@@ -125,7 +137,7 @@ def per_pixel(memory: Any) -> None:
 def digit_counts(memory: Any) -> None:
     """Count the 16 bits at ``shift`` of those kept entries whose bits above are the prefix."""
     job = carray(memory, 1, JOB)[0]
-    counts = np.zeros(1 << 16, np.int64)
+    counts = np.zeros(BINS, np.int64)
     first = take(memory) * PART
     while first < job.entries:
         size = min(PART, job.entries - first)
@@ -137,7 +149,7 @@ def digit_counts(memory: Any) -> None:
         first = take(memory) * PART
     for k in range(counts.size):
         if counts[k]:
-            add(job.out + 8 * k, counts[k])
+            add(job.bin_count + 8 * k, counts[k])
 
 
 @task
@@ -148,7 +160,7 @@ def at_least(memory: Any) -> None:
     while first < job.entries:
         size = min(PART, job.entries - first)
         bits, keep = words(job.value + 4 * first, size), flags(job.keep + first, size)
-        out = flags(job.out + first, size)
+        out = flags(job.chosen + first, size)
         for p in range(size):
             out[p] = keep[p] & (_ordered(bits[p]) >= job.least)
         first = take(memory) * PART
@@ -160,7 +172,7 @@ def touch(memory: Any) -> None:
     job = carray(memory, 1, JOB)[0]
     first = take(memory) * HUGE_PAGE
     while first < job.entries:
-        part = flags(job.out + first, min(HUGE_PAGE, job.entries - first))
+        part = flags(job.page + first, min(HUGE_PAGE, job.entries - first))
         for p in range(0, part.size, SMALL_PAGE):
             part[p] = 0
         first = take(memory) * HUGE_PAGE

@@ -7,7 +7,7 @@ and as few as 11 classes of them are 22 bytes a pixel: there s is not kept, but 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 from classbalance_losses.kernels.blocked_pixel import Layout, PixelFunction, differentiable
 from classbalance_losses.kernels.blocks import Block, BlockedLogits, FullSizeLogits, flat_pixels
 from classbalance_losses.kernels.numba_maps import touch
-from classbalance_losses.kernels.numba_pixel_loops import JOB, backward, forward
+from classbalance_losses.kernels.numba_memory import address
+from classbalance_losses.kernels.numba_pixel_loops import JOB, MAPS, backward, forward
 from classbalance_losses.kernels.numba_threads import run
 
 _LOGITS = 1 << 16  # that a thread takes at a time: 256 KiB
@@ -38,8 +39,8 @@ class CrossEntropy(torch.autograd.Function):
         with_error: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return the loss (N, *), and the error likewise or, without it, an empty tensor."""
-        loss, log_sum = (torch.empty(keep.shape) for _ in range(2))
-        error = torch.empty(keep.shape if with_error else 0)
+        loss, log_sum = (_new_map(keep.shape) for _ in range(2))
+        error = _new_map(keep.shape if with_error else (0,))
         maps = {"label": target, "keep": keep, "loss": loss, "log_sum": log_sum}
         maps = _rows({**maps, "error": error} if with_error else maps)
         is_broken = False
@@ -92,12 +93,22 @@ def _blocks(logits: BlockedLogits) -> Iterator[tuple[Block, Tensor]]:
 
 def _job(block: Block, maps: dict[str, Tensor], **tensors: Tensor) -> Any:
     """Return sizes, addresses and strides of a block's part of ``maps`` (N, P), and of its tensors (n, C, p)."""
-    job = np.zeros(1, JOB)
-    job["images"], job["classes"], job["pixels"] = shape = tensors["x"].shape
-    job["size"] = max(min(_PIXELS, _LOGITS // shape[1]), 1)
-    job["is_half"] = tensors["x"].dtype == torch.bfloat16
+    job, x = np.zeros(1, JOB), tensors["x"]
+    is_half = x.dtype == torch.bfloat16
+    job["images"], job["classes"], job["pixels"] = images, classes, pixels = x.shape
+    job["size"] = max(min(_PIXELS, _LOGITS // classes), 1)
+    job["is_half"] = is_half
     for name, values in tensors.items():
-        job[name], (job[f"{name}_image"], job[f"{name}_class"], _) = values.data_ptr(), values.stride()
+        fits = values.shape == x.shape and (values.stride(-1) == 1 or pixels <= 1)
+        dtype = torch.bfloat16 if is_half else torch.float32
+        job[name] = address(name, values, dtype, x.shape, is_laid_out=fits)
+        job[f"{name}_image"], job[f"{name}_class"], _ = values.stride()
+    job["map_image"] = row = maps["keep"].shape[1]
     for name, values in maps.items():
-        job[name], job["map_image"] = values[block.images, block.pixels].data_ptr(), values.shape[1]
+        part, fits = values[block.images, block.pixels], values.is_contiguous() and values.shape[1] == row
+        job[name] = address(name, part, MAPS[name], (images, pixels), is_laid_out=fits)
     return job
+
+
+def _new_map(shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")

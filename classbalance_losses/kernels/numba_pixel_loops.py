@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numba import carray
 
 from classbalance_losses.kernels.numba_math import (
@@ -21,11 +22,18 @@ from classbalance_losses.kernels.numba_math import (
     widened,
 )
 
+# Maps of a number for each pixel, and what their numbers have to be.
+MAPS = {
+    "label": torch.int64,
+    "keep": torch.bool,
+    **dict.fromkeys(("log_sum", "loss", "error", "slope"), torch.float32),
+}
 # Sizes, addresses, and strides in entries. Of an image's pixels, each is the next entry in memory.
 _FIELDS = (
     *("taken", "images", "classes", "pixels", "size"),  # size: of pixels that a thread takes
+    # float32 or, if it is half, bfloat16
     *("x", "x_image", "x_class", "gradient", "gradient_image", "gradient_class", "is_half"),
-    *("label", "keep", "log_sum", "loss", "error", "slope", "map_image"),
+    *(*MAPS, "map_image"),
     "is_broken",  # 1 once a loss, of an ignored pixel too, is not finite
 )
 JOB = np.dtype([(name, np.int64) for name in _FIELDS])
