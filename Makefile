@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := .venv-floor
 FLOOR_PYTHON ?= python3.10
+LATEST := .venv-latest
 DATA ?= ../shared/data/camvid-small
 # Runs of the accuracy benchmark side by side, a thread each. nproc takes OMP_NUM_THREADS for the number of cores.
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
-.PHONY: demo compare test test-gpu test-floor lint docs bench bench-gpu gpu clean
+.PHONY: demo compare test test-gpu test-floor test-latest lint docs bench bench-gpu gpu clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +40,16 @@ $(FLOOR)/.installed: pyproject.toml constraints-floor.txt  # a download of gigab
 		pytest pytest-xdist hypothesis
 	touch $@
 
+test-latest: $(LATEST)/.installed  ## the suite on the newest torch that it was run with
+	$(LATEST)/bin/python -m pytest -n 2
+
+$(LATEST)/.installed: pyproject.toml constraints.txt constraints-latest.txt  # as large a download
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --upgrade pip
+	grep -v -E '^(torch|triton)==' constraints.txt | cat - constraints-latest.txt > $(LATEST)/constraints.txt
+	$(LATEST)/bin/python -m pip install --quiet --constraint $(LATEST)/constraints.txt --editable '.[dev]'
+	touch $@
+
 lint: $(VENV)/.installed  ## style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,4 +72,4 @@ gpu:  ## all that a CUDA device can tell, in a quarter of an hour: answers, time
 	$(PYTHON) -m benchmarks.gpu.report runs/gpu runs/gpu
 
 clean:
-	rm -rf $(VENV) $(FLOOR) build dist docs/_build
+	rm -rf $(VENV) $(FLOOR) $(LATEST) build dist docs/_build

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Literal
 import torch.distributed as dist
 from torch import Tensor
 
-if TYPE_CHECKING:
+if TYPE_CHECKING or dist.is_available():
     from torch.distributed import ProcessGroup as _ProcessGroup
+else:
 
-    ProcessGroup = _ProcessGroup | Literal["world"] | None
+    class _ProcessGroup:
+        """Stands for the class in a build of torch that has no torch.distributed."""
+
+
+ProcessGroup = _ProcessGroup | Literal["world"] | None
 
 
 def resolve(process_group: ProcessGroup) -> _ProcessGroup | None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses.kernels import numba_threads
-
-if TYPE_CHECKING:
-    from ._distributed import ProcessGroup
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 from torch import nn
 
+from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._validate import check_common, check_upsample
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 class Common(TypedDict):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._validate import check_call, check_range
 from classbalance_losses.kernels.blocked_forms import DualCrossEntropy
 from classbalance_losses.losses._base import PixelLoss
@@ -25,9 +25,6 @@ from classbalance_losses.ops.pixel import (
 )
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.weights import kept_weight, scaled
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 def dual_cross_entropy_loss(

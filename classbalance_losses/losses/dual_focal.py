@@ -8,11 +8,11 @@ r"""Dual focal loss (Hossain, Betts, Paplinski, Neurocomputing 462, 2021).
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._validate import check_call, check_range
 from classbalance_losses.kernels.blocked_forms import DualFocal
 from classbalance_losses.losses._base import PixelLoss
@@ -27,9 +27,6 @@ from classbalance_losses.ops.pixel import (
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.shape import log_complement
 from classbalance_losses.ops.weights import kept_weight, scaled
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 def dual_focal_loss(

@@ -14,11 +14,9 @@ H is the set of the hardest pixels, :math:`f_H` its size, :math:`f_c` the number
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses._validate import (
     check_call,
     check_choice,
@@ -31,9 +29,6 @@ from classbalance_losses.ops.mining import hardest
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
 from classbalance_losses.ops.reduction import reduce_loss
 from classbalance_losses.ops.weights import inverse_power, kept_weight, per_pixel, scaled
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 def dyce_loss(

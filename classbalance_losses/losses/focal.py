@@ -6,11 +6,11 @@ r"""Focal loss over the softmax (Lin et al., "Focal Loss for Dense Object Detect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._validate import (
     as_class_vector,
     check_call,
@@ -23,9 +23,6 @@ from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, vali
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.shape import focal_modulated
 from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 def focal_loss(

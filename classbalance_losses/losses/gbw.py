@@ -14,11 +14,12 @@ Adaptation in Dense Prediction Visual Tasks", arXiv 2407.01327, equations 11 and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._validate import (
     check_call,
     check_choice,
@@ -37,9 +38,6 @@ from classbalance_losses.ops.projection import project_to_simplex, solve_with_cv
 from classbalance_losses.ops.reduction import reduce_loss
 from classbalance_losses.ops.weights import inverse_power, per_pixel, scaled
 from classbalance_losses.state.lazy import register_lazy_buffer
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 class Programme(NamedTuple):

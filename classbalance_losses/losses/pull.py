@@ -12,12 +12,10 @@ No code by the authors could be found: what the paper leaves open is settled in 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from classbalance_losses._distributed import joined_value
+from classbalance_losses._distributed import ProcessGroup, joined_value
 from classbalance_losses._validate import check_choice, check_common, check_range
 from classbalance_losses._validate_features import (
     check_count,
@@ -49,9 +47,6 @@ from classbalance_losses.ops.sampling import (
 )
 from classbalance_losses.ops.similarity import contrast, pair_weight
 from classbalance_losses.ops.weights import per_pixel
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 def pull_loss(

@@ -18,11 +18,11 @@ over a region M of the pixels. No code by the authors could be found; neither τ
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._validate import check_common, check_range
 from classbalance_losses._validate_features import check_feature_map, check_label_range
 from classbalance_losses._validate_text import check_pair_of_maps, check_region, check_text_width
@@ -32,9 +32,6 @@ from classbalance_losses.ops.logits import Logits
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
 from classbalance_losses.ops.prototypes import unit_vectors
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 def masked_consistency_loss(

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._validate import (
     as_class_vector,
     check_call,
@@ -26,11 +26,8 @@ from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, pixe
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
 
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
-
-    # (loss (N, *), target (N, *), keep (N, *), number of classes, process group) -> weights (C,)
-    Estimator = Callable[[Tensor, Tensor, Tensor, int, ProcessGroup], Tensor]
+# (loss (N, *), target (N, *), keep (N, *), number of classes, process group) -> weights (C,)
+Estimator = Callable[[Tensor, Tensor, Tensor, int, ProcessGroup], Tensor]
 
 
 def weighted_cross_entropy_loss(

@@ -7,12 +7,12 @@ with respect to its logits, and everything here is a sum of it or of its square 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses.ops.counts import class_counts, class_means, class_sums
 from classbalance_losses.ops.logits import Logits
 from classbalance_losses.ops.pixel import (
@@ -21,9 +21,6 @@ from classbalance_losses.ops.pixel import (
     sum_over_errors,
 )
 from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 _OF_SQUARED_ERRORS = ("pixel_mean", "class_logits")
 READINGS = ("pixel_mean", "class_logits", "official", "bias", "loss", "last_layer_weight")

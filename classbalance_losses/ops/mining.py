@@ -9,21 +9,18 @@ nothing, and ranks exchange histograms instead of losses.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
-from classbalance_losses._distributed import all_reduce_sum, resolve
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum, resolve
 from classbalance_losses._validate import is_transformed
 from classbalance_losses.kernels import blocked_select
 from classbalance_losses.kernels.masks import bits_of
 from classbalance_losses.kernels.numba_threads import MAY_COMPILE
 from classbalance_losses.ops.reduction import row_sums
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 _DIGIT = 16
 _BINS = 1 << _DIGIT

@@ -5,12 +5,10 @@ No gradient flows through any of these.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses._validate import check_choice, check_range
 from classbalance_losses._validate_features import (
     check_confidence,
@@ -21,9 +19,6 @@ from classbalance_losses._validate_features import (
 )
 from classbalance_losses.ops.counts import class_counts, class_means, class_sums, class_vector_sums
 from classbalance_losses.ops.pixel import long_target, valid_pixels
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 def in_classes(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:

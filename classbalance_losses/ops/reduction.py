@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
-from classbalance_losses._distributed import all_reduce_sum, joined_value
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum, joined_value
 from classbalance_losses.kernels import blocked_classes
 
 _BLOCKED_FROM = 1 << 18
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 def reduce_loss(

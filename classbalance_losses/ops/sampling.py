@@ -8,12 +8,11 @@ pixel.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses._validate import check_range
 from classbalance_losses._validate_features import (
     check_confidence,
@@ -28,9 +27,6 @@ from classbalance_losses.ops.counts import class_counts
 from classbalance_losses.ops.mining import hard_count, kth_largest_bits, ordered_bits
 from classbalance_losses.ops.pixel import long_target
 from classbalance_losses.ops.prototypes import in_classes
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 
 def sample_class_balanced(

@@ -10,21 +10,15 @@ class instead where each has many similarities.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
-from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses.ops.counts import class_counts
 from classbalance_losses.ops.pixel import plain_cross_entropy
 from classbalance_losses.ops.prototypes import unit_vectors
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
-
 
 _BY_CLASS_FROM = 1 << 12  # similarities for each class
 

@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from classbalance_losses.state.statistics import ClassStatistics
 
 SAVE_EVERY = 2.0  # seconds

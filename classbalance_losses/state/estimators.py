@@ -6,12 +6,12 @@ value on the host, so it compiles and can be captured in a CUDA graph; what it r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses._validate import check_choice, check_range
 from classbalance_losses.ops.class_weights import (
     curriculum_weights,
@@ -24,9 +24,6 @@ from classbalance_losses.ops.class_weights import (
 from classbalance_losses.ops.counts import class_counts, class_sums
 from classbalance_losses.ops.image_counts import summed_image_counts
 from classbalance_losses.state.lazy import register_lazy_buffer
-
-if TYPE_CHECKING:
-    from classbalance_losses._distributed import ProcessGroup
 
 Accumulate = Literal["batch", "running"]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Iterable, Sized
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,6 @@ from classbalance_losses.ops.class_weights import (
 from classbalance_losses.ops.image_counts import summed_image_counts
 from classbalance_losses.ops.pixel import long_target, valid_pixels
 from classbalance_losses.state.accumulate import count_batches
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable
 
 SCHEMES = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number")
 

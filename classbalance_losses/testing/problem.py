@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -194,3 +194,10 @@ def both(subject: Subject, reductions: Sequence[str | None] | None = None) -> It
     yield from plain(subject, reductions)
     if subject.ignores:
         yield from holed(subject, reductions)
+
+
+def in_every_reduction(
+    subject: Subject, problems: Callable[[Subject, Sequence[str | None]], Iterator[Problem]]
+) -> Iterator[Problem]:
+    """Those problems in each of the loss's reductions."""
+    return problems(subject, subject.reductions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from classbalance_losses.testing.problem import (
     draw,
     evaluate,
     holed,
+    in_every_reduction,
     plain,
     row,
     sizes_of,
@@ -102,14 +104,14 @@ LAWS = (
         "ignored",
         "Logits of ignored pixels do not matter, and get no gradient",
         ignored,
-        lambda subject: holed(subject, subject.reductions),
+        partial(in_every_reduction, problems=holed),
         needs_ignoring,
     ),
     Law(
         "ignored_nan",
         "They may be NaN or infinite",
         ignored_nan,
-        lambda subject: holed(subject, subject.reductions),
+        partial(in_every_reduction, problems=holed),
         needs_ignoring,
     ),
     Law(
@@ -123,7 +125,7 @@ LAWS = (
         "ignore_index",
         "An ignore_index that no pixel has changes nothing",
         ignore_index,
-        lambda subject: plain(subject, subject.reductions),
+        partial(in_every_reduction, problems=plain),
         needs("ignore_index"),
     ),
     Law(

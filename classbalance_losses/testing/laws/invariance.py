@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from classbalance_losses.testing.laws.law import Law
 from classbalance_losses.testing.laws.values import expect_same
-from classbalance_losses.testing.problem import Outcome, Problem, both, draw, evaluate, row
+from classbalance_losses.testing.problem import (
+    Outcome,
+    Problem,
+    both,
+    draw,
+    evaluate,
+    in_every_reduction,
+    row,
+)
 from classbalance_losses.testing.subject import Subject
 from classbalance_losses.testing.violation import ViolationError
 
@@ -152,11 +161,16 @@ LAWS = (
         "repeatable",
         "The same call gives the same, and leaves its arguments alone",
         repeatable,
-        lambda subject: both(subject, subject.reductions),
+        partial(in_every_reduction, problems=both),
     ),
     Law("shift", "A number added to all logits of a pixel changes nothing", shift, both),
     Law("pixels", "The order of pixels and images does not matter", pixels, _ties),
-    Law("classes", "The order of the classes does not matter", classes, lambda s: both(s, s.reductions)),
+    Law(
+        "classes",
+        "The order of the classes does not matter",
+        classes,
+        partial(in_every_reduction, problems=both),
+    ),
     Law("layout", "Strides of logits and target do not matter", layout, both),
     Law("shapes", "An image or a volume gives what its pixels in a row give", shapes, _images, _two_ranks),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from classbalance_losses.testing.problem import Problem
 from classbalance_losses.testing.subject import Subject
@@ -16,12 +17,12 @@ def always(subject: Subject) -> str:
 
 def needs(*options: str) -> Callable[[Subject], str]:
     """A law for losses that take these options."""
+    return partial(_missing, options=options)  # no closure, so that a law can be pickled
 
-    def missing(subject: Subject) -> str:
-        absent = [name for name in options if name not in subject.options]
-        return f"the loss takes no {', '.join(absent)}" if absent else ""
 
-    return missing
+def _missing(subject: Subject, options: tuple[str, ...]) -> str:
+    absent = [name for name in options if name not in subject.options]
+    return f"the loss takes no {', '.join(absent)}" if absent else ""
 
 
 def needs_ignoring(subject: Subject) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from classbalance_losses.testing.problem import (
     Problem,
     both,
     evaluate,
+    in_every_reduction,
     plain,
 )
 from classbalance_losses.testing.subject import Subject
@@ -120,21 +122,21 @@ LAWS = (
         "reduction",
         '"none" has the target\'s shape, "sum" is its sum, "mean" that over a constant',
         reduction,
-        lambda subject: both(subject, (None,)),
+        partial(both, reductions=(None,)),
         needs("reduction"),
     ),
     Law(
         "class_weight",
         "Class weights of 1 change nothing, with ignored pixels too; where neutral, weights are F.cross_entropy's",
         class_weight,
-        lambda subject: both(subject, subject.reductions),
+        partial(in_every_reduction, problems=both),
         needs("weight"),
     ),
     Law(
         "pixel_weight",
         "Pixel weights of 1 change nothing, 0 leaves a pixel out; where neutral, a weight is a factor",
         pixel_weight,
-        lambda subject: both(subject, subject.reductions),
+        partial(in_every_reduction, problems=both),
         needs("pixel_weight"),
     ),
 )
