@@ -207,7 +207,10 @@ def check_class_vector(name: str, value: Tensor, num_classes: int) -> None:
 
 def as_class_vector(name: str, value: Tensor | Sequence[float]) -> Tensor:
     """Turn a vector of non-negative numbers, one a class, into a detached float tensor (a copy)."""
-    vector = torch.as_tensor(value).detach().clone()
+    if not isinstance(value, Tensor):  # an array has a dtype of its own, a list has none
+        own = None if hasattr(value, "dtype") else torch.float32
+        value = torch.as_tensor(value, dtype=own, device="cpu")
+    vector = value.detach().clone()
     if not vector.is_floating_point():
         vector = vector.float()
     if vector.ndim != 1 or vector.numel() < 2:

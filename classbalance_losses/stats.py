@@ -152,7 +152,7 @@ def find_dataset(folder: Path) -> Dataset | None:
 
 def trimmed(statistics: ClassStatistics) -> ClassStatistics:
     """Drop the classes after the last one that occurs."""
-    classes = torch.arange(statistics.num_classes)
+    classes = torch.arange(statistics.num_classes, dtype=torch.int64, device="cpu")
     last = int(torch.where(statistics.pixel_counts > 0, classes, 1).max())
     small = ClassStatistics(last + 1, ignore_index=statistics.ignore_index)
     for ours, theirs in zip(small.buffers(), statistics.buffers(), strict=True):

@@ -22,7 +22,7 @@ def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
         from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
 
         return numba_maps.class_counts(target, keep, num_classes)
-    total = torch.zeros(2 * num_classes, dtype=torch.int64)
+    total = torch.zeros(2 * num_classes, dtype=torch.int64, device=target.device)
     for labels, kept in _ranges(target, keep):
         total += torch.bincount(_place(labels, kept, num_classes), minlength=2 * num_classes)
     return total[:num_classes]
@@ -34,7 +34,7 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
         from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
 
         return numba_maps.class_sums(value, target, keep, num_classes)
-    total = torch.zeros(2 * num_classes, dtype=torch.float64)
+    total = torch.zeros(2 * num_classes, dtype=torch.float64, device=target.device)
     for values, labels, kept in _ranges(value, target, keep):
         total.scatter_add_(0, _place(labels, kept, num_classes), values.double())
     return total[:num_classes]
@@ -46,7 +46,7 @@ def per_pixel(class_value: Tensor, target: Tensor, keep: Tensor) -> Tensor:
         from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
 
         return numba_maps.per_pixel(class_value, target, keep)
-    value = torch.empty(target.shape, dtype=class_value.dtype)
+    value = torch.empty(target.shape, dtype=class_value.dtype, device=target.device)
     for labels, kept, part in _ranges(target, keep, value):
         chosen = class_value.index_select(0, labels.clamp(0, class_value.shape[0] - 1))
         part.copy_(kept_or_zero(chosen, kept))

@@ -63,7 +63,7 @@ class _PixelFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, other, keep)
         ctx.layout, ctx.reference = layout, reference
-        value = torch.empty(keep.shape, dtype=accumulation_dtype(input.dtype))
+        value = torch.empty(keep.shape, dtype=accumulation_dtype(input.dtype), device=keep.device)
         logits, (others, kept, place) = layout(input), (_parts_of(v, input) for v in (other, keep, value))
         for block in logits.blocks():
             place(block).copy_(reference(logits.load(block), others(block), kept(block)))
@@ -99,7 +99,7 @@ class _ClosedFunction(torch.autograd.Function):
         ctx.save_for_backward(input, target, keep)
         ctx.layout, ctx.reference, ctx.form = layout, reference, form
         labels, kept = (flat_pixels(values).unsqueeze(1) for values in (target, keep))
-        value = torch.empty(labels.shape, dtype=accumulation_dtype(input.dtype))
+        value = torch.empty(labels.shape, dtype=accumulation_dtype(input.dtype), device=keep.device)
         logits = layout(input)
         for block in logits.blocks():
             log_prob = _log_prob(logits.load(block), block.of(kept))

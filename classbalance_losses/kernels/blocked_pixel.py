@@ -57,7 +57,7 @@ def sum_over_errors(
     labels, kept = (flat_pixels(values).unsqueeze(1) for values in (target, keep))
     rows = [None if values is None else class_rows(values) for values in maps]
     logits, scratch = layout(input), Scratch()
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=torch.float64, device=input.device)
     for block in logits.blocks():
         x = logits.load(block)
         shifted = torch.sub(x, x.amax(1, keepdim=True), out=scratch.take(x.shape, x.dtype))
@@ -93,7 +93,7 @@ class CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return the loss (N, *), and the error likewise or, without it, an empty tensor."""
         labels = flat_pixels(target).unsqueeze(1)
-        largest = torch.empty(labels.shape, dtype=accumulation_dtype(input.dtype))
+        largest = torch.empty(labels.shape, dtype=accumulation_dtype(input.dtype), device=keep.device)
         own, total = torch.empty_like(largest), torch.empty_like(largest)
         error = torch.empty_like(largest if with_error else largest[:0])
         logits, scratch = layout(input), Scratch()

@@ -25,7 +25,7 @@ class _Focal(torch.autograd.Function):
     def forward(ctx: Any, loss: Tensor, gamma: float, reference: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(loss)
         ctx.gamma, ctx.reference = gamma, reference
-        value = torch.empty(loss.shape, dtype=loss.dtype)
+        value = torch.empty_like(loss, memory_format=torch.contiguous_format)
         for part, place in _blocks(loss.detach(), value):
             missed, power = _missed_and_power(part, gamma)
             torch.mul(power.mul_(missed), part, out=place)
@@ -36,7 +36,7 @@ class _Focal(torch.autograd.Function):
         (loss,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             return torch.autograd.grad(ctx.reference(loss), loss, grad, create_graph=True)[0], None, None
-        gradient = torch.empty(loss.shape, dtype=loss.dtype)
+        gradient = torch.empty_like(loss, memory_format=torch.contiguous_format)
         for part, given, place in _blocks(loss, grad, gradient):
             missed, power = _missed_and_power(part, ctx.gamma)
             slope = torch.addcmul(missed, 1 - missed, part, value=ctx.gamma).mul_(power)

@@ -71,13 +71,13 @@ class Scratch:
     """Memory that one block after the other uses: fresh memory costs a page fault for every 4 KiB of it."""
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0)
+        self._memory = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return uninitialised memory; what was taken before is lost."""
         size = math.prod(shape)
         if self._memory.numel() < size or self._memory.dtype != dtype:
-            self._memory = torch.empty(size, dtype=dtype)
+            self._memory = torch.empty(size, dtype=dtype, device="cpu")
         return self._memory[:size].view(shape)
 
 
@@ -197,7 +197,7 @@ class UpsampledLogits:
         self._input = input
         self._resize = resize
         self._dtype = accumulation_dtype(input.dtype)
-        self._gradient = torch.zeros(input.shape, dtype=self._dtype)
+        self._gradient = torch.zeros(input.shape, dtype=self._dtype, device=input.device)
         self._placed = Scratch()
 
     def blocks(self) -> Iterator[Block]:
@@ -280,7 +280,7 @@ class _Mix(NamedTuple):
         cls, source: int, full: int, start: int, stop: int, align_corners: bool, dtype: torch.dtype
     ) -> _Mix:
         """Return the mix for the positions from ``start`` to ``stop`` of an axis resized from ``source``."""
-        position = torch.arange(start, stop, dtype=torch.float64)
+        position = torch.arange(start, stop, dtype=torch.float64, device="cpu")
         if align_corners:
             place = position * ((source - 1) / max(full - 1, 1))
         else:
@@ -298,7 +298,7 @@ class _Mix(NamedTuple):
     def transposed_rows(self, gradient: Tensor, axis: int) -> Tensor:
         """Give each source position in use its part of the gradient, as one product with a small matrix."""
         matrix = gradient.new_zeros(self.length, self.low.shape[0])
-        column = torch.arange(self.low.shape[0])
+        column = torch.arange(self.low.shape[0], dtype=torch.int64, device="cpu")
         matrix[self.low - self.first, column] += 1 - self.share
         matrix[self.high - self.first, column] += self.share
         rows = gradient.reshape(math.prod(gradient.shape[:axis]), gradient.shape[axis], -1)

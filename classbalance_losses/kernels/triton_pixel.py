@@ -177,7 +177,9 @@ _forward.register_autograd(_gradient, setup_context=_save)
 def _differentiable(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     kept = keep.unsqueeze(1)
     probability = F.softmax(torch.where(kept, input, 0), dim=1, dtype=torch.float32)
-    classes = torch.arange(input.shape[1], device=input.device).view(-1, *[1] * (input.ndim - 2))
+    classes = torch.arange(input.shape[1], dtype=torch.int64, device=input.device).view(
+        -1, *[1] * (input.ndim - 2)
+    )
     error = probability - (classes == target.unsqueeze(1)).float()
     return torch.where(kept, error * torch.where(keep, grad, 0).unsqueeze(1), 0).to(input.dtype)
 

@@ -73,9 +73,9 @@ def _balance(
     if alpha is None:
         return None
     if isinstance(alpha, float):
-        return torch.full((), alpha, device=input.device)
+        return torch.full((), alpha, dtype=dtype, device=input.device)
     check_class_vector("alpha", alpha, input.shape[1])
-    return per_pixel(alpha.to(input.device), target, keep, dtype)
+    return per_pixel(alpha.to(input.device, dtype), target, keep, dtype)
 
 
 def _checked_alpha(alpha: float | Sequence[float] | Tensor | None) -> float | Tensor | None:

@@ -259,8 +259,9 @@ class PullLoss(FeatureLoss):
         self.absent = absent
         self.ignore_index = ignore_index
         self.process_group = process_group
-        self.register_buffer("class_confidence", torch.zeros(num_classes))
-        self.register_buffer("class_weight", torch.full((num_classes,), 1 / num_classes))
+        self.register_buffer("class_confidence", torch.zeros(num_classes, dtype=torch.float32, device="cpu"))
+        equal = torch.full((num_classes,), 1 / num_classes, dtype=torch.float32, device="cpu")
+        self.register_buffer("class_weight", equal)
 
     def forward(
         self,

@@ -93,7 +93,7 @@ def _class_weight(
 ) -> Tensor:
     """Return w (C,): ones, the given tensor, or what the estimator makes of this batch."""
     if weight is None:
-        return torch.ones(num_classes, device=loss.device)
+        return torch.ones(num_classes, dtype=loss.dtype, device=loss.device)
     if not isinstance(weight, Tensor):
         weight = weight(loss.detach(), target, keep, num_classes, process_group)
     check_class_vector("weight", weight, num_classes)

@@ -53,7 +53,7 @@ def class_vector_sums(vectors: Tensor, target: Tensor, keep: Tensor, num_classes
 
     A product with the membership matrix rather than a scatter: its order of summation is fixed.
     """
-    classes = torch.arange(num_classes, device=target.device)
+    classes = torch.arange(num_classes, dtype=torch.int64, device=target.device)
     member = (target == classes.unsqueeze(1)) & keep
     rows = torch.where(keep.unsqueeze(1), vectors.detach(), 0)
     with torch.autocast(vectors.device.type, enabled=False):

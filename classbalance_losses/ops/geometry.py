@@ -45,7 +45,8 @@ def distances(vectors: Tensor) -> Tensor:
 
 
 def _distances(vectors: Tensor) -> Tensor:
-    one, other = torch.triu_indices(vectors.shape[0], vectors.shape[0], 1, device=vectors.device)
+    size = vectors.shape[0]
+    one, other = torch.triu_indices(size, size, 1, dtype=torch.int64, device=vectors.device)
     return lengths(vectors[one] - vectors[other])
 
 

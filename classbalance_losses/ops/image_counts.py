@@ -24,7 +24,7 @@ class ImageCounts(NamedTuple):
 def image_class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each image and class, (N, C) of int64, for ``target`` (N, *)."""
     images = target.shape[0]
-    image = torch.arange(images, device=target.device).view(-1, *[1] * (target.ndim - 1))
+    image = torch.arange(images, dtype=torch.int64, device=target.device).view(-1, *[1] * (target.ndim - 1))
     return class_counts(image * num_classes + target, keep, images * num_classes).view(images, num_classes)
 
 

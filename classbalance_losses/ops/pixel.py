@@ -57,8 +57,8 @@ def pick_class(values: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 
 def sum_of_others(values: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     """Return the sum of (N, C, *) over the classes other than the target, (N, *), and 0 where not kept."""
-    classes = torch.arange(values.shape[1], device=values.device).view(-1, *[1] * (values.ndim - 2))
-    other = (classes != target.unsqueeze(1)) & keep.unsqueeze(1)
+    classes = torch.arange(values.shape[1], dtype=torch.int64, device=values.device)
+    other = (classes.view(-1, *[1] * (values.ndim - 2)) != target.unsqueeze(1)) & keep.unsqueeze(1)
     return torch.where(other, values, 0).sum(1)
 
 

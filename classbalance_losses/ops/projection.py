@@ -25,7 +25,7 @@ def project_to_simplex(point: Tensor, total: Tensor | float, mask: Tensor | None
     # The projection does not change when all of u moves; with its largest entry at 0 nothing cancels.
     u = u - u.max()
     ordered = u.sort(descending=True).values
-    rank = torch.arange(1, u.shape[0] + 1, device=u.device)
+    rank = torch.arange(1, u.shape[0] + 1, dtype=torch.int64, device=u.device)
     tau = (ordered.cumsum(0) - total) / rank
     support = (ordered > tau).sum(0, keepdim=True)
     # The support is empty only where u is NaN (nothing is masked in, or the logits were): NaN is then the answer.
@@ -111,7 +111,8 @@ def solve_with_cvxpy(
     problem.solve(solver=cvxpy.CLARABEL)
     if problem.status != "optimal":
         raise RuntimeError(f"cvxpy did not solve the class-weight programme: status {problem.status!r}.")
-    return torch.as_tensor(v.value, dtype=torch.float64).clamp(min=0).to(norms.device)
+    solution = torch.as_tensor(v.value, dtype=torch.float64, device="cpu")
+    return solution.clamp(min=0).to(norms.device, norms.dtype)
 
 
 def import_cvxpy() -> Any:

@@ -68,13 +68,14 @@ def sample_class_balanced(
     target = long_target(labels).flatten()
     keep = in_classes(target, num_classes, ignore_index)
     pixels = target.shape[0]
-    slot = torch.arange(min(num_classes * (samples_per_class + 1), pixels), device=target.device)
+    slots = min(num_classes * (samples_per_class + 1), pixels)
+    slot = torch.arange(slots, dtype=torch.int64, device=target.device)
 
     count = class_counts(target, keep, num_classes)
     total = count.sum().clamp(min=1)
     wanted = torch.minimum(count, (num_classes * samples_per_class * count + total - 1) // total)
 
-    shuffled = torch.randperm(pixels, generator=generator, device=target.device)
+    shuffled = torch.randperm(pixels, generator=generator, dtype=torch.int64, device=target.device)
     by_class = shuffled[torch.where(keep, target, num_classes)[shuffled].argsort(stable=True)]
     last = wanted.cumsum(0)
     slot_class = torch.searchsorted(last, slot, right=True).clamp(max=num_classes - 1)
@@ -101,7 +102,7 @@ def sample_other_classes(
         ``index`` (C, min(samples, P)) and ``valid`` of the same shape.
     """
     pixels, device = labels.shape[0], labels.device
-    order = torch.randperm(pixels, generator=generator, device=device)
+    order = torch.randperm(pixels, generator=generator, dtype=torch.int64, device=device)
     kept, label = keep[order], torch.where(keep, labels, num_classes)[order]
     seen = kept.cumsum(0)
     count = class_counts(labels, keep, num_classes)
@@ -110,13 +111,14 @@ def sample_other_classes(
     # Let b_i be the place, among the kept, of the i-th pixel of class c. Before it stand b_i - i pixels of
     # other classes; this never falls as i grows. So the j-th pixel of another class has as many of class c
     # before it as there are i with b_i - i <= j, and one search over all classes at once finds that number.
-    classes = torch.arange(num_classes, device=device)
+    classes = torch.arange(num_classes, dtype=torch.int64, device=device)
     grouped = label.argsort(stable=True)
     group = label[grouped]
-    own_rank = torch.arange(pixels, device=device) - torch.cat([start, count.sum(0, keepdim=True)])[group]
+    place = torch.arange(pixels, dtype=torch.int64, device=device)
+    own_rank = place - torch.cat([start, count.sum(0, keepdim=True)])[group]
     others_before = torch.where(group < num_classes, seen[grouped] - 1 - own_rank, 0)
     stride = pixels + 1
-    wanted = torch.arange(min(samples, pixels), device=device).expand(num_classes, -1)
+    wanted = place[:samples].expand(num_classes, -1)
     asked = classes.unsqueeze(1) * stride + wanted
     own_before = torch.searchsorted(group * stride + others_before, asked, right=True) - start.unsqueeze(1)
     place = torch.searchsorted(seen, wanted + own_before + 1)

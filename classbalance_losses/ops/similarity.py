@@ -38,7 +38,7 @@ def class_blocks(labels: Tensor, keep: Tensor, num_classes: int) -> tuple[Tensor
     blocks = (queries + num_classes * (size - 1)) // size  # no spread over the classes needs more
     index = torch.where(keep, labels, 0)
 
-    classes = torch.arange(num_classes, device=device)
+    classes = torch.arange(num_classes, dtype=torch.int64, device=device)
     seen = ((labels.unsqueeze(1) == classes) & keep.unsqueeze(1)).long().cumsum(0)
     rank = seen.gather(1, index.unsqueeze(1)).squeeze(1) - 1
     needed = (class_counts(labels, keep, num_classes) + size - 1) // size
@@ -46,8 +46,9 @@ def class_blocks(labels: Tensor, keep: Tensor, num_classes: int) -> tuple[Tensor
     slot = torch.where(keep, (last - needed)[index] * size + rank, blocks * size)
 
     places = torch.zeros(blocks * size + 1, dtype=torch.int64, device=device)
-    occupant = places.scatter(0, slot, torch.arange(queries, device=device))[:-1].view(blocks, size)
-    block = torch.arange(blocks, device=device)
+    query = torch.arange(queries, dtype=torch.int64, device=device)
+    occupant = places.scatter(0, slot, query)[:-1].view(blocks, size)
+    block = torch.arange(blocks, dtype=torch.int64, device=device)
     block_class = torch.searchsorted(last, block, right=True).clamp(max=num_classes - 1)
     return torch.where(keep, slot, 0), occupant, block_class
 

@@ -306,7 +306,7 @@ class Curriculum(_LossEstimator):
         check_range("every", every, 1)
         check_choice("order", order, ("easy_first", "hard_first"))
         self.start, self.increment, self.every, self.order = start, increment, every, order
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def weigh(self, class_loss: Tensor) -> Tensor:
         """Return 1 for the active classes and 0 for the others, (C,), and count a training step."""

@@ -18,7 +18,7 @@ def register_lazy_buffer(
     taken before the first batch loads into one that has. Two different numbers of classes stay the size
     mismatch that ``load_state_dict`` reports.
     """
-    module.register_buffer(name, torch.empty(0, dtype=dtype), persistent=persistent)
+    module.register_buffer(name, torch.empty(0, dtype=dtype, device="cpu"), persistent=persistent)
     if persistent:
         register: Any = module.register_load_state_dict_pre_hook  # torch gives it no types
         register(partial(_adopt_saved_shape, name))

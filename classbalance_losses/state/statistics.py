@@ -61,9 +61,9 @@ class ClassStatistics(nn.Module):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         for name in ("pixel_counts", "image_counts", "image_pixel_counts"):
-            self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64))
+            self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64, device="cpu"))
         for name in ("num_images", "num_pixels", "num_ignored"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def update(self, target: Tensor) -> None:
         """Count a batch of label maps.

@@ -132,6 +132,16 @@ def row(subject: Subject, pixels: int) -> tuple[int, ...]:
     return (1, pixels, *[1] * (axes - 1)) if axes else (pixels,)
 
 
+def places(count: int) -> Tensor:
+    """Return 0, 1, …, count - 1."""
+    return torch.arange(count, dtype=torch.int64, device="cpu")
+
+
+def shuffled(count: int, generator: torch.Generator) -> Tensor:
+    """Return the same in a random order."""
+    return torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")
+
+
 def draw(
     subject: Subject,
     size: tuple[int, ...],
@@ -155,8 +165,9 @@ def draw(
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (size[0], subject.num_classes, *size[1:])
-    logits = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
-    target = (torch.rand(size, generator=generator) ** 2 * subject.num_classes).long()
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale
+    share = torch.rand(size, generator=generator, dtype=torch.float32, device="cpu")
+    target = (share**2 * subject.num_classes).long()
     return Problem((logits * 4).round().div(4).to(dtype) if grid else logits.to(dtype), target, **options)
 
 
@@ -169,8 +180,8 @@ def with_ignored(
     generator = torch.Generator().manual_seed(seed)
     pixels = problem.target.numel()
     count = min(max(1, pixels // 3), max(1, pixels - 1))
-    hole = torch.zeros(pixels, dtype=torch.bool)
-    hole[torch.randperm(pixels, generator=generator)[:count]] = True
+    hole = torch.zeros(pixels, dtype=torch.bool, device="cpu")
+    hole[shuffled(pixels, generator)[:count]] = True
     target = problem.target.masked_fill(hole.reshape(problem.target.shape), label)
     return replace(problem, target=target, ignore_index=label)
 

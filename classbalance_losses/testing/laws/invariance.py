@@ -19,7 +19,9 @@ from classbalance_losses.testing.problem import (
     draw,
     evaluate,
     in_every_reduction,
+    places,
     row,
+    shuffled,
 )
 from classbalance_losses.testing.subject import Subject
 from classbalance_losses.testing.violation import ViolationError
@@ -27,7 +29,7 @@ from classbalance_losses.testing.violation import ViolationError
 
 def shift(subject: Subject, problem: Problem) -> None:
     """A softmax does not see a number added to all of a pixel's logits."""
-    amount = torch.arange(problem.target.numel()).reshape(problem.target.shape).remainder(5) - 2.0
+    amount = places(problem.target.numel()).reshape(problem.target.shape).remainder(5) - 2
     there = replace(problem, input=problem.input + 8 * amount.unsqueeze(1))
     expect_same(evaluate(subject, there), evaluate(subject, problem), "with shifted logits the same")
 
@@ -36,10 +38,10 @@ def pixels(subject: Subject, problem: Problem) -> None:
     """The order of pixels and of images does not matter: each term and gradient moves with its pixel."""
     images, count = len(problem.target), problem.target[0].numel()
     generator = torch.Generator().manual_seed(count)
-    backwards = torch.arange(images).flip(0), torch.arange(count).flip(0)  # turns every tie round
-    shuffled = torch.randperm(images, generator=generator), torch.randperm(count, generator=generator)
+    backwards = places(images).flip(0), places(count).flip(0)  # turns every tie round
+    anyhow = shuffled(images, generator), shuffled(count, generator)
     expected = evaluate(subject, problem)
-    for order in (backwards, shuffled):
+    for order in (backwards, anyhow):
         _expect_moved(subject, problem, expected, order)
 
 
@@ -48,8 +50,8 @@ def _expect_moved(
 ) -> None:
     def moved(x: Tensor) -> Tensor:
         lead = x.ndim - (problem.target.ndim - 1)  # axes before the spatial ones
-        images, places = order
-        return x[images].flatten(lead)[..., places].reshape(x.shape) if x.ndim > lead else x[images]
+        images, pixels = order
+        return x[images].flatten(lead)[..., pixels].reshape(x.shape) if x.ndim > lead else x[images]
 
     there = replace(problem, input=moved(problem.input), target=moved(problem.target))
     came = evaluate(subject, there)
@@ -68,7 +70,7 @@ def _ties(subject: Subject) -> Iterator[Problem]:
     for count in (2, 4, 10):
         for kind in subject.reductions:
             drawn = draw(subject, row(subject, count), seed=count, reduction=kind)
-            half = torch.arange(count) // 2
+            half = places(count) // 2
             axis = 2 if drawn.input.ndim > 2 else 0
             yield replace(
                 drawn,
@@ -79,7 +81,7 @@ def _ties(subject: Subject) -> Iterator[Problem]:
 
 def classes(subject: Subject, problem: Problem) -> None:
     """The numbers that the classes have are names."""
-    order = torch.randperm(subject.num_classes, generator=torch.Generator().manual_seed(subject.num_classes))
+    order = shuffled(subject.num_classes, torch.Generator().manual_seed(subject.num_classes))
     order = order.flip(0) if torch.equal(order, order.sort().values) else order
     name = torch.argsort(order)
     target = torch.where(
@@ -99,7 +101,7 @@ def _class_last(x: Tensor) -> Tensor:
 
 
 def _sliced(x: Tensor) -> Tensor:
-    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), 1, dtype=x.dtype)
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), 1, dtype=x.dtype, device=x.device)
     wide[..., 1::2] = x
     return wide[..., 1::2]
 

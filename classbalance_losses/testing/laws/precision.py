@@ -17,6 +17,7 @@ from classbalance_losses.testing.problem import (
     both,
     draw,
     evaluate,
+    places,
     plain,
     row,
     with_ignored,
@@ -35,12 +36,13 @@ def _extremes(subject: Subject) -> Iterator[Problem]:
     """Every pattern of a margin, its negative and 0 over the classes, with every label among those varied."""
     varied = min(_VARIED, subject.num_classes)
     for margin, dtype in product(_MARGINS, (torch.float32, torch.float64)):
-        rows = torch.cartesian_prod(*[torch.tensor([0.0, margin, -margin])] * varied)
-        logits = torch.zeros(len(rows) * varied, subject.num_classes)
+        levels = torch.tensor([0.0, margin, -margin], dtype=torch.float32, device="cpu")
+        rows = torch.cartesian_prod(*[levels] * varied)
+        logits = torch.zeros(len(rows) * varied, subject.num_classes, dtype=torch.float32, device="cpu")
         logits[:, :varied] = rows.repeat_interleave(varied, 0)
         size = row(subject, len(logits))
         shaped = logits if len(size) == 1 else logits.T.reshape(1, subject.num_classes, *size[1:])
-        target = torch.arange(varied).repeat(len(rows)).reshape(size)
+        target = places(varied).repeat(len(rows)).reshape(size)
         yield Problem(shaped.to(dtype), target, reduction=subject.mean)
 
 

@@ -17,6 +17,7 @@ from classbalance_losses.testing.problem import (
     both,
     evaluate,
     in_every_reduction,
+    places,
     plain,
 )
 from classbalance_losses.testing.subject import Subject
@@ -81,12 +82,13 @@ def reduction(subject: Subject, problem: Problem) -> None:
 
 def class_weights(num_classes: int) -> Tensor:
     """Unequal, and exact in every floating dtype."""
-    return torch.tensor([0.25 + 0.5 * ((3 * c) % 7) for c in range(num_classes)], dtype=torch.float64)
+    weights = [0.25 + 0.5 * ((3 * c) % 7) for c in range(num_classes)]
+    return torch.tensor(weights, dtype=torch.float64, device="cpu")
 
 
 def class_weight(subject: Subject, problem: Problem) -> None:
     """Ones are no weights; and of a neutral loss, they are F.cross_entropy's."""
-    ones = torch.ones(subject.num_classes, dtype=problem.input.dtype)
+    ones = torch.ones(subject.num_classes, dtype=problem.input.dtype, device="cpu")
     weighted = evaluate(subject, replace(problem, weight=ones))
     expect_same(weighted, evaluate(subject, problem), "with class weights of 1 the same")
     there = replace(problem, weight=class_weights(subject.num_classes).to(problem.input.dtype))
@@ -98,9 +100,9 @@ def class_weight(subject: Subject, problem: Problem) -> None:
 def pixel_weight(subject: Subject, problem: Problem) -> None:
     """Ones are no weights, a pixel of weight 0 has no say; and of a neutral loss, a weight is a factor."""
     shape, dtype = problem.target.shape, problem.input.dtype
-    ones = evaluate(subject, replace(problem, pixel_weight=torch.ones(shape, dtype=dtype)))
+    ones = evaluate(subject, replace(problem, pixel_weight=torch.ones(shape, dtype=dtype, device="cpu")))
     expect_same(ones, evaluate(subject, problem), "with pixel weights of 1 the same")
-    factor = torch.arange(shape.numel()).reshape(shape).remainder(4).to(dtype) / 2  # the first is 0
+    factor = places(shape.numel()).reshape(shape).remainder(4).to(dtype) / 2  # the first is 0
     came = evaluate(subject, replace(problem, pixel_weight=factor))
     mine = came.gradient.movedim(1, -1)[factor == 0]
     expect_close("at pixels of weight 0 a gradient of", mine, torch.zeros_like(mine), came.value.dtype)
