@@ -175,7 +175,7 @@ def test_a_broken_grid_is_told(tmp_path, old, new, message):
 
 
 def test_an_unknown_grid_lists_the_known_ones():
-    with pytest.raises(FileNotFoundError, match="ablation_omega, compare, demo"):
+    with pytest.raises(FileNotFoundError, match="ablation_omega, camvid_gpu, compare, demo"):
         load_grid("nonsense")
 
 
@@ -198,6 +198,7 @@ def test_runs_leave_their_configuration_log_scores_and_weights(tiny, finished, c
     assert json.loads((folder / "config.json").read_text()) == config.as_dict()
     assert set(metrics["scores"]) == {"val_alt", "val"}
     assert set(metrics["versions"]) == {"python", "torch", "numpy", "classbalance_losses"}
+    assert set(metrics["device"]) == {"type", "name"}
     assert sum(metrics["train_pixel_share"]) == pytest.approx(1)
     written = (folder / METRICS).stat().st_mtime_ns
     execute(config, finished, camvid_folder)
@@ -257,7 +258,7 @@ def test_compare_prints_the_table_and_says_where_the_plots_are(
     capsys,
     monkeypatch,
 ):
-    monkeypatch.setattr(command_line, "load_grid", lambda name: tiny)
+    monkeypatch.setattr(command_line, "load_grid", lambda *_: tiny)
     arguments = ["compare", "--data", str(camvid_folder), "--runs", str(finished)]
     assert command_line.main(arguments) == 0
     printed = capsys.readouterr().out

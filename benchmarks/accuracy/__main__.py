@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.accuracy.collect import collect, read_results
 from benchmarks.accuracy.data import load_data
 from benchmarks.accuracy.grid import Grid, load_grid
@@ -75,7 +77,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _run_and_show(name: str, options: argparse.Namespace) -> None:
     """Run one grid, print its table, write its page, plots and pictures."""
-    grid = for_folder(load_grid(name), options.data)
+    grid = for_folder(load_grid(name, options.device), options.data)
     _run_grids([grid], options)
     out = options.out or options.runs.parent / "reports" / f"{grid.name}-{grid.data['name']}"
     path = collect(grid, options.runs, out)
@@ -88,7 +90,13 @@ def _run_and_show(name: str, options: argparse.Namespace) -> None:
 
 
 def _run_grids(grids: Sequence[Grid], options: argparse.Namespace) -> None:
-    """Read each data set once before any process starts, so that a broken folder is told at once; then run."""
+    """Read each data set once before any process starts, so that a broken folder is told at once; then run.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device")
     checked: list[dict[str, Any]] = []
     for grid in grids:
         if grid.data not in checked:
@@ -99,7 +107,7 @@ def _run_grids(grids: Sequence[Grid], options: argparse.Namespace) -> None:
 
 
 def _grids(options: argparse.Namespace) -> list[Grid]:
-    grids = [for_folder(load_grid(name), options.data) for name in options.grids]
+    grids = [for_folder(load_grid(name, options.device), options.data) for name in options.grids]
     if options.seeds is None:
         return grids
     return [dataclasses.replace(grid, seeds=tuple(options.seeds)) for grid in grids]
@@ -111,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
 
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--runs", type=Path, default=_RUNS, help="folder of the runs (%(default)s)")
+    shared.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the runs compute (%(default)s)"
+    )
     jobs = argparse.ArgumentParser(add_help=False)
     jobs.add_argument(
         "--jobs", type=_positive, default=2, help="runs side by side, a thread each (%(default)s)"

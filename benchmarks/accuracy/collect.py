@@ -15,6 +15,7 @@ from benchmarks.accuracy.run import is_finished, read_metrics, write_json
 from examples.common.training import LOG, TrainingConfig
 
 RARE = 5
+CPU = {"type": "cpu"}  # of runs made when there was no other device: their files do not name one
 _WEIGHT_EVERY = 2  # of the logged class weights, keep every second: enough for a plot
 
 
@@ -27,6 +28,7 @@ class Result:
     seed: int
     scores: dict[str, Any]  # test set -> mean_iou, iou, pixel_accuracy
     log: tuple[dict[str, Any], ...]
+    device: dict[str, Any]  # type, name; of a GPU also cuda, cudnn, tf32
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,22 @@ class GridResults:
     def tests(self) -> list[str]:
         """The names of the test sets, the main one first."""
         return list(self.runs[0].scores)
+
+    @property
+    def device(self) -> str:
+        """What the runs were carried out on, for a sentence: a CPU, or the GPU's name."""
+        devices = [run.device for run in self.runs]
+        return " and ".join(dict.fromkeys("a CPU" if d["type"] == "cpu" else d["name"] for d in devices))
+
+    @property
+    def tf32(self) -> str:
+        """Where a GPU rounded float32 to TF32, for a sentence; empty for a CPU."""
+        flags = [run.device["tf32"] for run in self.runs if "tf32" in run.device]
+        if not flags:
+            return ""
+        places = {"cudnn": "convolutions", "matmul": "matrix products"}
+        used = [place for key, place in places.items() if any(flag[key] for flag in flags)]
+        return f"float32, TF32 in {' and '.join(used)}" if used else "float32 without TF32"
 
     @property
     def by_frequency(self) -> list[int]:
@@ -118,6 +136,7 @@ def collect(grid: Grid, runs: Path, out: Path) -> Path | None:
                 "scores": _rounded(metrics["scores"]),
                 "commit": metrics["commit"],
                 "versions": metrics["versions"],
+                "device": metrics.get("device", CPU),
                 "log": _rounded(_thinned(folder / LOG)),
             }
         )
@@ -148,7 +167,14 @@ def read_results(path: Path) -> GridResults:
         classes=tuple(content["classes"]),
         shares=tuple(content["train_pixel_share"]),
         runs=tuple(
-            Result(run["label"], run["loss"], run["seed"], run["scores"], tuple(run["log"]))
+            Result(
+                run["label"],
+                run["loss"],
+                run["seed"],
+                run["scores"],
+                tuple(run["log"]),
+                run.get("device", CPU),
+            )
             for run in content["runs"]
         ),
     )

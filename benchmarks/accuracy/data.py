@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from classbalance_losses import ClassStatistics
 from examples.common.camvid import CamVid
-from examples.common.evaluation import LabelledImages
+from examples.common.stored import StoredImages
 from examples.common.streets import Streets, render_street
 from examples.common.training import write_atomically
 
@@ -23,24 +23,16 @@ from examples.common.training import write_atomically
 class BenchmarkData:
     """A training set and the named sets that runs are scored on; the first of them is the main one."""
 
-    train: LabelledImages
-    tests: Mapping[str, LabelledImages]
+    train: StoredImages
+    tests: Mapping[str, StoredImages]
     classes: tuple[str, ...]
     ignore_index: int
-    pixel_counts: Tensor  # (C,), of the training set
+    pixel_counts: Tensor  # (C,), of the training set, on the CPU
 
-
-class _Stored:
-    """Images and labels in memory, as bytes."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index].float().div_(255), self.labels[index].long()
+    def to(self, device: torch.device) -> BenchmarkData:
+        """The same with all images on a device."""
+        tests = {name: test.to(device) for name, test in self.tests.items()}
+        return replace(self, train=self.train.to(device), tests=tests)
 
 
 def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> BenchmarkData:
@@ -56,8 +48,8 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
     Raises:
         ValueError: an unknown kind, or CamVid without a folder.
     """
-    train: LabelledImages
-    tests: dict[str, LabelledImages]
+    train: StoredImages
+    tests: dict[str, StoredImages]
     kind = config["kind"]
     if kind not in ("camvid", "streets", "streets-to-camvid"):
         raise ValueError(f'data.kind must be "camvid", "streets" or "streets-to-camvid", got {kind!r}')
@@ -86,7 +78,7 @@ def pixel_shares(counts: Tensor) -> list[float]:
     return shares
 
 
-def _tests(folder: Path, names: list[str]) -> dict[str, LabelledImages]:
+def _tests(folder: Path, names: list[str]) -> dict[str, StoredImages]:
     return {name: CamVid(folder, name) for name in names}
 
 
@@ -96,7 +88,7 @@ def _given(folder: Path | None) -> Path:
     return folder
 
 
-def _streets(length: int, size: list[int], seed: int, cache: Path) -> LabelledImages:
+def _streets(length: int, size: list[int], seed: int, cache: Path) -> StoredImages:
     """Streets from the cache, rendered into it first where they are not there yet."""
     path = cache / f"streets-{size[0]}x{size[1]}-{length}-seed{seed}.npz"
     if not path.exists():
@@ -111,4 +103,4 @@ def _streets(length: int, size: list[int], seed: int, cache: Path) -> LabelledIm
 
         write_atomically(path, save)
     with np.load(path) as file:
-        return _Stored(torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]))
+        return StoredImages(torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]))

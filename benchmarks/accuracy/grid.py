@@ -29,6 +29,7 @@ class RunConfig:
     training: dict[str, Any]
     loss: dict[str, Any]
     seed: int
+    device: str = "cpu"
 
     @property
     def key(self) -> str:
@@ -43,8 +44,11 @@ class RunConfig:
         return f"{self.data['name']}-{self.loss['name']}-{steps}-seed{self.seed}-{self.key}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Plain data, for JSON. The device is there where it is not the CPU: runs had none when there was no other."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.device == "cpu":
+            del content["device"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,19 @@ class Grid:
     losses: tuple[dict[str, Any], ...]
     labels: tuple[str, ...]
     seeds: tuple[int, ...]
+    device: str = "cpu"
 
     def runs(self) -> list[tuple[str, RunConfig]]:
         """Every run with its label: all losses of the first seed, then of the next."""
         return [
-            (label, RunConfig(self.data, self.model, self.training, loss, seed))
+            (label, RunConfig(self.data, self.model, self.training, loss, seed, self.device))
             for seed in self.seeds
             for label, loss in zip(self.labels, self.losses, strict=True)
         ]
 
 
-def load_grid(path: str | Path) -> Grid:
-    """Read a grid by path, or by the name of a file in `benchmarks/accuracy/grids`.
+def load_grid(path: str | Path, device: str = "cpu") -> Grid:
+    """Read a grid by path, or by the name of a file in `benchmarks/accuracy/grids`, for runs on a device.
 
     Raises:
         FileNotFoundError: no such grid; the message lists those there are.
@@ -98,6 +103,7 @@ def load_grid(path: str | Path) -> Grid:
             losses=losses,
             labels=labels,
             seeds=tuple(content["seeds"]),
+            device=device,
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error

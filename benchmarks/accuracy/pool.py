@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,8 +45,8 @@ def run_all(
 ) -> None:
     """Carry out the runs that are not finished yet, `jobs` at a time, in the order given.
 
-    Ctrl-C stops the running ones after their step; calling this again goes on from there. A run that fails does not
-    stop the others.
+    Ctrl-C or SIGTERM (of `timeout`, say) stops the running ones after their step; calling this again goes on from
+    there. A run that fails does not stop the others.
 
     Raises:
         RunError: when all are done, if some failed.
@@ -58,7 +61,10 @@ def run_all(
     failures: list[str] = []
     begun = sum(_steps(config, runs) for config in waiting)
     interval = _POLL_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
-    with tqdm(total=total, initial=begun, unit="step", mininterval=interval, disable=not progress) as bar:
+    with (
+        _interrupted_by_sigterm(),
+        tqdm(total=total, initial=begun, unit="step", mininterval=interval, disable=not progress) as bar,
+    ):
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
@@ -80,6 +86,19 @@ def run_all(
                 process.wait()
     if failures:
         raise RunError("\n\n".join(failures))
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: it would else end this process alone, and leave the runs without one who waits for them."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _start(config: RunConfig, runs: Path, data_folder: Path | None) -> subprocess.Popen[bytes]:

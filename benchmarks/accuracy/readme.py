@@ -10,26 +10,32 @@ from benchmarks.readme_block import update
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("benchmarks/results/camvid-small")
+ON_GPU = Path("benchmarks/results/camvid-gpu")
 
 
-def results_block(folder: Path = ROOT / RESULTS) -> str:
-    """The comparison's table, the long runs' where there are some, one plot, and where the rest is."""
-    parts = []
-    for name in ("compare", "long"):
-        path = folder / f"{name}.json"
-        if path.is_file():
-            results = read_results(path)
-            parts += [f"{results.title}:", summary_table(results)]
-    return "\n\n".join(
-        [
-            "CamVid at 240×180, 11 classes, EfficientNet-Lite0, on a CPU; IoU in per cent, mean ± standard deviation "
-            "over seeds. `val_alt` is the middle fifth of each training sequence; `val`, the published split, is "
-            "seven seconds of one street.",
-            *parts,
-            f"![IoU gained over cross-entropy, by class]({RESULTS.as_posix()}/plots/compare_gain_over_ce.png)",
-            f"Every class, the ablations and how the runs were made: [the full page]({RESULTS.as_posix()}/README.md).",
-        ]
-    )
+def results_block(folder: Path = ROOT / RESULTS, on_gpu: Path = ROOT / ON_GPU) -> str:
+    """The comparison's table, the long runs' and the GPU's where there are some, one plot, and where the rest is."""
+    small = [
+        read_results(path) for name in ("compare", "long") if (path := folder / f"{name}.json").is_file()
+    ]
+    devices = " and ".join(dict.fromkeys(results.device for results in small))
+    parts = [
+        f"CamVid at 240×180, 11 classes, EfficientNet-Lite0, on {devices}; IoU in per cent, mean ± standard "
+        "deviation over seeds. `val_alt` is the middle fifth of each training sequence; `val`, the published split, is "
+        "seven seconds of one street."
+    ]
+    for results in small:
+        parts += [f"{results.title}:", summary_table(results)]
+    parts += [
+        f"![IoU gained over cross-entropy, by class]({RESULTS.as_posix()}/plots/compare_gain_over_ce.png)",
+        f"Every class, the ablations and how the runs were made: [the full page]({RESULTS.as_posix()}/README.md).",
+    ]
+    path = on_gpu / "camvid_gpu.json"
+    if path.is_file():
+        results = read_results(path)
+        page = f"[every class]({ON_GPU.as_posix()}/README.md)"
+        parts += [f"{results.title}, on {results.device} ({results.tf32}); {page}:", summary_table(results)]
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _recipe(grid: GridResults) -> str:
         f"{' rendered streets' if data['kind'] != 'camvid' else ''}; {model['encoder']}; "
         f"{training['iterations']} steps of batch {training['batch_size']}, AdamW (weight decay "
         f"{training['weight_decay']:g}), cosine one-cycle to {training['max_lr']:g}"
-        f"{', flips' if training['flip'] else ''}."
+        f"{', flips' if training['flip'] else ''}; on {grid.device}{f' ({grid.tf32})' if grid.tf32 else ''}."
     )
 
 

@@ -2,7 +2,7 @@
 
 RUNS/NAME/config.json    what was run
 RUNS/NAME/log.jsonl      loss, learning rate, class weights, scores against steps
-RUNS/NAME/metrics.json   the scores, the commit and the versions; it exists when the run is finished
+RUNS/NAME/metrics.json   the scores, the commit, the versions and the device; it exists when the run is finished
 RUNS/NAME/model.pt       the final weights
 """
 
@@ -23,7 +23,7 @@ from benchmarks.accuracy.data import BenchmarkData, load_data, pixel_shares
 from benchmarks.accuracy.grid import RunConfig
 from examples.common.evaluation import Scores, evaluate
 from examples.common.models import build_model
-from examples.common.provenance import commit, versions
+from examples.common.provenance import commit, cuda_entry, device_name, versions
 from examples.common.training import CHECKPOINT, TrainingConfig, train, write_atomically
 
 METRICS = "metrics.json"
@@ -43,11 +43,14 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
     if is_finished(config, runs):
         return read_metrics(folder)
     write_json(folder / "config.json", config.as_dict())
-    data = load_data(config.data, data_folder, runs)
+    device = torch.device(config.device)
+    data = load_data(config.data, data_folder, runs).to(device)
     torch.manual_seed(config.seed)
-    model = build_model(len(data.classes), **config.model)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loss = build_loss(config.loss, data)
+    model = build_model(
+        len(data.classes), **config.model
+    )  # on the CPU first: a seed's weights are the same anywhere
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loss = build_loss(config.loss, data).to(device)
     main_test = next(iter(data.tests))
     train(
         model,
@@ -65,6 +68,7 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
         "scores": {name: scores_entry(_evaluate(model, data, name)) for name in data.tests},
         "commit": commit(),
         "versions": versions() | {"numpy": np.__version__},
+        "device": {"type": device.type, "name": device_name(device)} | cuda_entry(device),
     }
     write_atomically(folder / MODEL, lambda path: torch.save(model.state_dict(), path))
     write_json(folder / METRICS, metrics)

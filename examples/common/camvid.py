@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
+
+from examples.common.stored import StoredImages
 
 _LAYOUT = (
     "expected FOLDER/{train,val}/images/*.jpg and labels/*.png of the same stems, and FOLDER/dataset.json"
 )
 
 
-class CamVid(Dataset[tuple[Tensor, Tensor]]):
+class CamVid(StoredImages):
     """One split of a folder in CamVid's layout, decoded once and kept in memory as bytes.
 
     An item is `(image, label)`: float32 (3, H, W) in [0, 1] and int64 (H, W), `ignore_index` where unlabelled.
@@ -49,14 +49,8 @@ class CamVid(Dataset[tuple[Tensor, Tensor]]):
         sizes = {image.shape[:2] for image, _ in pairs}
         if len(sizes) > 1:
             raise ValueError(f"{source}: a split's images must share one size (H, W), got {sorted(sizes)}")
-        self._images = torch.from_numpy(np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2))
-        self._labels = torch.from_numpy(np.stack([label for _, label in pairs]))
-
-    def __len__(self) -> int:
-        return len(self.stems)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._images[index].float().div_(255), self._labels[index].long()
+        images = torch.from_numpy(np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2))
+        super().__init__(images, torch.from_numpy(np.stack([label for _, label in pairs])))
 
 
 def read_description(folder: Path) -> tuple[tuple[str, ...], int]:

@@ -56,7 +56,7 @@ def evaluate(
 ) -> Scores:
     """Run a model over a dataset and score its most probable classes; the model's mode is restored.
 
-    The images of a batch must share one size. The class with the highest logit wins.
+    The images of a batch must share one size, and be where the model is. The class with the highest logit wins.
     """
     was_training = model.training
     model.eval()
@@ -65,7 +65,7 @@ def evaluate(
     for start in tqdm(starts, desc="evaluate", unit="batch", leave=False, disable=not progress):
         samples = [data[i] for i in range(start, min(start + batch_size, len(data)))]
         images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
-        confusion.update(model(images).argmax(dim=1), labels)
+        confusion.to(labels.device).update(model(images).argmax(dim=1), labels)
     model.train(was_training)
     return scores_from_confusion(confusion.compute())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import resource
@@ -17,7 +18,12 @@ import classbalance_losses
 
 
 def commit() -> str:
-    """The commit that the code is at, with "+changes" where files differ from it; "unknown" outside a checkout."""
+    """The commit that the code is at, with "+changes" where files differ from it; "unknown" outside a checkout.
+
+    The environment variable CLASSBALANCE_COMMIT names it where the code was unpacked from an archive.
+    """
+    if named := os.environ.get("CLASSBALANCE_COMMIT"):
+        return named
     root = Path(__file__).parents[2]
     command = [
         "git",
@@ -51,6 +57,14 @@ def device_name(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     found = info.is_file() and re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
     return " ".join(found[1].split()) if found else platform.processor() or platform.machine()
+
+
+def cuda_entry(device: torch.device) -> dict[str, Any]:
+    """What else decides the numbers of a GPU: CUDA, cuDNN, and where float32 is multiplied as TF32; {} for a CPU."""
+    if device.type != "cuda":
+        return {}
+    tf32 = {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32}
+    return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "tf32": tf32}
 
 
 def peak_memory_mib(device: torch.device) -> float:

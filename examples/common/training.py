@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from examples.common.distributed import random_states, restore_random_states
 from examples.common.evaluation import LabelledImages
 
 CHECKPOINT = "checkpoint.pt"
@@ -67,7 +69,7 @@ def train(
     Args:
         model: images (N, channels, H, W) -> logits (N, C, H, W).
         loss: `loss(logits, labels)` -> scalar; its buffers are part of the checkpoint.
-        data: items `(image, label)` of one size.
+        data: items `(image, label)` of one size, on the model's device; so is the loss.
         config: the recipe.
         folder: where the checkpoint and the log live.
         evaluate: called every `eval_every` steps; what it returns is added to that step's log entry.
@@ -91,16 +93,17 @@ def train(
     ):
         while run.step < config.iterations:
             images, labels = sample_batch(data, config, run.step)
-            entry = run.advance(images, labels)
+            run.advance(images, labels)
             last = run.step == config.iterations
             scores = {}
             if evaluate and config.eval_every and run.step % config.eval_every == 0:
                 scores = evaluate(model)
                 model.train()
             if scores or last or run.step % config.log_every == 0:
-                run.log.append(entry | class_weight_entry(loss) | scores)
+                run.log.append(run.entry() | class_weight_entry(loss) | scores)
             bar.update()
-            bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
+            if math.isfinite(run.value):
+                bar.set_postfix(loss=f"{run.value:.3f}", refresh=False)
             if on_step:
                 on_step(run.step)
             stopping = stop.is_set()
@@ -149,26 +152,35 @@ class _Run:
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, max_lr=config.max_lr, total_steps=config.iterations + 1
         )
+        self.device = parameters[0].device
+        # A reading waits for the device, which then has nothing to do: with a GPU only where the number is needed.
+        self.reads_every_loss = self.device.type == "cpu"
         self.step = 0
+        self.rate = self.value = math.nan  # of the last step; of the last loss that was read
         self.log: list[dict[str, Any]] = []
+        self._unread: dict[int, Tensor] = {}  # step -> loss
 
-    def advance(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
-        """One step of gradient descent; returns its log entry."""
-        rate = self.scheduler.get_last_lr()[0]
+    def advance(self, images: Tensor, labels: Tensor) -> None:
+        """One step of gradient descent."""
+        self.rate = self.scheduler.get_last_lr()[0]
         self.optimizer.zero_grad()
         value = self.loss(self.model(images), labels)
-        if not torch.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value.item()} at step {self.step + 1}: lower max_lr or check the data"
-            )
+        self._unread[self.step + 1] = value.detach()
+        if self.reads_every_loss:
+            self._read()
         value.backward()
         self.optimizer.step()
         self.scheduler.step()
         self.step += 1
-        return {"step": self.step, "loss": value.item(), "lr": rate}
+
+    def entry(self) -> dict[str, Any]:
+        """The last step's entry in the log."""
+        self._read()
+        return {"step": self.step, "loss": self.value, "lr": self.rate}
 
     def save(self) -> None:
         """Write the checkpoint and the log; a break in between leaves the former ones."""
+        self._read()
         state = {
             "config": asdict(self.config),
             "step": self.step,
@@ -176,8 +188,8 @@ class _Run:
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "random_state": torch.get_rng_state(),
             "log": self.log,
+            **random_states(self.device),
         }
         write_atomically(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
         lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
@@ -198,8 +210,19 @@ class _Run:
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["random_state"])
+        restore_random_states(state, self.device)
         self.step, self.log = state["step"], state["log"]
+
+    def _read(self) -> None:
+        """Read the losses that were not read yet, and raise at the first that is not finite."""
+        if self._unread:
+            for step, value in zip(self._unread, torch.stack([*self._unread.values()]).tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"the loss is {value} at step {step}: lower max_lr or check the data"
+                    )
+                self.value = value
+            self._unread.clear()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -210,7 +210,10 @@ def test_table_3_has_every_combination():
     assert {config.data.kind for config in configs} == {"gta5-cityscapes"}
 
 
-def test_the_commit_is_git_s_or_unknown(monkeypatch):
+def test_the_commit_is_the_environment_s_or_git_s_or_unknown(monkeypatch):
+    monkeypatch.setenv("CLASSBALANCE_COMMIT", "0123456789ab")
+    assert origin.commit() == "0123456789ab"
+    monkeypatch.delenv("CLASSBALANCE_COMMIT")
     assert re.fullmatch(r"unknown|[0-9a-f]{12}(\+changes)?", origin.commit())
 
     def missing(*args: Any, **options: Any) -> None:

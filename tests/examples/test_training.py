@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from classbalance_losses import DyCELoss, GBWLoss
+from examples.common import training
 from examples.common.training import CHECKPOINT, LOG, TrainingConfig, sample_batch, train, write_atomically
 
 CONFIG = TrainingConfig(iterations=8, batch_size=3, max_lr=1e-2, log_every=1, checkpoint_every=3, seed=5)
@@ -156,6 +157,40 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
     with pytest.raises(FloatingPointError, match="nan at step 1: lower max_lr"):
         _train(tmp_path, loss=Broken())
+
+
+@pytest.fixture
+def reads_rarely(monkeypatch):
+    """Training as on a GPU: losses are read only where they are logged or saved."""
+
+    class Run(training._Run):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            self.reads_every_loss = False
+
+    monkeypatch.setattr(training, "_Run", Run)
+
+
+def test_losses_that_are_read_later_are_the_same(tmp_path, request):
+    config = replace(CONFIG, log_every=3)
+    model, _, log = _train(tmp_path / "at-once", config)
+    request.getfixturevalue("reads_rarely")
+    other, _, other_log = _train(tmp_path / "later", config)
+    assert log == other_log
+    _assert_equal_states(model, other)
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step_before_anything_is_saved(tmp_path, reads_rarely):
+    class BrokenOnce(nn.Module):
+        calls = 0
+
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            self.calls += 1
+            return input.mean() * (torch.inf if self.calls == 2 else 1.0)
+
+    with pytest.raises(FloatingPointError, match="at step 2: lower max_lr"):
+        _train(tmp_path, replace(CONFIG, log_every=100), loss=BrokenOnce())
+    assert not (tmp_path / CHECKPOINT).exists()
 
 
 def test_a_failed_write_leaves_the_former_file(tmp_path):
