@@ -94,7 +94,7 @@ class CrossEntropy(torch.autograd.Function):
         """Return the loss (N, *), and the error likewise or, without it, an empty tensor."""
         labels = flat_pixels(target).unsqueeze(1)
         largest = torch.empty(labels.shape, dtype=accumulation_dtype(input.dtype), device=keep.device)
-        own, total = torch.empty_like(largest), torch.empty_like(largest)
+        own, rest = torch.empty_like(largest), torch.empty_like(largest)
         error = torch.empty_like(largest if with_error else largest[:0])
         logits, scratch = layout(input), Scratch()
         for block in logits.blocks():
@@ -102,14 +102,14 @@ class CrossEntropy(torch.autograd.Function):
             highest = torch.amax(x, 1, keepdim=True, out=block.of(largest))
             shifted = torch.sub(x, highest, out=scratch.take(x.shape, x.dtype))
             torch.gather(shifted, 1, index, out=block.of(own))
-            power = exp_(shifted)
-            if with_error:
-                _squared_error_(power, index, own=block.of(own), total=block.of(total), out=block.of(error))
-            else:
-                torch.sum(power, 1, keepdim=True, out=block.of(total))
+            others = exp_(shifted).scatter_(1, index, 0)
+            torch.sum(others, 1, keepdim=True, out=block.of(rest))
+            if with_error:  # ‖p - e_y‖² Σ², without the cancellation in 1 - p_y
+                torch.sum(others.square_(), 1, keepdim=True, out=block.of(error))
+        more = own.expm1().add_(rest)  # than 1: what log1p does not lose
         if with_error:
-            error.div_(total).div_(total)
-        loss = total.log_().sub_(own)
+            error.addcmul_(rest, rest).div_((more + 1).square_())
+        loss = more.log1p_().sub_(own)
         ctx.save_for_backward(input, target, keep, largest if largest.dtype == input.dtype else None)
         ctx.layout, ctx.reference = layout, reference
         # Of ignored pixels, which may be NaN, too. A sum of numbers >= 0 hides none that is not finite.
@@ -141,14 +141,6 @@ class CrossEntropy(torch.autograd.Function):
                 gradient.masked_fill_(~keep_here, 0)
             logits.store(block, gradient)
         return (logits.gradient(), *(None,) * 5)
-
-
-def _squared_error_(power: Tensor, index: Tensor, *, own: Tensor, total: Tensor, out: Tensor) -> None:
-    r"""Write the powers' sum s, and :math:`\lVert p - e_y \rVert^2 s^2` without the cancellation in 1 - p_y."""
-    others = power.scatter_(1, index, 0)
-    rest = others.sum(1, keepdim=True)
-    torch.add(rest, own.exp(), out=total)
-    torch.sum(others.square_(), 1, keepdim=True, out=out).add_(rest.square_())
 
 
 def differentiable(ctx: Any, input: Tensor, other: Tensor, keep: Tensor, grad: Tensor) -> Tensor:

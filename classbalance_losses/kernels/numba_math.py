@@ -149,15 +149,29 @@ def exp(x: Any) -> Any:
 
 
 @compiled
-def logarithm(x: Any) -> Any:
-    """Return the logarithm of a normal float32 x > 0, as n ln 2 + log(1 + f) with x = 2^n (1 + f), or NaN."""
+def _logarithm(x: Any, rest: Any) -> Any:
+    """Return the logarithm of a normal float32 x > 0, as n ln 2 + log(1 + f) with x + rest = 2^n (1 + f), or NaN."""
     bits = _bits_of(x)
     n = np.int32((bits - _ROOT_HALF) >> _EXPONENT)
     f = _of_bits(np.int32(bits - (n << _EXPONENT))) - _ONE
+    f += rest * _of_bits(np.int32((_BIAS - n) << _EXPONENT))
     t = (((((((_T8 * f + _T7) * f + _T6) * f + _T5) * f + _T4) * f + _T3) * f + _T2) * f + _T1) * f + _T0
     n = np.float32(n)
     value = n * _LN2_HIGH + (f + (n * _LN2_LOW + f * f * (t * f - _HALF)))
     return x if np.isnan(x) else value
+
+
+@compiled
+def logarithm(x: Any) -> Any:
+    """Return the logarithm of a normal float32 x > 0, or NaN."""
+    return _logarithm(x, _ZERO)
+
+
+@compiled
+def log1p(x: Any) -> Any:
+    """Return log(1 + x) for x ≥ 0, however small, or NaN: what rounding takes from the sum is given back."""
+    total = _ONE + x
+    return _logarithm(total, x - (total - _ONE))
 
 
 @compiled

@@ -15,6 +15,7 @@ from classbalance_losses.kernels.numba_math import (
     floats,
     halves,
     integers,
+    log1p,
     logarithm,
     narrowed,
     take,
@@ -94,54 +95,64 @@ def _clear(values: Any) -> None:
 
 
 @compiled
-def _add_powers(row: Any, highest: Any, total: Any) -> None:
-    for p in range(row.size):
-        total[p] += exp(row[p] - highest[p])
-
-
-@compiled
 def _log_sum(x: int, stride: int, classes: int, highest: Any, out: Any) -> None:
     _clear(out)
     for k in range(classes):
-        _add_powers(floats(x + 4 * k * stride, out.size), highest, out)
+        row = floats(x + 4 * k * stride, out.size)
+        for p in range(out.size):
+            out[p] += exp(row[p] - highest[p])
     for p in range(out.size):
         out[p] = logarithm(out[p])
 
 
 @compiled
-def _add_powers_and_squares(
-    row: Any, highest: Any, label: Any, k: np.int32, total: Any, rest: Any, squares: Any
+def _add_others(row: Any, highest: Any, label: Any, k: np.int32, others: Any) -> None:
+    for p in range(row.size):
+        power = exp(row[p] - highest[p])
+        others[p] += power if label[p] != k else np.float32(0)
+
+
+@compiled
+def _add_others_and_squares(
+    row: Any, highest: Any, label: Any, k: np.int32, others: Any, squares: Any
 ) -> None:
     for p in range(row.size):
         power = exp(row[p] - highest[p])
         other = power if label[p] != k else np.float32(0)
-        total[p] += power
-        rest[p] += other
+        others[p] += other
         squares[p] += other * other
 
 
 @compiled
-def _squared_error(total: Any, rest: Any, squares: Any, keep: Any, out: Any) -> None:
+def _squared_error(more: Any, others: Any, squares: Any, keep: Any, out: Any) -> None:
     """‖p − e_y‖² = Σ p_k² + (1 − p_y)² = Σ p_k² + (Σ p_k)² over k ≠ y, which subtracts nothing."""
     for p in range(out.size):
-        error = (squares[p] + rest[p] * rest[p]) / total[p] / total[p]
+        total = more[p] + np.float32(1)
+        error = (squares[p] + others[p] * others[p]) / total / total
         out[p] = error if keep[p] else np.float32(0)
 
 
 @compiled
-def _own(x: int, stride: int, classes: int, label: Any, out: Any) -> None:
+def _own(x: int, stride: int, classes: int, label: Any, highest: Any, out: Any) -> None:
     values = floats(x, (classes - 1) * stride + out.size)
     for p in range(out.size):
-        out[p] = values[label[p] * stride + p]
+        out[p] = values[label[p] * stride + p] - highest[p]
 
 
 @compiled
-def _loss(total: Any, own: Any, highest: Any, keep: Any, log_sum: Any, loss: Any) -> bool:
+def _more(own: Any, others: Any, out: Any) -> None:
+    """Write Σ − 1: where the label's logit is the largest, what the others sum to, without rounding."""
+    for p in range(out.size):
+        out[p] = others[p] + (exp(own[p]) - np.float32(1))
+
+
+@compiled
+def _loss(more: Any, own: Any, keep: Any, log_sum: Any, loss: Any) -> bool:
     """Write log Σ and the loss where kept, and return whether any loss is not finite."""
     broken = 0
     for p in range(loss.size):
-        log_sum[p] = logarithm(total[p])
-        value = log_sum[p] - (own[p] - highest[p])
+        log_sum[p] = log1p(more[p])
+        value = log_sum[p] - own[p]
         broken += value - value != 0
         loss[p] = value if keep[p] else np.float32(0)
     return broken > 0
@@ -175,26 +186,27 @@ def forward(memory: Any) -> None:
     while part < job.images * parts:
         image, first = part // parts, part % parts * job.size
         size, offset = min(job.size, job.pixels - first), image * job.map_image + first
-        highest, total, own = buffers[0][:size], buffers[1][:size], buffers[2][:size]
-        rest, squares = buffers[3][:size], buffers[4][:size]
+        highest, own, more = buffers[0][:size], buffers[1][:size], buffers[2][:size]
+        others, squares = buffers[3][:size], buffers[4][:size]
         keep, label = flags(job.keep + offset, size), labels[:size]
         _as_classes(integers(job.label + 8 * offset, size), job.classes, label)
         x, stride = _logits(job, image, first, size, values)
         _largest(x, stride, job.classes, highest)
-        _clear(total)
+        _own(x, stride, job.classes, label, highest, own)
+        _clear(others)
         if job.error:
-            _clear(rest)
             _clear(squares)
             for k in range(job.classes):
                 row = floats(x + 4 * k * stride, size)
-                _add_powers_and_squares(row, highest, label, np.int32(k), total, rest, squares)
-            _squared_error(total, rest, squares, keep, floats(job.error + 4 * offset, size))
+                _add_others_and_squares(row, highest, label, np.int32(k), others, squares)
         else:
             for k in range(job.classes):
-                _add_powers(floats(x + 4 * k * stride, size), highest, total)
-        _own(x, stride, job.classes, label, own)
+                _add_others(floats(x + 4 * k * stride, size), highest, label, np.int32(k), others)
+        _more(own, others, more)
+        if job.error:
+            _squared_error(more, others, squares, keep, floats(job.error + 4 * offset, size))
         log_sum, loss = floats(job.log_sum + 4 * offset, size), floats(job.loss + 4 * offset, size)
-        if _loss(total, own, highest, keep, log_sum, loss):
+        if _loss(more, own, keep, log_sum, loss):
             job.is_broken = 1
         part = take(memory)
 

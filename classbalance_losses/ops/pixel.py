@@ -13,7 +13,13 @@ from torch import Tensor
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_function, blocked_pixel, numba_threads
 from classbalance_losses.kernels.blocked_function import ClosedForm
-from classbalance_losses.kernels.blocks import BlockedLogits, FullSizeLogits, UpsampledLogits, class_rows
+from classbalance_losses.kernels.blocks import (
+    BlockedLogits,
+    FullSizeLogits,
+    UpsampledLogits,
+    accumulation_dtype,
+    class_rows,
+)
 from classbalance_losses.ops.logits import Logits
 
 # log-probabilities (N, C, *), target (N, *), keep (N, *) -> a number for each pixel (N, *)
@@ -96,9 +102,9 @@ def pixel_cross_entropy_and_error(logits: Logits, target: Tensor, keep: Tensor) 
         return blocked_pixel.cross_entropy_and_error(
             logits.input, target, keep, _layout(logits), plain_cross_entropy, _blocked_cross_entropy(logits)
         )
-    log_prob = pixel_log_softmax(logits.full_size(), keep)
-    error = errors(log_prob.detach(), target, keep).square().sum(1)
-    return -pick_class(log_prob, target, keep), error
+    input = logits.full_size()
+    error = errors(pixel_log_softmax(input.detach(), keep), target, keep).square().sum(1)
+    return plain_cross_entropy(input, target, keep), error
 
 
 def sum_over_errors(
@@ -134,8 +140,18 @@ def pixel_function(
 
 
 def plain_cross_entropy(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
-    """Return the cross-entropy (N, *) in plain PyTorch, whatever the backend."""
-    return -pick_class(pixel_log_softmax(input, keep), target, keep)
+    r"""Return the cross-entropy (N, *) in plain PyTorch, whatever the backend.
+
+    :math:`\ell_i = \log \sum_k e^{x_k - m} - (x_y - m)` with the largest logit m. log1p is given what exceeds 1 in the
+    sum: where y has the largest logit that is the others' part, however small. The sum itself would be rounded to 1,
+    and the loss to 0, from a margin of 17 on.
+    """
+    index = torch.where(keep, target, 0).unsqueeze(1)
+    x = torch.where(keep.unsqueeze(1), input, 0).to(accumulation_dtype(input.dtype))
+    shifted = x - x.detach().amax(1, keepdim=True)  # the loss does not depend on m
+    own = shifted.gather(1, index)
+    others = shifted.exp().scatter(1, index, 0).sum(1, keepdim=True)
+    return torch.where(keep, (torch.log1p(others + torch.expm1(own)) - own).squeeze(1), 0)
 
 
 def _plain(input: Tensor, target: Tensor, keep: Tensor, function: LogProbFunction) -> Tensor:
