@@ -1,75 +1,132 @@
-"""Compile every kernel for CUDA, down to the machine code of a device that need not be there.
+"""Compile every kernel for a CUDA device that need not be there, as the library launches it, and print what came out.
 
-The interpreter runs what the compiler may refuse: a variable that changes its type in a loop, say. This is a script of
-its own, since a process that interprets kernels cannot compile them.
+The interpreter runs what the compiler may refuse: a variable that changes its type in a loop, say; and it does not tell
+what a layout costs. This is a script of its own, since a process that interprets kernels cannot compile them. It prints
+a line of JSON for each kernel and case.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import JITFunction, driver
 
 from classbalance_losses.kernels import triton_pixel, triton_select, triton_upsample
-from classbalance_losses.kernels.triton_common import OPTIONS
 
-POINTERS = {
-    "target_ptr": "*u8",
-    "keep_ptr": "*u8",
-    "prefix_ptr": "*i64",
-    "histogram_ptr": "*i64",
-    "rest_ptr": "*fp16",
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@contextmanager
+def compiled_only(arch: int) -> Iterator[dict[str, Any]]:
+    """Compile what is launched on CPU tensors, as for a device, and run nothing. Yields the kernels by name."""
+    target = GPUTarget("cuda", arch, 32)
+    nothing = SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+    )
+    driver.set_active(nothing)
+    kernels: dict[str, Any] = {}
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernels[self.__name__] = run(self, *args, grid=grid, warmup=True, **kwargs)
+
+    JITFunction.run = compile_only
+    yield kernels
+    JITFunction.run = run
+
+
+def cubin_facts(cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        used, code = (
+            subprocess.run(
+                [str(BINARIES / "cuobjdump"), what, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for what in ("-res-usage", "-sass")
+        )
+    (registers,) = re.findall(r"REG:(\d+)", used)
+    instructions = [name for name in re.findall(r"/\*\w{4,}\*/\s+(?:@\S+ )?(\w+)", code) if name != "NOP"]
+    return {
+        "registers": int(registers),
+        "spills": sum(name in ("STL", "LDL") for name in instructions),
+        "barriers": instructions.count("BAR"),
+        "instructions": len(instructions),
+    }
+
+
+def width(ptx: str, access: str) -> int:
+    """Return the bits of the widest access to global memory."""
+    found = re.findall(rf"{access}\.global(?:\.\w+)*?(?:\.v(\d))?\.\w(\d+) ", ptx)
+    return max((int(lanes or 1) * int(bits) for lanes, bits in found), default=0)
+
+
+def facts(kernel: Any) -> dict[str, int]:
+    ptx = kernel.asm["ptx"]
+    return cubin_facts(kernel.asm["cubin"]) | {"loads": width(ptx, "ld"), "stores": width(ptx, "st")}
+
+
+def logits(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+
+def step(
+    kernels: Any, input: Tensor, size: tuple[int, ...], *corners: bool, label: Any = torch.int64
+) -> None:
+    target, keep = torch.zeros(size, dtype=label), torch.ones(size, dtype=torch.bool)
+    kernels.cross_entropy_and_error(input, target, keep, *corners)[0].sum().backward()
+    kernels.cross_entropy(
+        input, target, keep, *corners
+    ).sum().backward()  # last: its kernel is what is measured
+
+
+def classes(label: torch.dtype, num_classes: int) -> None:
+    target, keep = torch.zeros(4096, dtype=label), torch.ones(4096, dtype=torch.bool)
+    triton_select.class_counts(target, keep, num_classes)
+    triton_select.class_sums(torch.zeros(4096), target, keep, num_classes)
+    for bits in (torch.zeros(1, 4096, dtype=torch.int32), torch.zeros(1, 4096, dtype=torch.int64)):
+        triton_select.histogram16(bits, keep[None], torch.zeros(1, dtype=torch.int64), 16)
+
+
+CASES: dict[str, Any] = {
+    "float32": lambda: step(triton_pixel, logits(2, 19, 64, 64), (2, 64, 64)),
+    "bfloat16": lambda: step(triton_pixel, logits(2, 19, 64, 64, dtype=torch.bfloat16), (2, 64, 64)),
+    "150 classes": lambda: step(triton_pixel, logits(2, 150, 64, 64), (2, 64, 64), label=torch.uint8),
+    "odd": lambda: step(triton_pixel, logits(2, 3, 8, 7, 7, 7)[:, :, 1:, 1:, 1:, 1:], (2, 7, 6, 6, 6)),
+    "channels last": lambda: step(
+        triton_pixel, logits(2, 64, 64, 19, dtype=torch.float32).permute(0, 3, 1, 2), (2, 64, 64)
+    ),
+    "one of each": lambda: step(
+        triton_pixel, logits(1, 1, 1, dtype=torch.float16), (1, 1), label=torch.int16
+    ),
+    "upsampled": lambda: step(triton_upsample, logits(2, 19, 32, 64), (2, 128, 256), False),
+    "upsampled, 3-D": lambda: step(triton_upsample, logits(1, 3, 8, 16, 16), (1, 16, 32, 32), True),
+    "few classes": lambda: classes(torch.uint8, 19),
+    "many classes": lambda: classes(torch.int64, 150),
 }
 
 
-def compile_kernel(
-    kernel: Any, arch: int, pointers: Mapping[str, str], integer: str, **constants: Any
-) -> None:
-    if integer == "1":  # Triton makes a constant of every argument that is 1
-        numbers = [n for n in kernel.arg_names if n not in constants and not n.endswith("_ptr")]
-        constants = {**constants, **dict.fromkeys(numbers, 1)}
-
-    def kind(name: str) -> str:
-        if name in constants:
-            return "constexpr"
-        return pointers.get(name, POINTERS.get(name, "*fp32")) if name.endswith("_ptr") else integer
-
-    signature = {name: kind(name) for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=OPTIONS)
-    if not compiled.asm["cubin"]:
-        raise RuntimeError(f"{kernel} compiled to nothing")
-
-
 def main(arch: int) -> None:
-    for logits, integer, target, classes, dims, one_tile in (
-        ("*bf16", "i32", "*u8", 19, 1, True),
-        ("*fp32", "i64", "*i64", 300, 3, False),
-        ("*fp16", "1", "*i16", 1, 1, True),
-    ):
-        block_c, block_p, _ = triton_pixel._tile(classes)
-        shape: dict[str, Any] = {"dims": dims, "one_tile": one_tile, "block_c": block_c, "block_p": block_p}
-        pointers = {"input_ptr": logits, "output_ptr": logits, "target_ptr": target}
-        compile_kernel(
-            triton_pixel._forward_kernel, arch, pointers, integer, **shape, with_error=not one_tile
-        )
-        compile_kernel(triton_pixel._backward_kernel, arch, pointers, integer, **shape)
-
-        shape = {"deep": not one_tile, "tall": True, "block_c": 8, "block_p": 128}
-        compile_kernel(triton_upsample._forward_kernel, arch, pointers, integer, **shape, with_error=one_tile)
-        compile_kernel(triton_upsample._backward_kernel, arch, pointers, integer, **shape)
-
-        bits = {"bits_ptr": "*i32" if one_tile else "*i64"}
-        shape = {"shift": 16, "above": 32, "bins": 1 << 16, "block": 1024}
-        compile_kernel(triton_select._histogram_kernel, arch, bits, integer, **shape)
-
-        pointers = {"target_ptr": target, "partial_ptr": "*i64" if one_tile else "*fp64"}
-        shape = {"counting": one_tile, "block_c": 32, "block_p": 128}
-        compile_kernel(triton_select._class_kernel, arch, pointers, integer, **shape)
+    for case, launch in CASES.items():
+        with compiled_only(arch) as kernels:
+            launch()
+        for name, kernel in kernels.items():
+            print(json.dumps({"case": case, "kernel": name.strip("_"), **facts(kernel)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from classbalance_losses.kernels import triton_pixel
 from classbalance_losses.kernels.triton_common import merge, pixel_layout
 from classbalance_losses.kernels.triton_pixel import cross_entropy, cross_entropy_and_error, unsupported
 
@@ -27,10 +26,14 @@ def logits(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 3.0) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
-@pytest.mark.parametrize("num_classes", [1, 2, 3, 19, 150, 300, 1024])
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 19, 64, 150])
 def test_is_no_worse_than_eager(num_classes: int, dtype: torch.dtype) -> None:
     target, keep = labels((2, 3, 7), num_classes)
     no_worse(cross_entropy_and_error, plain, logits(2, num_classes, 3, 7, dtype=dtype), target, keep)
+
+
+def test_many_classes() -> None:
+    no_worse(cross_entropy_and_error, plain, logits(5, 515), *labels((5,), 515))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_any_integer_target(dtype: torch.dtype) -> None:
     no_worse(cross_entropy_and_error, plain, input, target, keep)
 
 
-@pytest.mark.parametrize("num_classes", [4, 300])
+@pytest.mark.parametrize("num_classes", [4, 70])
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf], ids=str)
 def test_dropped_pixels_may_hold_anything(poison: float, num_classes: int) -> None:
     target, keep = labels((2, 3, 5), num_classes)
@@ -107,7 +110,7 @@ def test_dropped_pixels_may_hold_anything(poison: float, num_classes: int) -> No
     no_worse(cross_entropy_and_error, plain, input, target, keep)
 
 
-@pytest.mark.parametrize("num_classes", [2, 19, 300])
+@pytest.mark.parametrize("num_classes", [2, 19, 70])
 def test_extreme_logits(num_classes: int) -> None:
     target, keep = labels((2, 3, 5), num_classes)
     near = logits(2, num_classes, 3, 5) + 1e4 * (torch.rand(2, 1, 3, 5, device=DEVICE) - 0.5).sign()
@@ -120,22 +123,45 @@ def test_extreme_logits(num_classes: int) -> None:
         assert not loss.signbit().any()
 
 
-@pytest.mark.parametrize("num_classes", [5, 300])
+@pytest.mark.parametrize("num_classes", [5, 70])
 def test_a_class_that_is_ruled_out(num_classes: int) -> None:
-    """A logit of -inf has probability 0, whichever tile it is in."""
+    """A logit of -inf has probability 0, whichever round it is in."""
     target, keep = labels((1, 2, 3), num_classes - 2)
     input = logits(1, num_classes, 2, 3)
     input[:, -2:] = -math.inf
     no_worse(cross_entropy_and_error, plain, input, target, keep)
-    input = input.roll(70, 1)
-    no_worse(cross_entropy_and_error, plain, input, (target + 70) % num_classes, keep)
+    input = input.roll(40, 1)
+    no_worse(cross_entropy_and_error, plain, input, (target + 40) % num_classes, keep)
 
 
-def test_small_errors_are_not_cancelled() -> None:
-    """At p_y = 1 − 2e-9, where 1 − 2 p_y + Σ p² would be 0 in float32."""
-    input = torch.tensor([[20.0, 0.0]], device=DEVICE)
-    _, error = cross_entropy_and_error(input, torch.zeros(1, dtype=torch.int64, device=DEVICE), _kept(1))
-    assert error.item() == pytest.approx(2 * math.exp(-20) ** 2, rel=1e-5)
+@pytest.mark.parametrize("num_classes", [2, 35])
+def test_small_losses_and_errors_are_not_cancelled(num_classes: int) -> None:
+    """At a margin of 17, where 1 + Σ e^−margin rounds to 1, nothing is lost yet; at 87 the number ends."""
+    margin = torch.tensor([1e-3, 1.0, 8.0, 17.0, 20.0, 40.0, 86.0, 120.0], device=DEVICE)
+    input = torch.zeros(8, num_classes, device=DEVICE)
+    target = torch.arange(8, device=DEVICE) % num_classes
+    input[torch.arange(8, device=DEVICE), target] = margin
+    loss, error = cross_entropy_and_error(input, target, _kept(8))
+    others = (num_classes - 1) * torch.exp(-margin.double())
+    exact = torch.log1p(others)
+    torch.testing.assert_close(loss.double()[:-1], exact[:-1], rtol=1e-5, atol=0)
+    exact = (others / (1 + others)) ** 2 * num_classes / (num_classes - 1)
+    torch.testing.assert_close(error.double()[:-3], exact[:-3], rtol=1e-5, atol=0)
+    assert loss[-1] == 0
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 35])
+def test_logits_of_minus_infinity(num_classes: int) -> None:
+    """The own one: an infinite loss. All others: none. All: no number."""
+    input = torch.zeros(3, num_classes, device=DEVICE)
+    input[0, 1] = input[1] = input[2] = -math.inf
+    input[1, 1] = 5
+    target = torch.ones(3, dtype=torch.int64, device=DEVICE)
+    loss, error = cross_entropy_and_error(input, target, _kept(3))
+    assert loss[0] == math.inf
+    assert error[0].item() == pytest.approx(1 + 1 / (num_classes - 1))
+    assert loss[1] == error[1] == 0
+    assert loss[2].isnan()
 
 
 def _kept(*shape: int) -> Tensor:
@@ -155,18 +181,18 @@ def test_the_error_has_no_gradient() -> None:
     assert not error.requires_grad
 
 
-@pytest.mark.parametrize(("num_classes", "extra"), [(5, 0), (300, 2)])
-def test_saves_the_inputs_and_little_else(num_classes: int, extra: int) -> None:
+@pytest.mark.parametrize("num_classes", [5, 70])
+def test_saves_the_inputs_and_two_numbers_a_pixel(num_classes: int) -> None:
     target, keep = labels((2, 3), num_classes)
     input = logits(2, num_classes, 3).requires_grad_()
     given = {t.data_ptr() for t in (input, target, keep)}
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         cross_entropy(input, target, keep)
-    assert sum(t.numel() for t in saved if t.data_ptr() not in given) == extra * target.numel()
+    assert sum(t.numel() for t in saved if t.data_ptr() not in given) == 2 * target.numel()
 
 
-@pytest.mark.parametrize("num_classes", [3, 300])
+@pytest.mark.parametrize("num_classes", [3, 70])
 def test_can_be_differentiated_twice(num_classes: int) -> None:
     target, keep = labels((2, 4), num_classes)
     values, direction = logits(2, num_classes, 4), logits(2, num_classes, 4)
@@ -185,13 +211,11 @@ def test_can_be_differentiated_twice(num_classes: int) -> None:
     )
 
 
-@pytest.mark.parametrize("num_classes", [3, 257])
+@pytest.mark.parametrize("num_classes", [3, 33])
 def test_operators_are_well_formed(num_classes: int) -> None:
     torch.use_deterministic_algorithms(False)  # opcheck compares runs, and NaN is not NaN
     target, keep = labels((2, 3, 2), num_classes)
-    norm = torch.zeros(
-        2 if num_classes > 256 else 0, *target.shape if num_classes > 256 else (), device=DEVICE
-    )
+    norm = torch.zeros(2, *target.shape, device=DEVICE)
     input = logits(2, num_classes, 2, 3).mT
     args = (input.detach().requires_grad_(), target, keep, num_classes == 3)
     torch.library.opcheck(torch.ops.classbalance_losses.pixel_forward.default, args)
@@ -317,10 +341,3 @@ def test_offsets_are_64_bits_wide() -> None:
     (gradient,) = torch.autograd.grad(loss[0, -5:].sum(), leaf)
     assert gradient[0, 2, -1].item() == pytest.approx(-2 / (math.exp(4) + 2), rel=1e-2)
     assert (gradient[:, :, :-5] == 0).all()
-
-
-def test_tiles_fit() -> None:
-    for num_classes in (1, 2, 19, 150, 256, 257, 5000):
-        block_c, block_p, _ = triton_pixel._tile(num_classes)
-        assert block_c * block_p <= 8192
-        assert num_classes > 256 or block_c >= num_classes

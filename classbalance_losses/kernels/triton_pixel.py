@@ -1,16 +1,12 @@
 r"""Cross-entropy of each pixel on CUDA, in one pass over the logits each way.
 
-A program takes a block of pixels and all their classes, as tiles (classes, pixels) in which neighbouring pixels
-are neighbours in memory. Up to ``_ONE_TILE`` classes are one tile; more are taken in tiles, by an online softmax.
+A thread takes a few neighbouring pixels and all their classes, four at a time, by an online softmax: nothing crosses
+threads, so there is neither shared memory nor a barrier.
 
 - Forward reads each logit once and writes :math:`\ell = \log \sum_k e^{x_k} - x_y` and, if asked,
-  :math:`\lVert p - e_y \rVert^2`.
+  :math:`\lVert p - e_y \rVert^2`. For backward it keeps max and :math:`\log \sum_k e^{x_k - \max}`, two numbers a
+  pixel: their sum, at logits of 10⁴, would be off by 5·10⁻⁴, and every probability with it.
 - Backward reads each logit once and writes :math:`(p_k - [k = y])\, g` once, in the dtype and layout of the logits.
-  Where the classes are one tile it finds their log-sum-exp again, for less than reading it would cost;
-  else forward has saved it.
-
-A log-sum-exp is kept as two numbers, max and :math:`\log \sum_k e^{x_k - \max}`: their sum, at logits of 10⁴, would be
-off by 5·10⁻⁴, and every probability with it.
 """
 
 from __future__ import annotations
@@ -24,9 +20,13 @@ import triton.language as tl
 from torch import Tensor
 
 from classbalance_losses.kernels.triton_common import (
+    LOG2E,
+    LOWEST,
     OPTIONS,
+    Layout,
     add_classes,
     bytes_of,
+    exp2,
     finish,
     offsets,
     on_device_of,
@@ -37,9 +37,8 @@ from classbalance_losses.kernels.triton_common import (
 
 __all__ = ["cross_entropy", "cross_entropy_and_error", "unsupported"]
 
-_ONE_TILE = 256
-_MANY_TILES = 64
-_ELEMENTS = 4096  # of a tile: 32 registers a thread, in 4 warps
+_UNROLLED = 32  # classes of one round: a multiple of 4
+_WARPS = 4
 
 
 def cross_entropy(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
@@ -72,8 +71,8 @@ def _forward(input: Tensor, target: Tensor, keep: Tensor, with_error: bool) -> t
     loss, error, norm = _outputs(input, target, keep, with_error)
     if not target.numel():
         return loss, error, norm
-    block_c, block_p, warps = _tile(input.shape[1])
-    blocks = layout.blocks(block_p)
+    block = _block(input, layout)
+    blocks = layout.blocks(block)
     with on_device_of(input):
         _forward_kernel[(layout.outer * blocks,)](
             input,
@@ -82,8 +81,7 @@ def _forward(input: Tensor, target: Tensor, keep: Tensor, with_error: bool) -> t
             loss,
             error,
             norm,
-            input.shape[1],
-            layout.outer * layout.inner,
+            layout.outer,
             layout.inner,
             blocks,
             *layout.sizes,
@@ -91,10 +89,10 @@ def _forward(input: Tensor, target: Tensor, keep: Tensor, with_error: bool) -> t
             *layout.strides[0],
             dims=layout.dims,
             with_error=with_error,
-            one_tile=not norm.numel(),
-            block_c=block_c,
-            block_p=block_p,
-            num_warps=warps,
+            num_classes=input.shape[1],
+            unrolled=_UNROLLED,
+            block=block,
+            num_warps=_WARPS,
             **OPTIONS,
         )
     return loss, error, norm
@@ -105,8 +103,7 @@ def _outputs(input: Tensor, target: Tensor, keep: Tensor, with_error: bool) -> t
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=input.device)
 
-    norm = new(0) if input.shape[1] <= _ONE_TILE else new(2, *target.shape)
-    return new(*target.shape), new(*target.shape) if with_error else new(0), norm
+    return new(*target.shape), new(*target.shape) if with_error else new(0), new(2, *target.shape)
 
 
 @torch.library.custom_op(
@@ -121,8 +118,8 @@ def _backward(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, norm: T
     layout = pixel_layout(input, output)
     if layout is None:
         return output.copy_(_backward(grad, input.contiguous(), target, keep, norm))
-    block_c, block_p, warps = _tile(input.shape[1])
-    blocks = layout.blocks(block_p)
+    block = _block(input, layout)
+    blocks = layout.blocks(block)
     with on_device_of(input):
         _backward_kernel[(layout.outer * blocks,)](
             grad.contiguous(),
@@ -131,8 +128,7 @@ def _backward(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, norm: T
             bytes_of(keep),
             norm,
             output,
-            input.shape[1],
-            layout.outer * layout.inner,
+            layout.outer,
             layout.inner,
             blocks,
             *layout.sizes,
@@ -141,10 +137,10 @@ def _backward(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, norm: T
             output.stride(1),
             *layout.strides[1],
             dims=layout.dims,
-            one_tile=not norm.numel(),
-            block_c=block_c,
-            block_p=block_p,
-            num_warps=warps,
+            num_classes=input.shape[1],
+            unrolled=_UNROLLED,
+            block=block,
+            num_warps=_WARPS,
             **OPTIONS,
         )
     return output
@@ -159,10 +155,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     input, target, keep, _ = inputs
     _, error, norm = output
     ctx.mark_non_differentiable(error, norm)
+    ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
     ctx.save_for_backward(input, target, keep, norm)
 
 
-def _gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None
     input, target, keep, norm = ctx.saved_tensors
     if (
         torch.is_grad_enabled()
@@ -184,14 +183,13 @@ def _differentiable(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor) -
     return torch.where(kept, error * torch.where(keep, grad, 0).unsqueeze(1), 0).to(input.dtype)
 
 
-def _tile(num_classes: int) -> tuple[int, int, int]:
-    """Return how many classes and pixels a tile has, and the warps that share it."""
-    block_c = _MANY_TILES if num_classes > _ONE_TILE else triton.next_power_of_2(num_classes)
-    block_p = min(max(_ELEMENTS // block_c, 32), 1024)
-    return block_c, block_p, 8 if block_c * block_p > _ELEMENTS else 4
+def _block(input: Tensor, layout: Layout) -> int:
+    """Return how many pixels a program takes: of neighbours, a thread takes 16 bytes."""
+    together = 4 if layout.strides[0][-1] == 1 else 1
+    return together * 32 * _WARPS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer_count", "blocks", "size1"])
 def _forward_kernel(
     input_ptr: tl.tensor,
     target_ptr: tl.tensor,
@@ -199,8 +197,7 @@ def _forward_kernel(
     loss_ptr: tl.tensor,
     error_ptr: tl.tensor,
     norm_ptr: tl.tensor,
-    num_classes: tl.tensor,
-    num_pixels: tl.tensor,
+    outer_count: tl.tensor,
     inner_count: tl.tensor,
     blocks: tl.tensor,
     size1: tl.tensor,
@@ -212,43 +209,62 @@ def _forward_kernel(
     stride2: tl.tensor,
     dims: tl.constexpr,
     with_error: tl.constexpr,
-    one_tile: tl.constexpr,
-    block_c: tl.constexpr,
-    block_p: tl.constexpr,
+    num_classes: tl.constexpr,
+    unrolled: tl.constexpr,
+    block: tl.constexpr,
 ) -> None:
-    outer, inner, inside = place(inner_count, blocks, block_p)
+    outer, inner, inside = place(inner_count, blocks, block)
     pixel = outer * inner_count + inner
     kept = tl.load(keep_ptr + pixel, mask=inside, other=0) != 0
-    target = tl.where(kept, tl.load(target_ptr + pixel, mask=inside, other=0).to(tl.int32), -1)
+    target = tl.load(target_ptr + pixel, mask=inside, other=0).to(tl.int32)
+    # Whatever a dropped pixel's target is, and one that is about to be refused: its logit is to be read.
+    target = tl.minimum(tl.maximum(target, 0), num_classes - 1)
     logits = input_ptr + outer * stride_outer + offsets(inner, size1, size2, stride0, stride1, stride2, dims)
+    step = tl.cast(stride_c, tl.int64)
+    own = tl.load(logits + target * step, mask=inside, other=0.0).to(tl.float32)
 
-    top = tl.full((block_p,), float("-inf"), tl.float32)
-    others = tl.zeros((block_p,), tl.float32)
-    squares = tl.zeros((block_p,), tl.float32)
-    own_logit = tl.zeros((block_p,), tl.float32)
-    for start in range(0, num_classes, block_c):
-        classes = start + tl.arange(0, block_c)[:, None]
-        exists = classes < num_classes
-        # The mask asks for existence alone: one that came from memory would forbid wide loads.
-        x = tl.load(
-            logits[None, :] + classes.to(tl.int64) * stride_c, mask=exists & inside[None, :], other=0.0
-        )
-        x = tl.where(kept[None, :], x.to(tl.float32), 0.0)
-        own = classes == target[None, :]
-        top, others, squares, own_logit = add_classes(
-            x, own, exists, top, others, squares, own_logit, with_error
+    top = tl.maximum(tl.load(logits, mask=inside, other=0.0).to(tl.float32), LOWEST)
+    others = tl.zeros((block,), tl.float32)
+    squares = tl.zeros((block,), tl.float32)
+    left: tl.constexpr = num_classes % unrolled
+    for start in range(0, num_classes - left, unrolled):
+        for first in tl.static_range(0, unrolled, 4):
+            k = start + first
+            x0, x1, x2, x3 = _load(logits + k * step, 4, step, inside)
+            top, others, squares = add_classes(
+                x0, x1, x2, x3, 4, target - k, top, others, squares, with_error
+            )
+    for k in tl.static_range(num_classes - left, num_classes, 4):
+        x0, x1, x2, x3 = _load(logits + k * step, num_classes - k, step, inside)
+        top, others, squares = add_classes(
+            x0, x1, x2, x3, num_classes - k, target - k, top, others, squares, with_error
         )
 
-    loss, error, log_total = finish(top, others, squares, own_logit)
+    loss, error, log_total = finish(top, others, squares, own)
     tl.store(loss_ptr + pixel, tl.where(kept, loss, 0.0), mask=inside)
     if with_error:
         tl.store(error_ptr + pixel, tl.where(kept, error, 0.0), mask=inside)
-    if not one_tile:
-        tl.store(norm_ptr + pixel, top, mask=inside)
-        tl.store(norm_ptr + num_pixels + pixel, log_total, mask=inside)
+    tl.store(norm_ptr + pixel, top, mask=inside)
+    tl.store(norm_ptr + outer_count * inner_count + pixel, log_total, mask=inside)
 
 
 @triton.jit
+def _load(logits: tl.tensor, number: tl.constexpr, step: tl.tensor, inside: tl.tensor) -> tl.tensor:
+    """Return the logits of up to four of ``number`` classes. A mask from memory would forbid wide loads."""
+    x0 = tl.load(logits, mask=inside, other=0.0).to(tl.float32)
+    x1 = x0
+    x2 = x0
+    x3 = x0
+    if number > 1:
+        x1 = tl.load(logits + step, mask=inside, other=0.0).to(tl.float32)
+    if number > 2:
+        x2 = tl.load(logits + 2 * step, mask=inside, other=0.0).to(tl.float32)
+    if number > 3:
+        x3 = tl.load(logits + 3 * step, mask=inside, other=0.0).to(tl.float32)
+    return x0, x1, x2, x3
+
+
+@triton.jit(do_not_specialize=["outer_count", "blocks", "size1"])
 def _backward_kernel(
     grad_ptr: tl.tensor,
     input_ptr: tl.tensor,
@@ -256,8 +272,7 @@ def _backward_kernel(
     keep_ptr: tl.tensor,
     norm_ptr: tl.tensor,
     output_ptr: tl.tensor,
-    num_classes: tl.tensor,
-    num_pixels: tl.tensor,
+    outer_count: tl.tensor,
     inner_count: tl.tensor,
     blocks: tl.tensor,
     size1: tl.tensor,
@@ -273,41 +288,71 @@ def _backward_kernel(
     out_stride1: tl.tensor,
     out_stride2: tl.tensor,
     dims: tl.constexpr,
-    one_tile: tl.constexpr,
-    block_c: tl.constexpr,
-    block_p: tl.constexpr,
+    num_classes: tl.constexpr,
+    unrolled: tl.constexpr,
+    block: tl.constexpr,
 ) -> None:
-    outer, inner, inside = place(inner_count, blocks, block_p)
+    outer, inner, inside = place(inner_count, blocks, block)
     pixel = outer * inner_count + inner
     kept = tl.load(keep_ptr + pixel, mask=inside, other=0) != 0
-    target = tl.where(kept, tl.load(target_ptr + pixel, mask=inside, other=0).to(tl.int32), -1)
-    grad = tl.where(kept, tl.load(grad_ptr + pixel, mask=inside, other=0.0).to(tl.float32), 0.0)
+    target = tl.load(target_ptr + pixel, mask=inside, other=0).to(tl.int32)
+    grad = tl.load(grad_ptr + pixel, mask=inside, other=0.0).to(tl.float32)
+    top = tl.load(norm_ptr + pixel, mask=inside, other=0.0)
+    log_total = tl.load(norm_ptr + outer_count * inner_count + pixel, mask=inside, other=0.0)
     logits = input_ptr + outer * stride_outer + offsets(inner, size1, size2, stride0, stride1, stride2, dims)
     output = output_ptr + outer * out_stride_outer
     output += offsets(inner, size1, size2, out_stride0, out_stride1, out_stride2, dims)
-    if not one_tile:
-        top = tl.load(norm_ptr + pixel, mask=inside, other=0.0)
-        log_total = tl.load(norm_ptr + num_pixels + pixel, mask=inside, other=0.0)
+    step = tl.cast(stride_c, tl.int64)
+    out_step = tl.cast(out_stride_c, tl.int64)
 
-    for start in range(0, num_classes, block_c):
-        classes = start + tl.arange(0, block_c)[:, None]
-        exists = classes < num_classes
-        access = exists & inside[None, :]
-        x = tl.load(logits[None, :] + classes.to(tl.int64) * stride_c, mask=access, other=0.0)
-        x = tl.where(exists, tl.where(kept[None, :], x.to(tl.float32), 0.0), float("-inf"))
-        own = classes == target[None, :]
-        if one_tile:
-            power = tl.exp(x - tl.max(x, 0)[None, :])
-            rest = tl.sum(tl.where(own, 0.0, power), 0)
-            total = rest + tl.sum(tl.where(own, power, 0.0), 0)
-            # p_y - 1 is minus the other probabilities: no difference of close numbers
-            delta = tl.where(own, -rest[None, :], power) / total[None, :]
-        else:
-            delta = tl.exp(x - top[None, :] - log_total[None, :]) - tl.where(own, 1.0, 0.0)
-        # A select, since grad may be 0 where delta is NaN, and a dropped pixel is 0 all the same.
-        delta = tl.where(kept[None, :], delta * grad[None, :], 0.0)
-        tl.store(
-            output[None, :] + classes.to(tl.int64) * out_stride_c,
-            delta.to(output_ptr.dtype.element_ty),
-            mask=access,
-        )
+    left: tl.constexpr = num_classes % unrolled
+    for start in range(0, num_classes - left, unrolled):
+        for first in tl.static_range(0, unrolled, 4):
+            k = start + first
+            x0, x1, x2, x3 = _load(logits + k * step, 4, step, inside)
+            to = output + k * out_step
+            _write(x0, x1, x2, x3, 4, to, out_step, inside, kept, target - k, grad, top, log_total)
+    for k in tl.static_range(num_classes - left, num_classes, 4):
+        x0, x1, x2, x3 = _load(logits + k * step, num_classes - k, step, inside)
+        to = output + k * out_step
+        _write(x0, x1, x2, x3, num_classes - k, to, out_step, inside, kept, target - k, grad, top, log_total)
+
+
+@triton.jit
+def _write(
+    x0: tl.tensor,
+    x1: tl.tensor,
+    x2: tl.tensor,
+    x3: tl.tensor,
+    number: tl.constexpr,
+    output: tl.tensor,
+    step: tl.tensor,
+    inside: tl.tensor,
+    kept: tl.tensor,
+    target: tl.tensor,
+    grad: tl.tensor,
+    top: tl.tensor,
+    log_total: tl.tensor,
+) -> None:
+    """Write the gradient by the logits of up to four of ``number`` classes."""
+    dtype = output.dtype.element_ty
+    d0 = _delta(x0, target == 0, kept, grad, top, log_total)
+    tl.store(output, d0.to(dtype), mask=inside)
+    if number > 1:
+        d1 = _delta(x1, target == 1, kept, grad, top, log_total)
+        tl.store(output + step, d1.to(dtype), mask=inside)
+    if number > 2:
+        d2 = _delta(x2, target == 2, kept, grad, top, log_total)
+        tl.store(output + 2 * step, d2.to(dtype), mask=inside)
+    if number > 3:
+        d3 = _delta(x3, target == 3, kept, grad, top, log_total)
+        tl.store(output + 3 * step, d3.to(dtype), mask=inside)
+
+
+@triton.jit
+def _delta(
+    x: tl.tensor, own: tl.tensor, kept: tl.tensor, grad: tl.tensor, top: tl.tensor, log_total: tl.tensor
+) -> tl.tensor:
+    """Return (p − [own]) · grad, selected where kept: elsewhere it may be NaN."""
+    p = exp2((x - top) * LOG2E - log_total * LOG2E)
+    return tl.where(kept, p * grad - tl.where(own, grad, 0.0), 0.0)

@@ -37,7 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from classbalance_losses.kernels import triton_common
-from classbalance_losses.kernels.triton_common import OPTIONS, add_classes, bytes_of, finish, on_device_of
+from classbalance_losses.kernels.triton_common import OPTIONS, bytes_of, on_device_of
 
 __all__ = ["cross_entropy", "cross_entropy_and_error", "unsupported"]
 
@@ -244,6 +244,46 @@ def _tile(num_classes: int, width: int) -> tuple[int, int]:
     """Return how many classes and pixels a tile has."""
     block_c = min(triton.next_power_of_2(num_classes), _CLASSES)
     return block_c, min(triton.next_power_of_2(width), _PIXELS)
+
+
+@triton.jit
+def add_classes(
+    x: tl.tensor,
+    own: tl.tensor,
+    exists: tl.tensor,
+    top: tl.tensor,
+    others: tl.tensor,
+    squares: tl.tensor,
+    own_logit: tl.tensor,
+    with_error: tl.constexpr,
+) -> tl.tensor:
+    """Take a tile (classes, pixels) of logits into the sums of an online softmax.
+
+    top = max x, others = Σ_{k≠y} e^{x_k − top}, squares = Σ_{k≠y} e^{2 (x_k − top)}, own_logit = x_y.
+    """
+    x = tl.where(exists, x, float("-inf"))
+    new_top = tl.maximum(top, tl.max(x, 0))
+    shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # -inf - -inf would be NaN
+    rest = tl.where(own, 0.0, tl.exp(x - shift[None, :]))
+    shrink = tl.exp(top - shift)
+    others = others * shrink + tl.sum(rest, 0)
+    if with_error:
+        squares = squares * shrink * shrink + tl.sum(rest * rest, 0)
+    own_logit += tl.sum(tl.where(own, x, 0.0), 0)
+    return new_top, others, squares, own_logit
+
+
+@triton.jit
+def finish(top: tl.tensor, others: tl.tensor, squares: tl.tensor, own_logit: tl.tensor) -> tl.tensor:
+    """Return the cross-entropy, ‖p − e_y‖² and log Σ e^{x_k − top} of each pixel.
+
+    No difference of close numbers is taken: ‖p − e_y‖² = Σ_{k≠y} p_k² + (Σ_{k≠y} p_k)², and the loss is the sum of
+    two numbers that are never negative.
+    """
+    total = others + tl.exp(own_logit - top)
+    log_total = tl.log(total)
+    loss = log_total + (top - own_logit)
+    return loss, (squares + others * others) / (total * total), log_total
 
 
 @triton.jit
