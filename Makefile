@@ -47,6 +47,7 @@ $(LATEST)/.installed: pyproject.toml constraints.txt constraints-latest.txt  # a
 	$(PYTHON) -m venv $(LATEST)
 	$(LATEST)/bin/python -m pip install --quiet --upgrade pip
 	grep -v -E '^(torch|triton)==' constraints.txt | cat - constraints-latest.txt > $(LATEST)/constraints.txt
+	$(LATEST)/bin/python -m pip install --quiet --constraint $(LATEST)/constraints.txt torch
 	$(LATEST)/bin/python -m pip install --quiet --constraint $(LATEST)/constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from classbalance_losses import _validate_label_remedies as label_remedies
+from classbalance_losses import _validate_remedies as remedies
 from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses.kernels import numba_threads
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+Numbers = Tensor | Sequence[float] | np.ndarray[Any, Any]  # one for each class
 
 # Masks of a whole map would be fresh memory, whose page faults cost more than the check.
 _LABELS_AT_ONCE = 1 << 17
@@ -37,18 +44,59 @@ def can_read_values(tensor: Tensor) -> bool:
     )
 
 
+def check_tensor(name: str, value: object, axes: int | None = None) -> None:
+    """Check that an argument is a tensor; ``axes`` is the number that it should have, where that is known."""
+    if not isinstance(value, Tensor):
+        remedy = remedies.of_type(name, value, axes)
+        raise TypeError(f"Expected {name} to be a torch.Tensor, got {type(value).__name__}. {remedy}")
+
+
+def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Check that two tensors lie on one device."""
+    if value.device != other.device:
+        raise ValueError(
+            f"Expected {name} on the device of {other_name}, {other.device}, got {value.device}. "
+            f"Pass {name}.to({other_name}.device)."
+        )
+
+
 def check_input_target(input: Tensor, target: Tensor, ignore_index: int, upsample: str | None = None) -> None:
     """Check logits (N, C, *) against class indices (N, *), of another size with ``upsample``.
 
     Raises:
-        ValueError: if the shapes do not fit, or there are fewer than two classes.
-        TypeError: if a dtype is not one that the losses take.
+        ValueError: if the shapes or devices do not fit, or there are fewer than two classes.
+        TypeError: if one is no tensor, or of a dtype that the losses do not take.
         IndexError: if a target is neither a class nor ``ignore_index`` (values are read on the CPU; on CUDA
             a device-side assertion that does not synchronise takes its place).
     """
+    check_tensor("input", input, target.ndim + 1 if isinstance(target, Tensor) else None)
+    check_tensor("target", target, input.ndim - 1)
+    _check_logits(input, target)
+    if target.dtype not in INDICES:
+        raise TypeError(
+            f"Expected target of class indices (uint8, int16, int32 or int64), got dtype {target.dtype}. "
+            f"{label_remedies.of_target_dtype(input, target, ignore_index)}"
+        )
+    check_device("target", target, "input", input)
+    if not _fit(input, target, upsample):
+        raise ValueError(
+            f"Expected target of shape {_target_shape(input, upsample)} for input of shape {tuple(input.shape)}, "
+            f"got {tuple(target.shape)}. {label_remedies.of_target_shape(input, target, ignore_index, upsample)}"
+        )
+    check_target_range(target, input.shape[1], ignore_index)
+
+
+def _check_logits(input: Tensor, target: Tensor) -> None:
+    if input.dtype not in FLOATS or target.dtype in FLOATS:
+        swapped = remedies.of_swapped(input, target)
+        if swapped:
+            raise TypeError(
+                f"Expected floating-point logits and class indices, got input of dtype {input.dtype} and shape "
+                f"{tuple(input.shape)}, target of dtype {target.dtype} and shape {tuple(target.shape)}. {swapped}"
+            )
     if input.dtype not in FLOATS:
         raise TypeError(
-            f"Expected floating-point logits, got input of dtype {input.dtype}. Call .float() on it."
+            f"Expected floating-point logits, got input of dtype {input.dtype}. {remedies.of_logits(input)}"
         )
     if input.ndim < 2:
         raise ValueError(
@@ -57,71 +105,41 @@ def check_input_target(input: Tensor, target: Tensor, ignore_index: int, upsampl
         )
     if input.shape[1] < 2:
         raise ValueError(
-            f"Expected logits of at least 2 classes on axis 1, got input of shape {tuple(input.shape)}. A softmax "
-            "over one class is 1 whatever the logit: for a binary problem predict 2 classes."
+            f"Expected logits of at least 2 classes on axis 1, got input of shape {tuple(input.shape)}. "
+            f"{remedies.of_one_class(input.shape[1])}"
         )
-    _check_target_dtype(input, target)
+
+
+def _fit(input: Tensor, target: Tensor, upsample: str | None) -> bool:
     if upsample is None:
-        _check_target_shape(input, target)
-    else:
-        _check_target_of_other_size(input, target)
-    check_target_range(target, input.shape[1], ignore_index)
-
-
-def _check_target_dtype(input: Tensor, target: Tensor) -> None:
-    if target.dtype in INDICES:
-        return
-    remedy = "Call .long() on it."
-    if target.shape == input.shape:
-        remedy = "It has the shape of one-hot or soft labels: pass class indices, target.argmax(1)."
-    raise TypeError(
-        f"Expected target of class indices (uint8, int16, int32 or int64), got dtype {target.dtype}. {remedy}"
-    )
-
-
-def _check_target_shape(input: Tensor, target: Tensor) -> None:
-    expected = (input.shape[0], *input.shape[2:])
-    if tuple(target.shape) == expected:
-        return
-    if tuple(target.shape) == (expected[0], 1, *expected[1:]):
-        remedy = "Did you mean target.squeeze(1)?"
-    elif target.shape == input.shape:
-        remedy = "It looks one-hot: pass class indices, target.argmax(1)."
-    elif target.shape == input.shape[:-1]:
-        remedy = "The class axis of input is axis 1: did you mean input.movedim(-1, 1)?"
-    elif target.ndim == len(expected) and target.shape[0] == expected[0]:
-        remedy = 'Pass upsample="linear" to interpolate the logits to the target\'s size.'
-    else:
-        remedy = "The class axis of input is axis 1."
-    raise ValueError(
-        f"Expected target of shape {expected} for input of shape {tuple(input.shape)}, "
-        f"got {tuple(target.shape)}. {remedy}"
-    )
-
-
-def _check_target_of_other_size(input: Tensor, target: Tensor) -> None:
+        return target.shape == (input.shape[0], *input.shape[2:])
     axes = input.ndim - 2
     if not 1 <= axes <= 3:
         raise ValueError(
-            f"Expected input of 1 to 3 spatial axes with upsample, got shape {tuple(input.shape)}. Leave upsample=None."
+            f"Expected input of 1 to 3 spatial axes with upsample, got shape {tuple(input.shape)}. Pass upsample=None."
         )
     if target.ndim != axes + 1 or target.shape[0] != input.shape[0]:
-        remedy = "Did you mean target.squeeze(1)?" if target.ndim == axes + 2 else ""
-        raise ValueError(
-            f"Expected target of {axes + 1} axes and {input.shape[0]} images for input of shape {tuple(input.shape)}, "
-            f"got {tuple(target.shape)}. {remedy}".rstrip()
-        )
+        return False
     if not all(input.shape[2:]) or not all(target.shape[1:]):
         raise ValueError(
             f"Expected spatial axes of at least 1 to interpolate, got input of shape {tuple(input.shape)} and target "
             f"of shape {tuple(target.shape)}."
         )
+    return True
+
+
+def _target_shape(input: Tensor, upsample: str | None) -> str:
+    if upsample is None:
+        return str((input.shape[0], *input.shape[2:]))
+    return f"({', '.join([str(input.shape[0]), *['*'] * (input.ndim - 2)])})"
 
 
 def check_upsample(upsample: str | None, align_corners: bool) -> None:
     """Check the two options of the interpolation."""
-    if upsample is not None:
-        check_choice("upsample", upsample, ("linear",))
+    if upsample not in (None, "linear"):
+        raise ValueError(
+            f'Expected upsample="linear", which is bilinear or trilinear in 2 or 3 axes, or None, got {upsample!r}.'
+        )
     if not isinstance(align_corners, bool):
         raise TypeError(f"Expected align_corners to be a bool, got {type(align_corners).__name__}.")
     if align_corners and upsample is None:
@@ -136,7 +154,7 @@ def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> N
         torch._assert_async(fits.all(), f"A target is out of bounds for {num_classes} classes.")
     elif target.numel() and can_read_values(target) and not _fits(target, num_classes, ignore_index):
         for labels in torch.split(target.flatten(), _LABELS_AT_ONCE):
-            _check_labels(labels, num_classes, ignore_index)
+            _check_labels(labels, target, num_classes, ignore_index)
 
 
 def _fits(target: Tensor, num_classes: int, ignore_index: int) -> bool:
@@ -148,14 +166,18 @@ def _fits(target: Tensor, num_classes: int, ignore_index: int) -> bool:
     return numba_maps.labels_outside(target, num_classes, ignore_index) == 0
 
 
-def _check_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    if _are_classes(target, num_classes):
+def _check_labels(labels: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Check some of the target's labels."""
+    if _are_classes(labels, num_classes):
         return
-    index = target.long()
+    index = labels.long()
     index = index * (index != ignore_index)
     if not _are_classes(index, num_classes):
-        outside = index[(index < 0) | (index >= num_classes)]
-        raise IndexError(out_of_bounds(int(outside[0]), num_classes, ignore_index))
+        outside = int(index[(index < 0) | (index >= num_classes)][0])
+        raise IndexError(
+            f"Target {outside} is out of bounds for {num_classes} classes. "
+            f"{label_remedies.of_label_outside(outside, target, num_classes, ignore_index)}"
+        )
 
 
 def _are_classes(target: Tensor, num_classes: int) -> bool:
@@ -163,37 +185,30 @@ def _are_classes(target: Tensor, num_classes: int) -> bool:
     return int(low) >= 0 and int(high) < num_classes
 
 
-def out_of_bounds(value: int, num_classes: int, ignore_index: int) -> str:
-    """Say that a label is no class, and what the usual cause is."""
-    message = f"Target {value} is out of bounds for {num_classes} classes."
-    if value in (255, -1, -100):
-        return f"{message} Did you mean ignore_index={value}?"
-    return (
-        f"{message} Expected 0 to {num_classes - 1}, or ignore_index={ignore_index}: "
-        "check the labels' encoding and the number of logit channels."
-    )
-
-
 def check_pixel_weight(pixel_weight: Tensor | None, target: Tensor) -> None:
     """Check the optional weights (N, *) against the target.
 
     Raises:
-        TypeError: if the dtype is not floating point.
-        ValueError: if the shape is not the target's, or (read on the CPU) a weight is negative.
+        TypeError: if it is no tensor, or its dtype not floating point.
+        ValueError: if the shape or device is not the target's, or (read on the CPU) a weight is negative.
     """
     if pixel_weight is None:
         return
+    check_tensor("pixel_weight", pixel_weight, target.ndim)
     if pixel_weight.dtype not in FLOATS:
         raise TypeError(
-            f"Expected pixel_weight of a floating-point dtype, got {pixel_weight.dtype}. Call .float() on it."
+            f"Expected pixel_weight of a floating-point dtype, got {pixel_weight.dtype}. Pass pixel_weight.float()."
         )
+    check_device("pixel_weight", pixel_weight, "target", target)
     if pixel_weight.shape != target.shape:
         raise ValueError(
             f"Expected pixel_weight of the target's shape {tuple(target.shape)}, got {tuple(pixel_weight.shape)}. "
-            "Use expand_as(target) for a weight per image."
+            f"{remedies.of_pixel_weight_shape(pixel_weight, target)}"
         )
     if can_read_values(pixel_weight) and bool((pixel_weight < 0).any()):
-        raise ValueError("Expected non-negative pixel_weight, got a negative one. Use clamp(min=0).")
+        raise ValueError(
+            "Expected non-negative pixel_weight, got a negative one. Pass pixel_weight.clamp(min=0)."
+        )
 
 
 def check_class_vector(name: str, value: Tensor, num_classes: int) -> None:
@@ -205,21 +220,51 @@ def check_class_vector(name: str, value: Tensor, num_classes: int) -> None:
         )
 
 
-def as_class_vector(name: str, value: Tensor | Sequence[float]) -> Tensor:
+def as_numbers(name: str, value: object) -> Tensor:
+    """Turn an array or a sequence of numbers, one a class, into a tensor; a tensor stays what it is.
+
+    Raises:
+        TypeError: if it holds no numbers in the order of the classes, as a dict does not.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if hasattr(value, "__array__"):
+        return torch.as_tensor(np.array(value), device="cpu")  # a copy, for torch takes no negative strides
+    if isinstance(value, Sequence) and value and all(isinstance(number, Real) for number in value):
+        integers = all(isinstance(number, Integral) for number in value)
+        return torch.tensor(value, dtype=torch.int64 if integers else torch.float32, device="cpu")
+    if isinstance(value, Sequence) and value and all(isinstance(number, Tensor) for number in value):
+        return torch.stack(tuple(value))
+    raise TypeError(
+        f"Expected {name} to be a tensor, an array or a sequence of numbers, one for each class, got "
+        f"{value!r}. {remedies.of_class_numbers(name, value)}"
+    )
+
+
+def as_class_vector(name: str, value: object) -> Tensor:
     """Turn a vector of non-negative numbers, one a class, into a detached float tensor (a copy)."""
-    if not isinstance(value, Tensor):  # an array has a dtype of its own, a list has none
-        own = None if hasattr(value, "dtype") else torch.float32
-        value = torch.as_tensor(value, dtype=own, device="cpu")
-    vector = value.detach().clone()
+    vector = as_numbers(name, value).detach().clone()
     if not vector.is_floating_point():
         vector = vector.float()
     if vector.ndim != 1 or vector.numel() < 2:
         raise ValueError(
-            f"Expected {name} of shape (C,), one number for each class, got {tuple(vector.shape)}."
+            f"Expected {name} of shape (C,), one number for each class, got {tuple(vector.shape)}. "
+            f"{remedies.of_class_vector_shape(name, vector)}"
         )
-    if can_read_values(vector) and not bool((torch.isfinite(vector) & (vector >= 0)).all()):
-        raise ValueError(f"Expected finite, non-negative {name}, got {vector.tolist()}.")
+    check_class_values(name, vector)
     return vector
+
+
+def check_class_values(name: str, vector: Tensor) -> None:
+    """Check that the numbers of the classes are finite and not negative (values are read on the CPU alone)."""
+    if not can_read_values(vector) or not vector.numel():
+        return
+    low, high = torch.aminmax(vector.detach())
+    if not (float(low) >= 0 and float(high) < math.inf):  # NaN is neither
+        raise ValueError(
+            f"Expected finite, non-negative {name}, got {vector.tolist()}. A class of weight 0 does not count: pass "
+            f"torch.as_tensor({name}).nan_to_num(0, 0, 0).clamp(min=0) where those are to have no weight."
+        )
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -243,7 +288,8 @@ def check_range(
         TypeError: if it is not a number.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Expected {name} to be a number, got {type(value).__name__}.")
+        one = f" Pass {name}.item()." if getattr(value, "ndim", 1) == 0 else ""
+        raise TypeError(f"Expected {name} to be a number, got {type(value).__name__}.{one}")
     if (low < value if open_low else low <= value) and value <= high:
         return
     bracket = "(" if open_low else "["
@@ -270,8 +316,25 @@ def check_call(
 
 def check_common(ignore_index: int, reduction: str, process_group: ProcessGroup) -> None:
     """Check the three options that every loss has."""
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"Expected ignore_index to be an int, got {type(ignore_index).__name__}.")
+    as_label(ignore_index)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if isinstance(process_group, str):
         check_choice("process_group", process_group, ("world",))
+
+
+def as_label(ignore_index: int) -> int:
+    """Return ``ignore_index`` as an int: an integer of numpy's, or a tensor of one, is one too.
+
+    Raises:
+        TypeError: if it is no integer.
+    """
+    if isinstance(ignore_index, int) and not isinstance(ignore_index, bool):
+        return ignore_index
+    try:
+        if not isinstance(ignore_index, bool) and getattr(ignore_index, "dtype", None) != torch.bool:
+            return operator.index(ignore_index)
+    except TypeError:
+        pass
+    raise TypeError(
+        f"Expected ignore_index to be an int, got {ignore_index!r}. {remedies.of_ignore_index(ignore_index)}"
+    )

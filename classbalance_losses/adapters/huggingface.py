@@ -49,21 +49,44 @@ class ComputeLoss:
         """Return this batch's part of the step's loss.
 
         Args:
-            outputs: the model's, with ``"logits"`` (N, C, *), or a tuple that begins with them.
+            outputs: the model's, with ``"logits"`` (N, C, *), or a tuple that begins with them, or they alone.
             labels: class indices (N, *).
             num_items_in_batch: labels other than -100 in the whole optimizer step; ``None``: those of this batch.
 
         Raises:
             ValueError: there are no labels, or as from the loss.
+            TypeError: there are no logits, or as from the loss.
         """
         if labels is None:
             raise ValueError('Expected labels, got None: the batches need an entry "labels".')
-        logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        logits = _logits(outputs)
         self.loss.to(logits.device).train(logits.requires_grad)
         loss: Tensor = self.loss(logits, labels)
         if num_items_in_batch is None:
             return loss
         return loss * ((labels != TRAINER_IGNORES).sum() / _at_least_one(num_items_in_batch))
+
+
+def _logits(outputs: Any) -> Tensor:
+    """Return the logits among a model's outputs, or outputs that are the logits.
+
+    Raises:
+        TypeError: there are none.
+    """
+    found = outputs
+    if isinstance(outputs, Mapping):
+        found = outputs.get("logits")
+    elif hasattr(outputs, "logits"):
+        found = outputs.logits
+    elif isinstance(outputs, (tuple, list)) and outputs:
+        found = outputs[0]
+    if isinstance(found, Tensor):
+        return found
+    names = ", ".join(map(repr, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
+    raise TypeError(
+        f'Expected outputs with an entry "logits", (N, C, *), got {names}. From a model that has them under another '
+        'name call this with {"logits": outputs[name]}, in a function for compute_loss_func.'
+    )
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

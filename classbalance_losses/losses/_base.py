@@ -7,7 +7,7 @@ from typing import TypedDict
 from torch import nn
 
 from classbalance_losses._distributed import ProcessGroup
-from classbalance_losses._validate import check_common, check_upsample
+from classbalance_losses._validate import as_label, check_common, check_upsample
 
 
 class Common(TypedDict):
@@ -49,7 +49,7 @@ class PixelLoss(nn.Module):
         super().__init__()
         self.upsample = upsample
         self.align_corners = align_corners
-        self.ignore_index = ignore_index
+        self.ignore_index = as_label(ignore_index)
         self.reduction = reduction
         self.process_group = process_group
 

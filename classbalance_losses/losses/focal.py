@@ -5,14 +5,17 @@ r"""Focal loss over the softmax (Lin et al., "Focal Loss for Dense Object Detect
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from numbers import Real
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._validate import (
+    Numbers,
     as_class_vector,
+    can_read_values,
     check_call,
     check_class_vector,
     check_range,
@@ -31,7 +34,7 @@ def focal_loss(
     *,
     pixel_weight: Tensor | None = None,
     gamma: float = 2.0,
-    alpha: float | Sequence[float] | Tensor | None = None,
+    alpha: float | Numbers | None = None,
     upsample: str | None = None,
     align_corners: bool = False,
     ignore_index: int = -100,
@@ -62,13 +65,15 @@ def focal_loss(
 
 
 def _balance(
-    alpha: float | Sequence[float] | Tensor | None,
+    alpha: float | Numbers | None,
     input: Tensor,
     target: Tensor,
     keep: Tensor,
     dtype: torch.dtype,
 ) -> Tensor | None:
     """Return α_y for each pixel, or one number for all, or None for 1."""
+    if isinstance(alpha, Tensor) and alpha.ndim == 0 and not can_read_values(alpha):
+        return alpha.detach().to(input.device, dtype)
     alpha = _checked_alpha(alpha)
     if alpha is None:
         return None
@@ -78,12 +83,13 @@ def _balance(
     return per_pixel(alpha.to(input.device, dtype), target, keep, dtype)
 
 
-def _checked_alpha(alpha: float | Sequence[float] | Tensor | None) -> float | Tensor | None:
+def _checked_alpha(alpha: float | Numbers | None) -> float | Tensor | None:
     if alpha is None:
         return None
-    if isinstance(alpha, (int, float)):
-        check_range("alpha", alpha, 0)
-        return float(alpha)
+    if isinstance(alpha, Real) or getattr(alpha, "ndim", 1) == 0:  # one number, if as a tensor or an array
+        number = cast("float", alpha if isinstance(alpha, Real) else float(cast("Tensor", alpha)))
+        check_range("alpha", number, 0)
+        return float(number)
     return as_class_vector("alpha", alpha)
 
 
@@ -102,7 +108,7 @@ class FocalLoss(PixelLoss):
 
     Args:
         gamma: γ ≥ 0.
-        alpha: ``None``, a number ≥ 0, or one number for each class, (C,).
+        alpha: ``None``, a number ≥ 0 (a tensor of one will do), or one number for each class, (C,).
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
@@ -128,7 +134,7 @@ class FocalLoss(PixelLoss):
         self,
         *,
         gamma: float = 2.0,
-        alpha: float | Sequence[float] | Tensor | None = None,
+        alpha: float | Numbers | None = None,
         upsample: str | None = None,
         align_corners: bool = False,
         ignore_index: int = -100,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, joined_value
-from classbalance_losses._validate import check_choice, check_common, check_range
+from classbalance_losses._validate import as_label, check_choice, check_common, check_range
 from classbalance_losses._validate_features import (
     check_count,
     check_even,
@@ -257,7 +257,7 @@ class PullLoss(FeatureLoss):
         self.pair_reduction = pair_reduction
         self.momentum = momentum
         self.absent = absent
-        self.ignore_index = ignore_index
+        self.ignore_index = as_label(ignore_index)
         self.process_group = process_group
         self.register_buffer("class_confidence", torch.zeros(num_classes, dtype=torch.float32, device="cpu"))
         equal = torch.full((num_classes,), 1 / num_classes, dtype=torch.float32, device="cpu")

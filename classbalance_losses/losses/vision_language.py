@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup
-from classbalance_losses._validate import check_common, check_range
+from classbalance_losses._validate import as_label, check_common, check_range
 from classbalance_losses._validate_features import check_feature_map, check_label_range
 from classbalance_losses._validate_text import check_pair_of_maps, check_region, check_text_width
 from classbalance_losses.losses._base import FeatureLoss
@@ -264,7 +264,7 @@ class TextAlignmentLoss(FeatureLoss):
         check_common(ignore_index, reduction, process_group)
         super().__init__()
         self.temperature = temperature
-        self.ignore_index = ignore_index
+        self.ignore_index = as_label(ignore_index)
         self.reduction = reduction
         self.process_group = process_group
 
@@ -327,7 +327,7 @@ class VisionLanguageLoss(FeatureLoss):
         super().__init__()
         self.mask_weight = mask_weight
         self.temperature = temperature
-        self.ignore_index = ignore_index
+        self.ignore_index = as_label(ignore_index)
         self.reduction = reduction
         self.process_group = process_group
 

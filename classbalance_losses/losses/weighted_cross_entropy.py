@@ -5,17 +5,20 @@ r"""Weighted cross-entropy: class weights that are given, or estimated from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._validate import (
+    Numbers,
     as_class_vector,
+    as_numbers,
     check_call,
     check_choice,
+    check_class_values,
     check_class_vector,
     check_range,
 )
@@ -33,7 +36,7 @@ Estimator = Callable[[Tensor, Tensor, Tensor, int, ProcessGroup], Tensor]
 def weighted_cross_entropy_loss(
     input: Tensor,
     target: Tensor,
-    weight: Tensor | Estimator | None = None,
+    weight: Numbers | Estimator | None = None,
     *,
     pixel_weight: Tensor | None = None,
     normalize: str = "weights",
@@ -84,7 +87,7 @@ def _spread(log_prob: Tensor, target: Tensor, keep: Tensor, *, class_weight: Ten
 
 
 def _class_weight(
-    weight: Tensor | Estimator | None,
+    weight: Numbers | Estimator | None,
     loss: Tensor,
     target: Tensor,
     keep: Tensor,
@@ -94,8 +97,11 @@ def _class_weight(
     """Return w (C,): ones, the given tensor, or what the estimator makes of this batch."""
     if weight is None:
         return torch.ones(num_classes, dtype=loss.dtype, device=loss.device)
-    if not isinstance(weight, Tensor):
+    if callable(weight) and not isinstance(weight, type):
         weight = weight(loss.detach(), target, keep, num_classes, process_group)
+    else:
+        weight = as_numbers("weight", weight)
+        check_class_values("weight", weight)
     check_class_vector("weight", weight, num_classes)
     return weight.detach()
 
@@ -117,7 +123,7 @@ class WeightedCrossEntropyLoss(PixelLoss):
     :class:`~classbalance_losses.PixelFrequency` is that).
 
     Args:
-        weight: w, a tensor or sequence (C,) of non-negative numbers; an estimator, such as
+        weight: w, a tensor, array or sequence (C,) of non-negative numbers; an estimator, such as
             :class:`~classbalance_losses.PixelFrequency`, which sees every batch; or ``None`` for ones.
         normalize: "weights" or "pixels".
         label_smoothing: ε in [0, 1].
@@ -144,7 +150,7 @@ class WeightedCrossEntropyLoss(PixelLoss):
 
     def __init__(
         self,
-        weight: Tensor | Sequence[float] | Estimator | None = None,
+        weight: Numbers | Estimator | None = None,
         *,
         normalize: str = "weights",
         label_smoothing: float = 0.0,
@@ -162,7 +168,7 @@ class WeightedCrossEntropyLoss(PixelLoss):
             reduction=reduction,
             process_group=process_group,
         )
-        if weight is None or isinstance(weight, nn.Module) or callable(weight):
+        if weight is None or (callable(weight) and not isinstance(weight, type)):
             self.weight = weight
         else:
             self.register_buffer("weight", as_class_vector("weight", weight))

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses._validate import Numbers, as_numbers, check_choice, check_range
 from classbalance_losses.ops.projection import solve_class_weights
 from classbalance_losses.ops.weights import inverse_power
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def pixel_frequency_weights(pixel_counts: Tensor, *, power: float = 1.0) -> Tensor:
+def pixel_frequency_weights(pixel_counts: Numbers, *, power: float = 1.0) -> Tensor:
     """Inverse pixel frequency, w_c = (N / (C·n_c))^power.
 
     With ``power=1`` every class present carries the same total weight, n_c·w_c = N/C, and, where all C
@@ -37,7 +37,7 @@ def pixel_frequency_weights(pixel_counts: Tensor, *, power: float = 1.0) -> Tens
     calls PF. C counts the absent classes too.
 
     Args:
-        pixel_counts: pixels of each class, (C,), any real dtype.
+        pixel_counts: pixels of each class, (C,), any real dtype: a tensor, an array or a sequence.
         power: 1 is the plain inverse, 0.5 tempers it, 0 gives 1 to every class present.
 
     Returns:
@@ -47,13 +47,14 @@ def pixel_frequency_weights(pixel_counts: Tensor, *, power: float = 1.0) -> Tens
         ValueError: ``pixel_counts`` is not one-dimensional, or ``power`` is negative.
     """
     check_range("power", power, 0)
+    pixel_counts = as_numbers("pixel_counts", pixel_counts)
     count = _class_vector("pixel_counts", pixel_counts)
     weight = inverse_power(count, power) * (count.sum() / count.numel()) ** power
     return weight.to(_result_dtype(pixel_counts))
 
 
 def median_frequency_weights(
-    pixel_counts: Tensor, image_pixel_counts: Tensor | None = None, *, power: float = 1.0
+    pixel_counts: Numbers, image_pixel_counts: Numbers | None = None, *, power: float = 1.0
 ) -> Tensor:
     """Median frequency balancing, w_c = (median_k(freq_k) / freq_c)^power.
 
@@ -63,7 +64,7 @@ def median_frequency_weights(
     gets 0. For an even K the two middle frequencies are averaged.
 
     Args:
-        pixel_counts: pixels of each class, (C,), any real dtype.
+        pixel_counts: pixels of each class, (C,), any real dtype: a tensor, an array or a sequence.
         image_pixel_counts: valid pixels of the images that contain each class, (C,), or None.
         power: exponent, at least 0.
 
@@ -74,8 +75,10 @@ def median_frequency_weights(
         ValueError: the counts are not one-dimensional or differ in length, or ``power`` is negative.
     """
     check_range("power", power, 0)
+    pixel_counts = as_numbers("pixel_counts", pixel_counts)
     count = frequency = _class_vector("pixel_counts", pixel_counts)
     if image_pixel_counts is not None:
+        image_pixel_counts = as_numbers("image_pixel_counts", image_pixel_counts)
         if image_pixel_counts.shape != count.shape:
             raise ValueError(
                 f"Expected image_pixel_counts of the shape of pixel_counts, {tuple(count.shape)}, "
@@ -86,14 +89,14 @@ def median_frequency_weights(
     return weight.to(_result_dtype(pixel_counts))
 
 
-def image_frequency_weights(image_counts: Tensor, num_images: int | Tensor) -> Tensor:
+def image_frequency_weights(image_counts: Numbers, num_images: int | Tensor) -> Tensor:
     """Inverse image frequency, w_c = (number of images) / (number of images that contain c).
 
     What the text of GBW (arXiv 2407.01327) calls IF. The paper it cites for it does something else:
     see :func:`imagewise_frequency_weights`.
 
     Args:
-        image_counts: images that contain each class, (C,), any real dtype.
+        image_counts: images that contain each class, (C,), any real dtype: a tensor, an array or a sequence.
         num_images: number of images, an int or a tensor that broadcasts.
 
     Returns:
@@ -102,11 +105,12 @@ def image_frequency_weights(image_counts: Tensor, num_images: int | Tensor) -> T
     Raises:
         ValueError: ``image_counts`` is not one-dimensional.
     """
+    image_counts = as_numbers("image_counts", image_counts)
     weight = inverse_power(_class_vector("image_counts", image_counts), 1.0) * num_images
     return weight.to(_result_dtype(image_counts))
 
 
-def imagewise_frequency_weights(prediction_counts: Tensor, *, alpha: float = 0.2) -> Tensor:
+def imagewise_frequency_weights(prediction_counts: Numbers, *, alpha: float = 0.2) -> Tensor:
     """Image-wise weights of Max-squares (Chen et al. 2019), w_nc = 1 / (N_nc^α · N_n^(1−α)).
 
     N_nc counts the pixels of image n *predicted* as class c, and N_n = Σ_c N_nc. The released code clamps
@@ -115,7 +119,7 @@ def imagewise_frequency_weights(prediction_counts: Tensor, *, alpha: float = 0.2
     weights with ``reduction="sum"``.
 
     Args:
-        prediction_counts: predicted pixels of each image and class, (N, C), any real dtype.
+        prediction_counts: predicted pixels of each image and class, (N, C), any real dtype: a tensor or an array.
         alpha: in [0, 1]; 1 balances the classes of an image fully, 0 not at all.
 
     Returns:
@@ -124,6 +128,7 @@ def imagewise_frequency_weights(prediction_counts: Tensor, *, alpha: float = 0.2
     Raises:
         ValueError: ``prediction_counts`` is not two-dimensional, or ``alpha`` lies outside [0, 1].
     """
+    prediction_counts = as_numbers("prediction_counts", prediction_counts)
     if prediction_counts.ndim != 2:
         raise ValueError(f"Expected prediction_counts of shape (N, C), got {tuple(prediction_counts.shape)}.")
     check_range("alpha", alpha, 0, 1)
@@ -132,7 +137,7 @@ def imagewise_frequency_weights(prediction_counts: Tensor, *, alpha: float = 0.2
     return weight.to(_result_dtype(prediction_counts))
 
 
-def effective_number_weights(pixel_counts: Tensor, *, beta: float = 0.9999) -> Tensor:
+def effective_number_weights(pixel_counts: Numbers, *, beta: float = 0.9999) -> Tensor:
     """Effective number of samples, w_c ∝ (1 − β) / (1 − β^n_c), scaled to Σ w_c = K (Cui et al., CVPR 2019).
 
     β = 0 weighs all classes alike; β = 1 stands for its limit, inverse frequency. A class of far more than
@@ -141,7 +146,7 @@ def effective_number_weights(pixel_counts: Tensor, *, beta: float = 0.9999) -> T
     to C; with every class present that is K.
 
     Args:
-        pixel_counts: members of each class, (C,), any real dtype.
+        pixel_counts: members of each class, (C,), any real dtype: a tensor, an array or a sequence.
         beta: in [0, 1].
 
     Returns:
@@ -151,6 +156,7 @@ def effective_number_weights(pixel_counts: Tensor, *, beta: float = 0.9999) -> T
         ValueError: ``pixel_counts`` is not one-dimensional, or ``beta`` lies outside [0, 1].
     """
     check_range("beta", beta, 0, 1)
+    pixel_counts = as_numbers("pixel_counts", pixel_counts)
     count = _class_vector("pixel_counts", pixel_counts)
     log_beta = math.log(beta) if beta > 0 else -math.inf
     # 1 − β^n by expm1 keeps its digits where β^n rounds to 1; the factor 1 − β cancels in the scaling.
@@ -160,7 +166,7 @@ def effective_number_weights(pixel_counts: Tensor, *, beta: float = 0.9999) -> T
     return weight.to(_result_dtype(pixel_counts))
 
 
-def loss_based_weights(class_loss: Tensor, *, regularization: float = 1.0) -> Tensor:
+def loss_based_weights(class_loss: Numbers, *, regularization: float = 1.0) -> Tensor:
     """Loss-based weights: GBW's quadratic programme with a class's mean loss m_c for its gradient norm.
 
     v = argmin −mᵀv + λ‖v‖² over v ≥ 0, Σ v = C: one reading of the baseline "LBW" of GBW (arXiv 2407.01327);
@@ -177,12 +183,13 @@ def loss_based_weights(class_loss: Tensor, *, regularization: float = 1.0) -> Te
     Raises:
         ValueError: ``class_loss`` is not one-dimensional, or ``regularization`` is not positive.
     """
+    class_loss = as_numbers("class_loss", class_loss)
     loss = _class_vector("class_loss", class_loss)
     return solve_class_weights(loss, regularization=regularization).to(_result_dtype(class_loss))
 
 
 def curriculum_weights(
-    class_loss: Tensor,
+    class_loss: Numbers,
     num_active: int | Tensor,
     *,
     order: Literal["easy_first", "hard_first"] = "easy_first",
@@ -206,6 +213,7 @@ def curriculum_weights(
         ValueError: ``class_loss`` is not one-dimensional, or ``order`` is unknown.
     """
     check_choice("order", order, ("easy_first", "hard_first"))
+    class_loss = as_numbers("class_loss", class_loss)
     loss = _class_vector("class_loss", class_loss)
     difficulty = torch.where(loss.isnan(), math.inf, loss if order == "easy_first" else -loss)
     rank = difficulty.argsort(stable=True).argsort()
@@ -222,8 +230,9 @@ def _median(value: Tensor, present: Tensor) -> Tensor:
 
 def _class_vector(name: str, value: Tensor) -> Tensor:
     if value.ndim != 1 or value.numel() == 0:
+        remedy = f" For counts of each image pass {name}.sum(0)." if value.ndim == 2 else ""
         raise ValueError(
-            f"Expected {name} of shape (C,), one number for each class, got {tuple(value.shape)}."
+            f"Expected {name} of shape (C,), one number for each class, got {tuple(value.shape)}.{remedy}"
         )
     return value.detach().double()
 

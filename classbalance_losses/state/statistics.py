@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
-from classbalance_losses._validate import INDICES, check_choice, check_target_range
+from classbalance_losses._validate import INDICES, as_label, check_choice, check_target_range
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
     image_frequency_weights,
@@ -59,7 +59,7 @@ class ClassStatistics(nn.Module):
         if num_classes < 2:
             raise ValueError(f"Expected num_classes of at least 2, got {num_classes}.")
         self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.ignore_index = as_label(ignore_index)
         for name in ("pixel_counts", "image_counts", "image_pixel_counts"):
             self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64, device="cpu"))
         for name in ("num_images", "num_pixels", "num_ignored"):
