@@ -62,16 +62,16 @@ class ClassRecorder:
         """
         if self._totals is None:
             return None
-        sums, counts = all_reduce_sum(self._totals, self.loss.process_group)
+        sums, counts = (all_reduce_sum(total, self.loss.process_group) for total in self._totals)
         parts = [sums / counts, self._weight, self._threshold]
         sizes = [0 if part is None else part.numel() for part in parts]
-        values: list[float] = torch.cat([p.double().flatten() for p in parts if p is not None]).tolist()
+        values: list[float] = torch.cat([p.flatten() for p in parts if p is not None]).tolist()
         self._forget()
         threshold = values[-1] if sizes[2] else None
         return Report(values[: sizes[0]], values[sizes[0] : sizes[0] + sizes[1]], threshold)
 
     def _forget(self) -> None:
-        self._totals: Tensor | None = None  # sums of cross-entropy and counts of pixels, (2, C), float64
+        self._totals: tuple[Tensor, Tensor] | None = None  # of cross-entropy and of pixels, (C,)
         self._weight: Tensor | None = None
         self._threshold: Tensor | None = None
 
@@ -89,8 +89,9 @@ class ClassRecorder:
         logits = logits_for(input.detach(), target, loss.upsample, loss.align_corners)
         pixel_loss = pixel_cross_entropy(logits, target, keep)
         sums = class_sums(pixel_loss, target, keep, input.shape[1])
-        totals = torch.stack([sums, class_counts(target, keep, input.shape[1]).double()])
-        self._totals = totals if self._totals is None else self._totals + totals
+        counts = class_counts(target, keep, input.shape[1])
+        former = self._totals or (torch.zeros_like(sums), torch.zeros_like(counts))
+        self._totals = former[0] + sums, former[1] + counts
         if isinstance(loss, DyCELoss):
             self._record_mining(loss, pixel_loss, target, keep, input.shape[1])
         else:
@@ -111,11 +112,10 @@ class ClassRecorder:
         self._threshold = torch.where(hard, pixel_loss, torch.inf).amin()
         count = all_reduce_sum(class_counts(target, hard, num_classes), loss.process_group)
         total = count.sum()
-        coefficient = inverse_power(count, 1 - loss.omega)
-        normalizer = (
-            total.double() ** loss.omega if loss.normalize == "paper" else (coefficient * count).sum()
-        )
-        self._weight = coefficient * total / normalizer.clamp(min=torch.finfo(torch.float64).tiny)
+        coefficient = inverse_power(count, 1 - loss.omega, pixel_loss.dtype)
+        power = total.to(pixel_loss.dtype) ** loss.omega
+        normalizer = power if loss.normalize == "paper" else (coefficient * count).sum()
+        self._weight = coefficient * total / normalizer.clamp(min=torch.finfo(normalizer.dtype).tiny)
 
 
 def _call(input: Tensor, target: Tensor, **_: Any) -> tuple[Tensor, Tensor]:

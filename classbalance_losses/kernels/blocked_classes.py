@@ -53,17 +53,17 @@ def per_pixel(class_value: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     return value
 
 
-def row_sums(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the sum of each row of (R, P), (R,) in ``dtype``, to which torch's sum would convert them all at once."""
-    return torch.stack([_sum(row, dtype) for row in values])
+def row_counts(keep: Tensor) -> Tensor:
+    """Return how many of each row of a mask (R, P) are set, (R,); torch's sum would convert them all at once."""
+    return torch.stack([_count(row) for row in keep])
 
 
-def _sum(values: Tensor, dtype: torch.dtype) -> Tensor:
-    if numba_threads.can_compile() and values.dtype == torch.bool:
+def _count(keep: Tensor) -> Tensor:
+    if numba_threads.can_compile():
         from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
 
-        return numba_maps.count(values)
-    return torch.stack([part.sum(dtype=dtype) for (part,) in _ranges(values)]).sum()
+        return numba_maps.count(keep)
+    return torch.stack([part.sum() for (part,) in _ranges(keep)]).sum()
 
 
 def _ranges(*values: Tensor) -> Iterator[tuple[Tensor, ...]]:

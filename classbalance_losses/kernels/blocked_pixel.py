@@ -67,7 +67,7 @@ def sum_over_errors(
         error.scatter_add_(1, index, error.new_full((), -1).expand(index.shape))
         error.masked_fill_(~block.of(kept), 0)
         total = total + function(error, *(None if values is None else block.of(values) for values in rows))
-    return total
+    return total.to(accumulation_dtype(input.dtype))
 
 
 def exp_(x: Tensor) -> Tensor:

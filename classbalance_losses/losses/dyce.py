@@ -67,8 +67,8 @@ def dyce_loss(
         loss, keep, fraction=hard_fraction, min_kept=min_kept, scope=scope, process_group=process_group
     )
     count = all_reduce_sum(class_counts(target, hard, input.shape[1]), process_group)  # f_c
-    coefficient = inverse_power(count, 1 - omega)  # f_c^-(1-ω)
-    normalizer = count.sum().double() ** omega if normalize == "paper" else (coefficient * count).sum()
+    coefficient = inverse_power(count, 1 - omega, loss.dtype)  # f_c^-(1-ω)
+    normalizer = count.sum().to(loss.dtype) ** omega if normalize == "paper" else (coefficient * count).sum()
 
     weight = per_pixel(coefficient, target, hard, loss.dtype)
     weighted = scaled(loss, weight, kept_weight(pixel_weight, keep, loss.dtype))

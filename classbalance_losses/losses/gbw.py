@@ -56,7 +56,7 @@ class Programme(NamedTuple):
         check_choice("solver", self.solver, ("projection", "cvxpy"))
 
     def solve(self, pixels: Pixels) -> Tensor:
-        """Return v (C,) in float64 for one batch."""
+        """Return v (C,) for one batch."""
         norms = squared_norms(pixels, self.gradient)
         present = pixels.n > 0
         if self.solver == "cvxpy":
@@ -234,7 +234,7 @@ def _prepare(
 def _weigh(loss: Tensor, pixels: Pixels, class_weight: Tensor, apply: str, reduction: str) -> Tensor:
     """Return the loss under given class weights v (C,)."""
     if apply == "class":
-        class_weight = class_weight * inverse_power(pixels.n, 1)  # v_c / n_c
+        class_weight = class_weight * inverse_power(pixels.n, 1, loss.dtype)  # v_c / n_c
     weight = per_pixel(class_weight, pixels.target, pixels.keep, loss.dtype)
     weighted = scaled(loss, weight, pixels.weight)
     # Equation 2 is a sum of class means: its division is in the weights already.

@@ -143,7 +143,7 @@ def pull_loss(
         else:
             away = check_negatives(queries, prototypes, negatives, negative_mask)
             loss = contrast(query, keys, away, negative_mask, labels, keep, temperature)
-        weight = pair_weight(labels, keep, class_weight, pair_reduction, process_group)
+        weight = pair_weight(labels, keep, class_weight.to(dtype), pair_reduction, process_group)
         total = (loss * per_pixel(weight, labels, keep, dtype)).sum()
     return joined_value(total, process_group)
 

@@ -49,8 +49,8 @@ def pixel_frequency_weights(pixel_counts: Numbers, *, power: float = 1.0) -> Ten
     check_range("power", power, 0)
     pixel_counts = as_numbers("pixel_counts", pixel_counts)
     count = _class_vector("pixel_counts", pixel_counts)
-    weight = inverse_power(count, power) * (count.sum() / count.numel()) ** power
-    return weight.to(_result_dtype(pixel_counts))
+    mean = count.sum() / count.numel()
+    return torch.where(count > 0, (mean / count) ** power, 0)
 
 
 def median_frequency_weights(
@@ -84,9 +84,8 @@ def median_frequency_weights(
                 f"Expected image_pixel_counts of the shape of pixel_counts, {tuple(count.shape)}, "
                 f"got {tuple(image_pixel_counts.shape)}."
             )
-        frequency = count / torch.where(count > 0, image_pixel_counts.detach(), 1)
-    weight = torch.where(count > 0, (_median(frequency, count > 0) / frequency) ** power, 0)
-    return weight.to(_result_dtype(pixel_counts))
+        frequency = count / torch.where(count > 0, image_pixel_counts.detach().to(count.dtype), 1)
+    return torch.where(count > 0, (_median(frequency, count > 0) / frequency) ** power, 0)
 
 
 def image_frequency_weights(image_counts: Numbers, num_images: int | Tensor) -> Tensor:
@@ -106,8 +105,8 @@ def image_frequency_weights(image_counts: Numbers, num_images: int | Tensor) -> 
         ValueError: ``image_counts`` is not one-dimensional.
     """
     image_counts = as_numbers("image_counts", image_counts)
-    weight = inverse_power(_class_vector("image_counts", image_counts), 1.0) * num_images
-    return weight.to(_result_dtype(image_counts))
+    count = _class_vector("image_counts", image_counts)
+    return torch.where(count > 0, num_images / count, 0).to(count.dtype)
 
 
 def imagewise_frequency_weights(prediction_counts: Numbers, *, alpha: float = 0.2) -> Tensor:
@@ -132,9 +131,10 @@ def imagewise_frequency_weights(prediction_counts: Numbers, *, alpha: float = 0.
     if prediction_counts.ndim != 2:
         raise ValueError(f"Expected prediction_counts of shape (N, C), got {tuple(prediction_counts.shape)}.")
     check_range("alpha", alpha, 0, 1)
-    count = prediction_counts.detach().double()
-    weight = inverse_power(count, alpha) * inverse_power(count.sum(1, keepdim=True), 1 - alpha)
-    return weight.to(_result_dtype(prediction_counts))
+    count = prediction_counts.detach()
+    dtype = _result_dtype(count)
+    of_image = inverse_power(count.sum(1, keepdim=True, dtype=dtype), 1 - alpha, dtype)
+    return inverse_power(count, alpha, dtype) * of_image
 
 
 def effective_number_weights(pixel_counts: Numbers, *, beta: float = 0.9999) -> Tensor:
@@ -162,8 +162,7 @@ def effective_number_weights(pixel_counts: Numbers, *, beta: float = 0.9999) -> 
     # 1 − β^n by expm1 keeps its digits where β^n rounds to 1; the factor 1 − β cancels in the scaling.
     effective = count if beta == 1 else -torch.expm1(count * log_beta)
     weight = torch.where(count > 0, 1 / effective, 0)
-    weight = weight * (count > 0).sum() / torch.where((count > 0).any(), weight.sum(), 1)
-    return weight.to(_result_dtype(pixel_counts))
+    return weight * (count > 0).sum() / torch.where((count > 0).any(), weight.sum(), 1)
 
 
 def loss_based_weights(class_loss: Numbers, *, regularization: float = 1.0) -> Tensor:
@@ -185,7 +184,7 @@ def loss_based_weights(class_loss: Numbers, *, regularization: float = 1.0) -> T
     """
     class_loss = as_numbers("class_loss", class_loss)
     loss = _class_vector("class_loss", class_loss)
-    return solve_class_weights(loss, regularization=regularization).to(_result_dtype(class_loss))
+    return solve_class_weights(loss, regularization=regularization)
 
 
 def curriculum_weights(
@@ -217,7 +216,7 @@ def curriculum_weights(
     loss = _class_vector("class_loss", class_loss)
     difficulty = torch.where(loss.isnan(), math.inf, loss if order == "easy_first" else -loss)
     rank = difficulty.argsort(stable=True).argsort()
-    return ((rank < num_active) & ~loss.isnan()).to(_result_dtype(class_loss))
+    return ((rank < num_active) & ~loss.isnan()).to(loss.dtype)
 
 
 def _median(value: Tensor, present: Tensor) -> Tensor:
@@ -234,7 +233,7 @@ def _class_vector(name: str, value: Tensor) -> Tensor:
         raise ValueError(
             f"Expected {name} of shape (C,), one number for each class, got {tuple(value.shape)}.{remedy}"
         )
-    return value.detach().double()
+    return value.detach().to(_result_dtype(value))
 
 
 def _result_dtype(value: Tensor) -> torch.dtype:

@@ -9,6 +9,8 @@ from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_classes
 from classbalance_losses.kernels.numba_threads import MAY_COMPILE
 
+_BLOCK = 1 << 9  # pixels that are added one after the other
+
 
 def blocked_from(*, has_loop: bool) -> int:
     """Return the pixels from which blocks were measured to be quicker: sooner, if numba may compile a loop for them."""
@@ -31,21 +33,26 @@ def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
 
 
 def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
-    """Return the sum of ``value`` over the kept pixels of each class, (C,).
+    """Return the sum of ``value`` over the kept pixels of each class, (C,), in float32 or, for float64, float64.
 
-    Summed in float64: a million float32 additions in a row would lose the last three digits.
+    Summed in two stages, a block of pixels at a time: a million float32 additions in a row would lose the last three
+    digits, and not every device has float64.
     """
+    dtype = torch.promote_types(value.dtype, torch.float32)
     backend = backend_for(value, blocked_from=blocked_from(has_loop=value.dtype == torch.float32))
     if backend == "triton" and value.dtype == torch.float32:
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 
         sums: Tensor = triton_select.class_sums(value.detach(), target, keep, num_classes)
-        return sums
+        return sums.to(dtype)
     if backend == "blocked":
-        return blocked_classes.class_sums(value.detach(), target, keep, num_classes)
-    index = torch.where(keep, target, 0).flatten()
-    zeros = torch.zeros(num_classes, dtype=torch.float64, device=value.device)
-    return zeros.scatter_add(0, index, torch.where(keep, value.detach(), 0).flatten().double())
+        return blocked_classes.class_sums(value.detach(), target, keep, num_classes).to(dtype)
+    blocks = -(-target.numel() // _BLOCK)
+    block = torch.arange(target.numel(), dtype=torch.int64, device=value.device) // _BLOCK
+    place = block * num_classes + torch.where(keep, target, 0).flatten()
+    zeros = torch.zeros(blocks * num_classes, dtype=dtype, device=value.device)
+    sums = zeros.scatter_add(0, place, torch.where(keep, value.detach(), 0).flatten().to(dtype))
+    return sums.view(blocks, num_classes).sum(0)
 
 
 def class_vector_sums(vectors: Tensor, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:

@@ -84,7 +84,7 @@ def gather_pixels(
 
 
 def squared_norms(pixels: Pixels, reading: str) -> Tensor:
-    """Return g (C,) in float64 for one of ``READINGS``; 0 for an absent class in all but "official"."""
+    """Return g (C,) in the loss's dtype for one of ``READINGS``; 0 for an absent class in all but "official"."""
     return _READINGS[reading](pixels)
 
 
@@ -103,12 +103,13 @@ def _class_logits(pixels: Pixels) -> Tensor:
 
 def _official(pixels: Pixels) -> Tensor:
     # The released code's norm of logit channel c, all pixels' included: Σ_i δ_ic² / (n_{y_i} + 1)².
-    share = per_pixel((pixels.n + 1).double() ** -2, pixels.target, pixels.keep, torch.float64)
+    dtype = pixels.loss.dtype
+    share = per_pixel((pixels.n + 1).to(dtype) ** -2, pixels.target, pixels.keep, dtype)
     return pixels.sum_over_errors(_channel_squares, share.unsqueeze(1))
 
 
 def _channel_squares(error: Tensor, share: Tensor) -> Tensor:
-    return (error.double().square() * share).sum((0, 2))
+    return (error.square() * share).sum((0, 2))
 
 
 def _bias(pixels: Pixels) -> Tensor:
@@ -146,7 +147,7 @@ def _class_products(
         for c in range(error.shape[1]):
             own = torch.where(target == c, error, 0)
             products.append(own.sum((0, 2)) if features is None else (own @ features.mT).sum(0))
-    return torch.stack(products).double()
+    return torch.stack(products)
 
 
 _READINGS = {

@@ -11,7 +11,7 @@ from classbalance_losses._validate import check_choice, check_range
 
 
 def project_to_simplex(point: Tensor, total: Tensor | float, mask: Tensor | None = None) -> Tensor:
-    r"""Return the nearest v to ``point`` (C,) with v >= 0 and sum v = ``total``, in float64.
+    r"""Return the nearest v to ``point`` (C,) with v >= 0 and sum v = ``total``, in its dtype.
 
     With ``mask`` (C,) only the masked entries take part, and the others are 0. The answer is
     :math:`v_c = \max(0, u_c - \tau)`; with u sorted in descending order,
@@ -19,14 +19,14 @@ def project_to_simplex(point: Tensor, total: Tensor | float, mask: Tensor | None
     :math:`u_{(r)} > (\sum_{j \le r} u_{(j)} - s) / r`
     (Held, Wolfe, Crowder 1974; Duchi et al., ICML 2008). O(C log C), on the device, without synchronising.
     """
-    u = point.double()
-    if mask is not None:
-        u = torch.where(mask, u, -torch.inf)
+    u = point if mask is None else torch.where(mask, point, -torch.inf)
     # The projection does not change when all of u moves; with its largest entry at 0 nothing cancels.
     u = u - u.max()
     ordered = u.sort(descending=True).values
     rank = torch.arange(1, u.shape[0] + 1, dtype=torch.int64, device=u.device)
-    tau = (ordered.cumsum(0) - total) / rank
+    # The sums of the first r; cumsum of floats is what CUDA refuses where algorithms have to be deterministic.
+    sums = torch.where(rank.unsqueeze(1) >= rank, ordered, 0).sum(1)
+    tau = (sums - total) / rank
     support = (ordered > tau).sum(0, keepdim=True)
     # The support is empty only where u is NaN (nothing is masked in, or the logits were): NaN is then the answer.
     return (u - tau.gather(0, (support - 1).clamp(min=0))).clamp(min=0)
@@ -77,8 +77,9 @@ def solve_class_weights(
     total = float(squared_norms.shape[0]) if total is None else total
     check_range("total", total, 0, open_low=True)
     norms = squared_norms.detach()
+    wide = norms.to(torch.promote_types(norms.dtype, torch.float32))
     if solver == "projection" and regularization is not None:
-        weights = project_to_simplex(norms.double() / (2 * regularization), total)
+        weights = project_to_simplex(wide / (2 * regularization), total)
     else:
         weights = solve_with_cvxpy(norms, regularization, total, quadratic)
     return weights.to(norms.dtype)
@@ -101,10 +102,10 @@ def solve_with_cvxpy(
 ) -> Tensor:
     """Solve the programme as printed, on the host, in float64."""
     cvxpy = import_cvxpy()
-    g = norms.double().cpu().numpy()
+    g = norms.cpu().double().numpy()
     v = cvxpy.Variable(len(g))
     if quadratic is not None:
-        penalty = cvxpy.quad_form(v, quadratic.detach().double().cpu().numpy())
+        penalty = cvxpy.quad_form(v, quadratic.detach().cpu().double().numpy())
     else:
         penalty = 0.0 if regularization is None else regularization * cvxpy.sum_squares(v)
     problem = cvxpy.Problem(cvxpy.Minimize(penalty - g @ v), [v >= 0, cvxpy.sum(v) == total])
@@ -112,7 +113,7 @@ def solve_with_cvxpy(
     if problem.status != "optimal":
         raise RuntimeError(f"cvxpy did not solve the class-weight programme: status {problem.status!r}.")
     solution = torch.as_tensor(v.value, dtype=torch.float64, device="cpu")
-    return solution.clamp(min=0).to(norms.device, norms.dtype)
+    return solution.clamp(min=0).to(norms.dtype).to(norms.device)
 
 
 def import_cvxpy() -> Any:

@@ -88,7 +88,7 @@ def class_confidence(
     ignore_index: int = -100,
     process_group: ProcessGroup = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return each class's mean confidence (C,) in float64, 0 where absent, and the mask (C,) of the present.
+    """Return each class's mean confidence (C,), 0 where absent, and the mask (C,) of the present.
 
     Labels outside [0, C) are skipped, as is ``ignore_index``.
     """

@@ -29,13 +29,13 @@ def reduce_loss(
 
 
 def row_sums(values: Tensor) -> Tensor:
-    """Return the sum of each row of (R, P), (R,), in float64 or int64; a mask counts as 0 and 1."""
-    dtype = torch.float64 if values.is_floating_point() else torch.int64
-    if values.numel() and backend_for(values, blocked_from=_BLOCKED_FROM) == "blocked":
-        return blocked_classes.row_sums(values, dtype)
-    return values.sum(1, dtype=dtype)
+    """Return the sum of each row of (R, P), (R,), in its dtype; a mask counts as 0 and 1, in int64."""
+    is_mask = values.dtype == torch.bool
+    if is_mask and values.numel() and backend_for(values, blocked_from=_BLOCKED_FROM) == "blocked":
+        return blocked_classes.row_counts(values)
+    return values.sum(1)
 
 
 def global_sum(value: Tensor, process_group: ProcessGroup) -> Tensor:
-    """Return the sum of all entries of ``value`` over all ranks, as a constant in float64 or int64."""
+    """Return the sum of all entries of ``value`` over all ranks, as a constant in its dtype; a mask's in int64."""
     return all_reduce_sum(row_sums(value.detach().reshape(1, -1))[0], process_group)

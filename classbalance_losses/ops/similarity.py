@@ -147,9 +147,12 @@ def _contrast_of_a_class(
 def pair_weight(
     labels: Tensor, keep: Tensor, class_weight: Tensor, pair_reduction: str, process_group: ProcessGroup
 ) -> Tensor:
-    """Return the factor (C,) on each pair of a class: w* / C, over the class's pairs for their mean."""
+    """Return the factor (C,) on each pair of a class, w* / C, over the class's pairs for their mean.
+
+    ``class_weight`` in the dtype of the loss.
+    """
     num_classes = class_weight.shape[0]
-    weight = class_weight.detach().double() / num_classes
+    weight = class_weight.detach() / num_classes
     if pair_reduction == "sum":
         return weight
     count = all_reduce_sum(class_counts(labels, keep, num_classes), process_group)

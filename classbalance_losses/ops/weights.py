@@ -11,9 +11,9 @@ from classbalance_losses.kernels import blocked_classes
 from classbalance_losses.ops.counts import blocked_from
 
 
-def inverse_power(count: Tensor, exponent: float) -> Tensor:
-    """Return ``count ** -exponent`` (C,) in float64, and 0 for an absent class, whatever the exponent."""
-    return torch.where(count > 0, count.double() ** -exponent, 0)
+def inverse_power(count: Tensor, exponent: float, dtype: torch.dtype) -> Tensor:
+    """Return ``count ** -exponent`` (C,) in ``dtype``, and 0 for an absent class, whatever the exponent."""
+    return torch.where(count > 0, count.to(dtype) ** -exponent, 0)
 
 
 def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:

@@ -221,7 +221,7 @@ class _LossEstimator(ClassWeightEstimator):
     ) -> Tensor:
         """Return the weights (C,), constant, in the dtype of ``pixel_loss``."""
         sums = class_sums(pixel_loss, target, keep, num_classes)
-        counts = class_counts(target, keep, num_classes).double()
+        counts = class_counts(target, keep, num_classes).to(sums.dtype)
         total, count = all_reduce_sum(torch.stack([sums, counts]), process_group)
         mean = total / count
         if self.momentum is not None:

@@ -110,8 +110,8 @@ class ClassStatistics(nn.Module):
 
     @property
     def pixel_shares(self) -> Tensor:
-        """Share of each class in the valid pixels, (C,) of float64; all 0 where nothing has been counted."""
-        return self.pixel_counts / self.num_pixels.double().clamp(min=1)
+        """Share of each class in the valid pixels, (C,) of float32; all 0 where nothing has been counted."""
+        return self.pixel_counts / self.num_pixels.float().clamp(min=1)
 
     def weights(self, scheme: str, **options: float) -> Tensor:
         """Return class weights for ``WeightedCrossEntropyLoss`` or ``FocalLoss(alpha=...)``.
