@@ -368,13 +368,13 @@ def test_maps(maps: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPat
         blocked_classes.class_counts(label, keep, 5),
         blocked_classes.class_sums(value, label, keep, 5),
         blocked_classes.per_pixel(weight, label, keep),
-        blocked_classes.row_sums(keep.unsqueeze(0), torch.int64),
+        blocked_classes.row_counts(keep.unsqueeze(0)),
     )
     monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
     assert torch.equal(count, blocked_classes.class_counts(label, keep, 5))
     close(mean, blocked_classes.class_sums(value, label, keep, 5).numpy())
     assert torch.equal(spread, blocked_classes.per_pixel(weight, label, keep))
-    assert torch.equal(kept, blocked_classes.row_sums(keep.unsqueeze(0), torch.int64))
+    assert torch.equal(kept, blocked_classes.row_counts(keep.unsqueeze(0)))
 
 
 def test_labels_of_any_integer_type(maps: tuple[Tensor, Tensor, Tensor]) -> None:
