@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 import torch.distributed as dist
 from torch import Tensor
+
+from classbalance_losses._recompute import first_time
 
 if TYPE_CHECKING or dist.is_available():
     from torch.distributed import ProcessGroup as _ProcessGroup
@@ -16,6 +19,54 @@ else:
 
 
 ProcessGroup = _ProcessGroup | Literal["world"] | None
+
+
+class HeldGroup:
+    """A group object as a module holds it: copies share it, and a pickle names it by its ranks.
+
+    Unpickled, it is the same group where this process has it still, the world where its ranks are the world's, and
+    an error that says so elsewhere, once it is asked for. Where no process group is up there is none to ask for.
+    """
+
+    def __init__(self, group: _ProcessGroup) -> None:
+        self._group: _ProcessGroup | None = group
+        self.name: str = group.group_name
+        self.ranks = tuple(dist.get_process_group_ranks(group))
+        _held[self.name, self.ranks] = self
+
+    @property
+    def group(self) -> _ProcessGroup | None:
+        """The group, or ``None`` where this process stands alone.
+
+        Raises:
+            RuntimeError: it was unpickled in another process, and is not that process's world.
+        """
+        if self._group is None and dist.is_available() and dist.is_initialized():
+            if list(self.ranks) != dist.get_process_group_ranks(dist.group.WORLD):
+                raise RuntimeError(
+                    f"This loss was pickled with a process group of ranks {list(self.ranks)}, which this process does "
+                    f"not have. Assign one: loss.process_group = torch.distributed.new_group({list(self.ranks)})."
+                )
+            self._group = dist.group.WORLD
+        return self._group
+
+    def __deepcopy__(self, memo: object) -> HeldGroup:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found, (self.name, self.ranks)
+
+
+_held: WeakValueDictionary[tuple[str, tuple[int, ...]], HeldGroup] = WeakValueDictionary()
+
+
+def _found(name: str, ranks: tuple[int, ...]) -> HeldGroup:
+    """Unpickle a group."""
+    known = _held.get((name, ranks))
+    if known is None:
+        known = HeldGroup.__new__(HeldGroup)
+        known._group, known.name, known.ranks = None, name, ranks
+    return known
 
 
 def resolve(process_group: ProcessGroup) -> _ProcessGroup | None:
@@ -32,10 +83,17 @@ def world_size(process_group: ProcessGroup) -> int:
 
 
 def all_reduce_sum(tensor: Tensor, process_group: ProcessGroup) -> Tensor:
-    """Return the sum of ``tensor`` over the ranks of the group, without touching the argument."""
+    """Return the sum of ``tensor`` over the ranks of the group, without touching the argument.
+
+    A recomputation takes the sum that its call had.
+    """
     group = resolve(process_group)
     if group is None:
         return tensor
+    return first_time(group, tensor, lambda: _reduced(tensor, group))
+
+
+def _reduced(tensor: Tensor, group: _ProcessGroup) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total, group=group)
     return total

@@ -328,7 +328,9 @@ def test_logarithm() -> None:
 def test_log1p() -> None:
     x = np.concatenate([np.geomspace(1e-37, 5000, 400_000), np.linspace(0.3, 3, 200_000)]).astype(np.float32)
     got = _evaluated(numba_math.log1p, x, np.float32).astype(np.float64)
-    assert _units(got, np.log1p(x.astype(np.float64))) < 1.5  # at 1 + x > √2: the difference of ln 2 and its half
+    assert (
+        _units(got, np.log1p(x.astype(np.float64))) < 1.5
+    )  # at 1 + x > √2: the difference of ln 2 and its half
     edges = np.array([0, np.nan], np.float32)
     np.testing.assert_array_equal(_evaluated(numba_math.log1p, edges, np.float32), edges)
 

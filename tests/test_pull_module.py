@@ -128,7 +128,7 @@ def test_state_survives_saving_in_mid_training() -> None:
         run(first, batch(seed))
     second = module()
     second.load_state_dict(first.state_dict())
-    assert set(first.state_dict()) == {"class_confidence", "class_weight"}
+    assert set(first.state_dict()) == {"class_confidence", "class_weight", "seen"}
     for seed in range(3, 6):
         torch.testing.assert_close(run(first, batch(seed)), run(second, batch(seed)), rtol=0, atol=0)
 

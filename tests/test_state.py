@@ -1,4 +1,4 @@
-"""State is in buffers: saved and restored in mid-training, copied, pickled, moved."""
+"""State is saved and restored in mid-training, copied, pickled, moved."""
 
 from __future__ import annotations
 
@@ -143,11 +143,23 @@ def test_gbw_in_evaluation_stores_nothing() -> None:
     assert torch.equal(weights(loss, b), before)
 
 
-def test_gbw_refuses_another_number_of_classes() -> None:
-    loss = GBWLoss()
+def test_gbw_with_momentum_refuses_another_number_of_classes() -> None:
+    loss = GBWLoss(momentum=0.9)
     loss(torch.randn(3, 5), torch.tensor([0, 1, 2]))
-    with pytest.raises(ValueError, match=r"\(4,\).*\(5,\)"):
+    with pytest.raises(ValueError, match=r"followed 5 classes, the batch has 4.*reset\(\)"):
         loss(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    loss.reset()
+    loss(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    assert loss.class_weight.shape == (4,)
+
+
+def test_gbw_without_momentum_has_no_number_of_classes() -> None:
+    loss = GBWLoss()
+    for classes in (5, 4):
+        loss(torch.randn(3, classes), torch.tensor([0, 1, 2]))
+        assert loss.class_weight.shape == (classes,)
+    assert not loss.state_dict()
+    assert not list(loss.buffers())
 
 
 def test_earlier_losses_can_still_be_differentiated() -> None:
@@ -175,5 +187,7 @@ def test_a_cast_model_carries_its_loss_along(dtype: torch.dtype) -> None:
 
 
 def test_sequential_state_dict_has_the_losss_keys() -> None:
-    model = nn.ModuleDict({"loss": WeightedCrossEntropyLoss(torch.ones(3)), "gbw": GBWLoss()})
-    assert {"loss.weight", "gbw.class_weight"} <= set(model.state_dict())
+    model = nn.ModuleDict(
+        {"loss": WeightedCrossEntropyLoss(torch.ones(3)), "gbw": GBWLoss(momentum=0.9, num_classes=3)}
+    )
+    assert set(model.state_dict()) == {"loss.weight", "gbw.class_weight", "gbw.seen"}

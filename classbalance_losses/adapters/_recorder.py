@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._recompute import is_recomputation
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.losses.dyce import DyCELoss
 from classbalance_losses.losses.focal import FocalLoss
@@ -79,11 +80,13 @@ class ClassRecorder:
         if estimator.training:
             self._weight = weight.detach()
 
-    @torch.no_grad()
     def _record(self, loss: PixelLoss, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
-        if not loss.training:
-            return
-        input, target = _call(*args, **kwargs)
+        # A validation on one rank must not wait for the others, nor a recomputation count twice.
+        if loss.training and torch.is_grad_enabled() and not is_recomputation():
+            with torch.no_grad():
+                self._add(loss, *_call(*args, **kwargs))
+
+    def _add(self, loss: PixelLoss, input: Tensor, target: Tensor) -> None:
         target = long_target(target)
         keep = valid_pixels(target, loss.ignore_index)
         logits = logits_for(input.detach(), target, loss.upsample, loss.align_corners)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from classbalance_losses._distributed import all_reduce_sum, world_size
 from classbalance_losses.losses._base import PixelLoss
 
 TRAINER_IGNORES = -100  # what transformers.Trainer leaves out when it counts num_items_in_batch
@@ -22,6 +23,13 @@ class ComputeLoss:
     batches of the optimizer step, on all processes; the Trainer itself does not divide such a loss by its
     accumulation steps. So the step's loss is the mean of its batches' losses, each weighted by its labels.
     Where the mean runs over valid pixels and the ignored ones are -100, that is the joined batch's loss.
+
+    A loss with a ``process_group`` has the mean and the gradient of the ranks' joined batch already. n counts the
+    labels of all its G ranks then, and the result is divided by G, for the Trainer multiplies by its processes:
+
+    .. math:: L = \frac{1}{G} L_{joined} \cdot \frac{n_{joined}}{n_{items}}
+
+    Both need ``average_tokens_across_devices=True``, the Trainer's default: else n_items is of one process alone.
 
     SegFormer's logits have a quarter of the labels' size: give the loss ``upsample="linear"``, which interpolates
     them without storing them. The loss follows the logits to their device. Its state (class weights and counts)
@@ -64,7 +72,9 @@ class ComputeLoss:
         loss: Tensor = self.loss(logits, labels)
         if num_items_in_batch is None:
             return loss
-        return loss * ((labels != TRAINER_IGNORES).sum() / _at_least_one(num_items_in_batch))
+        group = self.loss.joined_group
+        count = all_reduce_sum((labels != TRAINER_IGNORES).sum(), group)
+        return loss * (count / (_at_least_one(num_items_in_batch) * world_size(group)))
 
 
 def _logits(outputs: Any) -> Tensor:

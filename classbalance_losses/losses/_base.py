@@ -1,13 +1,15 @@
-"""What the modules share: the common options."""
+"""What the modules share: the common options, their process group, and class weights that are given."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._distributed import HeldGroup, ProcessGroup
 from classbalance_losses._validate import as_label, check_common, check_upsample
+from classbalance_losses.state.saved import Saved
 
 
 class Common(TypedDict):
@@ -20,7 +22,28 @@ class Common(TypedDict):
     process_group: ProcessGroup
 
 
-class FeatureLoss(nn.Module):
+class Loss(Saved):
+    """Base of all losses: holds the process group, and says when a call may use it."""
+
+    _group: HeldGroup | str | None = None
+
+    @property
+    def process_group(self) -> ProcessGroup:
+        """``None``, "world", or the group whose ranks' statistics are joined."""
+        return self._group.group if isinstance(self._group, HeldGroup) else self._group  # type: ignore[return-value]
+
+    @process_group.setter
+    def process_group(self, group: ProcessGroup) -> None:
+        check_common(-100, "mean", group)
+        self._group = group if group is None or isinstance(group, str) else HeldGroup(group)
+
+    @property
+    def joined_group(self) -> ProcessGroup:
+        """The process group in training with gradients on; else none, so that one rank can validate alone."""
+        return self.process_group if self.training and torch.is_grad_enabled() else None
+
+
+class FeatureLoss(Loss):
     """Base of the losses on features and embeddings, each with options of its own: shows them in its repr."""
 
     _shown: tuple[str, ...] = ()
@@ -30,7 +53,7 @@ class FeatureLoss(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._shown)
 
 
-class PixelLoss(nn.Module):
+class PixelLoss(Loss):
     """Base of the losses: stores the common options and shows the hyper-parameters in its repr."""
 
     _shown: tuple[str, ...] = ()
@@ -55,13 +78,13 @@ class PixelLoss(nn.Module):
 
     @property
     def common(self) -> Common:
-        """The common options as keywords for the functional twin."""
+        """The common options as keywords for the functional twin, for the call that is running."""
         return {
             "upsample": self.upsample,
             "align_corners": self.align_corners,
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
-            "process_group": self.process_group,
+            "process_group": self.joined_group,
         }
 
     def extra_repr(self) -> str:
@@ -69,3 +92,50 @@ class PixelLoss(nn.Module):
         upsampling = ("upsample", "align_corners") if self.upsample else ()
         names = (*self._shown, *upsampling, "ignore_index", "reduction")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+class VectorLoss(PixelLoss):
+    """Base of the losses that take a number for each class: given or assigned later, they are checked and saved."""
+
+    _vector: str  # the attribute
+
+    def _checked(self, value: Any) -> Any:
+        """Return what the attribute may hold, ``None`` or a tensor among it; a tensor becomes a buffer."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != self._vector:
+            super().__setattr__(name, value)
+            return
+        value = self._checked(value)
+        for store in (vars(self), self._buffers, self._parameters, self._modules):
+            store.pop(name, None)
+        if value is None or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter)):
+            self.register_buffer(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key, own = prefix + self._vector, getattr(self, self._vector)
+        saved = state_dict.get(key)
+        if own is None and saved is not None:  # assigned in training, as deferred re-weighting does
+            setattr(self, self._vector, saved)
+        elif isinstance(own, Tensor) and saved is not None and own.shape != saved.shape:
+            error_msgs.append(
+                f"size mismatch for {key}: the checkpoint has {saved.shape[-1]} classes, this {type(self).__name__} "
+                f"{len(own)}. Delete the entry from the state dict to keep its own, or set loss.{self._vector} = None "
+                "before loading to take the checkpoint's."
+            )
+            state_dict = {name: value for name, value in state_dict.items() if name != key}
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import check_call, check_range
 from classbalance_losses.kernels.blocked_forms import DualCrossEntropy
 from classbalance_losses.losses._base import PixelLoss
@@ -27,6 +28,7 @@ from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.weights import kept_weight, scaled
 
 
+@recomputable
 def dual_cross_entropy_loss(
     input: Tensor,
     target: Tensor,

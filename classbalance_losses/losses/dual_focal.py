@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import check_call, check_range
 from classbalance_losses.kernels.blocked_forms import DualFocal
 from classbalance_losses.losses._base import PixelLoss
@@ -29,6 +30,7 @@ from classbalance_losses.ops.shape import log_complement
 from classbalance_losses.ops.weights import kept_weight, scaled
 
 
+@recomputable
 def dual_focal_loss(
     input: Tensor,
     target: Tensor,

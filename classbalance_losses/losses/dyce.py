@@ -17,6 +17,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
+from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import (
     check_call,
     check_choice,
@@ -31,6 +32,7 @@ from classbalance_losses.ops.reduction import reduce_loss
 from classbalance_losses.ops.weights import inverse_power, kept_weight, per_pixel, scaled
 
 
+@recomputable
 def dyce_loss(
     input: Tensor,
     target: Tensor,

@@ -6,12 +6,13 @@ r"""Focal loss over the softmax (Lin et al., "Focal Loss for Dense Object Detect
 from __future__ import annotations
 
 from numbers import Real
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import (
     Numbers,
     as_class_vector,
@@ -20,7 +21,7 @@ from classbalance_losses._validate import (
     check_class_vector,
     check_range,
 )
-from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
@@ -28,6 +29,7 @@ from classbalance_losses.ops.shape import focal_modulated
 from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
 
 
+@recomputable
 def focal_loss(
     input: Tensor,
     target: Tensor,
@@ -93,7 +95,7 @@ def _checked_alpha(alpha: float | Numbers | None) -> float | Tensor | None:
     return as_class_vector("alpha", alpha)
 
 
-class FocalLoss(PixelLoss):
+class FocalLoss(VectorLoss):
     r"""Focal loss over the softmax: well-classified pixels fade as :math:`(1 - p_y)^\gamma` (Lin et al. 2017).
 
     .. math:: L = \frac{1}{N} \sum_i \alpha_{y_i} (1 - p_{i,y_i})^{\gamma}\, q_i\, \ell_i
@@ -108,7 +110,8 @@ class FocalLoss(PixelLoss):
 
     Args:
         gamma: γ ≥ 0.
-        alpha: ``None``, a number ≥ 0 (a tensor of one will do), or one number for each class, (C,).
+        alpha: ``None``, a number ≥ 0 (a tensor of one will do), or one number for each class, (C,). The attribute takes
+            the same later.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
@@ -128,6 +131,7 @@ class FocalLoss(PixelLoss):
     """
 
     _shown = ("gamma", "alpha")
+    _vector = "alpha"
     alpha: float | Tensor | None
 
     def __init__(
@@ -150,11 +154,10 @@ class FocalLoss(PixelLoss):
             process_group=process_group,
         )
         self.gamma = gamma
-        checked = _checked_alpha(alpha)
-        if isinstance(checked, Tensor):
-            self.register_buffer("alpha", checked)
-        else:
-            self.alpha = checked
+        setattr(self, self._vector, alpha)  # a sequence becomes a tensor
+
+    def _checked(self, value: Any) -> Any:
+        return _checked_alpha(value)
 
     def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
         """Return the loss of logits (N, C, *) against class indices (N, *)."""

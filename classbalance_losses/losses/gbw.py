@@ -14,20 +14,20 @@ Adaptation in Dense Prediction Visual Tasks", arXiv 2407.01327, equations 11 and
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._recompute import first_time, recomputable
 from classbalance_losses._validate import (
     check_call,
     check_choice,
-    check_class_vector,
     check_input_target,
     check_pixel_weight,
     check_range,
-    is_transformed,
 )
 from classbalance_losses._validate_features import check_last_layer_features
 from classbalance_losses.losses._base import PixelLoss
@@ -37,7 +37,7 @@ from classbalance_losses.ops.pixel import long_target, valid_pixels
 from classbalance_losses.ops.projection import project_to_simplex, solve_with_cvxpy
 from classbalance_losses.ops.reduction import reduce_loss
 from classbalance_losses.ops.weights import inverse_power, per_pixel, scaled
-from classbalance_losses.state.lazy import register_lazy_buffer
+from classbalance_losses.state.memory import Entry, Memory
 
 
 class Programme(NamedTuple):
@@ -77,6 +77,7 @@ def _solve_on_host(norms: Tensor, present: Tensor, programme: Programme) -> Tens
     return weights
 
 
+@recomputable
 def gbw_loss(
     input: Tensor,
     target: Tensor,
@@ -245,7 +246,7 @@ def _weigh(loss: Tensor, pixels: Pixels, class_weight: Tensor, apply: str, reduc
     )
 
 
-class GBWLoss(PixelLoss):
+class GBWLoss(Memory, PixelLoss):
     r"""Cross-entropy whose class weights solve a quadratic programme over class gradients, at every step.
 
     .. math::
@@ -273,7 +274,8 @@ class GBWLoss(PixelLoss):
         apply: "pixel" as above (released code); "class" for equation 2, :math:`\sum_c v_c m_c`.
         solver: "projection": exact, on the device, no synchronisation. "cvxpy": the QP as printed, on the host.
         momentum: m in [0, 1] for :math:`v \leftarrow m\, v_{\text{last}} + (1 - m)\, v`; the first batch has
-            its own weights. ``None``: every batch has its own.
+            its own weights. ``None``: every batch has its own, and nothing is remembered.
+        num_classes: C, which fixes the shape of what ``momentum`` remembers; ``None`` to take it from the first batch.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
@@ -282,8 +284,9 @@ class GBWLoss(PixelLoss):
         process_group: ``None`` for this process's statistics, "world" or a group for those of all its ranks.
 
     Attributes:
-        class_weight: the weights last used in training, (C,), a buffer; empty before the first call. In
-            evaluation mode, and inside ``torch.func`` transforms, nothing is stored.
+        class_weight: the weights last used in training, (C,), float32; before the first call empty or, with
+            ``momentum`` and ``num_classes``, ones. Without ``momentum`` it is there to be read and is not saved.
+        seen: with ``momentum``, the number of training batches in ``class_weight``, 0-dim.
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
@@ -302,6 +305,7 @@ class GBWLoss(PixelLoss):
 
     _shown = ("regularization", "gradient", "classes", "apply_to", "solver", "momentum")
     class_weight: Tensor
+    seen: Tensor
 
     def __init__(
         self,
@@ -312,6 +316,7 @@ class GBWLoss(PixelLoss):
         apply: str = "pixel",
         solver: str = "projection",
         momentum: float | None = None,
+        num_classes: int | None = None,
         upsample: str | None = None,
         align_corners: bool = False,
         ignore_index: int = -100,
@@ -336,8 +341,23 @@ class GBWLoss(PixelLoss):
         self.apply_to = apply  # `apply` is a method of every nn.Module
         self.solver = solver
         self.momentum = momentum
-        register_lazy_buffer(self, "class_weight")
+        self.num_classes = num_classes
+        if momentum is None:
+            self._remember(num_classes)
+        else:
+            self._remember(
+                num_classes,
+                class_weight=Entry((None,), torch.float32, initial=1.0),
+                seen=Entry((), torch.int64),
+            )
 
+    def reset(self) -> None:
+        """Forget every batch; without ``num_classes`` the next one may have another number of classes."""
+        super().reset()
+        if self.momentum is None:
+            self.class_weight = torch.empty(0, dtype=torch.float32, device="cpu")
+
+    @recomputable
     def forward(
         self,
         input: Tensor,
@@ -351,22 +371,26 @@ class GBWLoss(PixelLoss):
         check_last_layer_features(features, input, self.gradient)
         logits = logits_for(input, target, self.upsample, self.align_corners)
         loss, pixels = _prepare(
-            logits, target, self.gradient, pixel_weight, features, self.ignore_index, self.process_group
+            logits, target, self.gradient, pixel_weight, features, self.ignore_index, self.joined_group
         )
         programme = Programme(self.regularization, self.gradient, self.classes, self.solver)
-        class_weight = self._smoothed(programme.solve(pixels))
+        class_weight = self._smoothed(programme.solve(pixels), pixels)
         return _weigh(loss, pixels, class_weight, self.apply_to, self.reduction)
 
-    def _smoothed(self, class_weight: Tensor) -> Tensor:
-        """Blend a batch's weights into the stored ones, and store the result in training."""
-        known = self.class_weight.numel() > 0
-        if known:
-            check_class_vector("input's weights", self.class_weight, class_weight.shape[0])
-        if self.momentum is not None and known:
-            class_weight = self.momentum * self.class_weight + (1 - self.momentum) * class_weight
-        if self.training and not is_transformed(class_weight):
-            if known:
-                self.class_weight.copy_(class_weight)
-            else:
-                self.class_weight = class_weight.to(self.class_weight.dtype, copy=True)
-        return class_weight
+    def _smoothed(self, own: Tensor, pixels: Pixels) -> Tensor:
+        """Blend a batch's own weights with the remembered ones."""
+        if self.momentum is None:
+            if self._moves():
+                self.class_weight = own.to(torch.float32, copy=True)
+            return own
+        total = torch.where(pixels.keep, pixels.loss, 0).sum().to(own.dtype)
+        blend = partial(self._blended, own, total, self.momentum, pixels.process_group)
+        return first_time(self, torch.cat([own, total.view(1)]), blend)
+
+    def _blended(self, own: Tensor, total: Tensor, momentum: float, process_group: ProcessGroup) -> Tensor:
+        finite = total.isfinite() & own.isfinite().all()
+        recalled = self._recall(own.shape[0], finite, process_group)
+        last, seen = recalled.values["class_weight"], recalled.values["seen"]
+        mixed = torch.where(seen > 0, momentum * last + (1 - momentum) * own, own)
+        self._keep(recalled, class_weight=mixed, seen=seen + 1)
+        return torch.where(recalled.finite | (seen == 0), mixed, last)

@@ -12,10 +12,13 @@ No code by the authors could be found: what the paper leaves open is settled in 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, joined_value
+from classbalance_losses._recompute import first_time, recomputable
 from classbalance_losses._validate import as_label, check_choice, check_common, check_range
 from classbalance_losses._validate_features import (
     check_count,
@@ -47,8 +50,10 @@ from classbalance_losses.ops.sampling import (
 )
 from classbalance_losses.ops.similarity import contrast, pair_weight
 from classbalance_losses.ops.weights import per_pixel
+from classbalance_losses.state.memory import Entry, Memory
 
 
+@recomputable
 def pull_loss(
     queries: Tensor,
     query_labels: Tensor,
@@ -148,7 +153,7 @@ def pull_loss(
     return joined_value(total, process_group)
 
 
-class PullLoss(FeatureLoss):
+class PullLoss(Memory, FeatureLoss):
     r"""The pull step of T2S-DA in one call: queries, prototypes, negatives, class weights and the loss.
 
     The queries are the student's features of source images in the target's style, drawn in proportion to each
@@ -194,8 +199,9 @@ class PullLoss(FeatureLoss):
         - Output: a scalar, in float32 or, for float64 student features, float64; gradient to them alone.
 
     Attributes:
-        class_confidence: buffer (C,), the running mean of conf(c). Changes in training mode alone.
-        class_weight: buffer (C,), w* of the last training step; what evaluation mode uses. 1/C at first.
+        class_confidence: buffer (C,), the running mean of conf(c). Changes in training with gradients on alone.
+        class_weight: buffer (C,), w* of the last training step; what evaluation uses. 1/C at first.
+        seen: buffer (C,), int64, the training steps whose target pixels were labelled with the class.
 
     Raises:
         ValueError: for shapes or options out of range.
@@ -216,6 +222,7 @@ class PullLoss(FeatureLoss):
 
     class_confidence: Tensor
     class_weight: Tensor
+    seen: Tensor
     _shown = (
         *("num_classes", "objective", "temperature", "power", "unreliable_fraction", "queries_per_class"),
         *("negatives", "pair_reduction", "momentum", "absent", "ignore_index"),
@@ -259,10 +266,14 @@ class PullLoss(FeatureLoss):
         self.absent = absent
         self.ignore_index = as_label(ignore_index)
         self.process_group = process_group
-        self.register_buffer("class_confidence", torch.zeros(num_classes, dtype=torch.float32, device="cpu"))
-        equal = torch.full((num_classes,), 1 / num_classes, dtype=torch.float32, device="cpu")
-        self.register_buffer("class_weight", equal)
+        self._remember(
+            num_classes,
+            class_confidence=Entry((None,), torch.float32),
+            class_weight=Entry((None,), torch.float32, initial=1 / num_classes),
+            seen=Entry((None,), torch.int64),
+        )
 
+    @recomputable
     def forward(
         self,
         student_features: Tensor,
@@ -294,12 +305,12 @@ class PullLoss(FeatureLoss):
             source_labels,
             self.num_classes,
             ignore_index=self.ignore_index,
-            process_group=self.process_group,
+            process_group=self.joined_group,
         )
         negatives, negative_mask = None, None
         if self.objective == "infonce":
             unreliable = unreliable_pixels(
-                confidence, fraction=self.unreliable_fraction, process_group=self.process_group
+                confidence, fraction=self.unreliable_fraction, process_group=self.joined_group
             )
             negatives, negative_mask = domain_equal_negatives(
                 (source_features, target_features),
@@ -322,20 +333,26 @@ class PullLoss(FeatureLoss):
             query_mask=query_mask,
             negative_mask=negative_mask,
             ignore_index=self.ignore_index,
-            process_group=self.process_group,
+            process_group=self.joined_group,
         )
 
     def _class_weight(self, confidence: Tensor, pseudo_labels: Tensor) -> Tensor:
-        if not self.training:
+        if not self._moves():
             return self.class_weight.clone()
         batch, present = class_confidence(
-            confidence, pseudo_labels, self.num_classes, process_group=self.process_group
+            confidence, pseudo_labels, self.num_classes, process_group=self.joined_group
         )
+        return first_time(
+            self, torch.cat([batch, present.to(batch.dtype)]), partial(self._followed, batch, present)
+        )
+
+    def _followed(self, batch: Tensor, present: Tensor) -> Tensor:
+        """Take the batch's confidences into the running mean, and return the weights."""
+        recalled = self._recall(self.num_classes, batch.isfinite().all(), self.joined_group)
+        last, seen = recalled.values["class_confidence"], recalled.values["seen"]
         everyone = torch.ones_like(present)
-        mixed = self.momentum * self.class_confidence + (1 - self.momentum) * batch
-        mean = torch.where(everyone if self.absent == "max" else present, mixed, self.class_confidence)
+        mixed = self.momentum * last + (1 - self.momentum) * batch
+        mean = torch.where(everyone if self.absent == "max" else present, mixed, last)
         weight = weights_from_confidence(mean, present if self.absent == "exclude" else everyone, self.power)
-        # The loss keeps `weight` itself for its backward pass: the next step writes over the buffers.
-        self.class_confidence.copy_(mean)
-        self.class_weight.copy_(weight)
-        return weight
+        self._keep(recalled, class_confidence=mean, class_weight=weight, seen=seen + present)
+        return torch.where(recalled.finite, weight, recalled.values["class_weight"])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import as_label, check_common, check_range
 from classbalance_losses._validate_features import check_feature_map, check_label_range
 from classbalance_losses._validate_text import check_pair_of_maps, check_region, check_text_width
@@ -34,6 +35,7 @@ from classbalance_losses.ops.prototypes import unit_vectors
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 
 
+@recomputable
 def masked_consistency_loss(
     masked: Tensor,
     reference: Tensor,
@@ -73,6 +75,7 @@ def masked_consistency_loss(
         return _reduced(cosine_distance(masked, reference, keep), keep, reduction, process_group)
 
 
+@recomputable
 def text_alignment_loss(
     features: Tensor,
     text: Tensor,
@@ -135,6 +138,7 @@ def text_alignment_loss(
         return _reduced(loss, keep, reduction, process_group)
 
 
+@recomputable
 def vision_language_loss(
     masked: Tensor,
     reference: Tensor,
@@ -223,7 +227,7 @@ class MaskedConsistencyLoss(FeatureLoss):
     def forward(self, masked: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the loss of features (N, D, *) against constant ones, over a region (N, *)."""
         return masked_consistency_loss(
-            masked, reference, mask, reduction=self.reduction, process_group=self.process_group
+            masked, reference, mask, reduction=self.reduction, process_group=self.joined_group
         )
 
 
@@ -280,7 +284,7 @@ class TextAlignmentLoss(FeatureLoss):
             temperature=self.temperature,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
-            process_group=self.process_group,
+            process_group=self.joined_group,
         )
 
 
@@ -345,7 +349,7 @@ class VisionLanguageLoss(FeatureLoss):
             temperature=self.temperature,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
-            process_group=self.process_group,
+            process_group=self.joined_group,
         )
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import (
     Numbers,
     as_class_vector,
@@ -23,7 +25,7 @@ from classbalance_losses._validate import (
     check_range,
 )
 from classbalance_losses.kernels.blocks import accumulation_dtype
-from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, pixel_function, valid_pixels
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
@@ -33,6 +35,7 @@ from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
 Estimator = Callable[[Tensor, Tensor, Tensor, int, ProcessGroup], Tensor]
 
 
+@recomputable
 def weighted_cross_entropy_loss(
     input: Tensor,
     target: Tensor,
@@ -106,7 +109,7 @@ def _class_weight(
     return weight.detach()
 
 
-class WeightedCrossEntropyLoss(PixelLoss):
+class WeightedCrossEntropyLoss(VectorLoss):
     r"""Cross-entropy with class weights, given or estimated from the data.
 
     .. math::
@@ -124,7 +127,9 @@ class WeightedCrossEntropyLoss(PixelLoss):
 
     Args:
         weight: w, a tensor, array or sequence (C,) of non-negative numbers; an estimator, such as
-            :class:`~classbalance_losses.PixelFrequency`, which sees every batch; or ``None`` for ones.
+            :class:`~classbalance_losses.PixelFrequency`, which sees every batch; or ``None`` for ones. The attribute
+            ``weight`` takes the same later, and a tensor is saved with the module; one that requires a gradient, as
+            an ``nn.Parameter`` does, is kept itself, not a copy.
         normalize: "weights" or "pixels".
         label_smoothing: ε in [0, 1].
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
@@ -146,6 +151,7 @@ class WeightedCrossEntropyLoss(PixelLoss):
     """
 
     _shown = ("normalize", "label_smoothing")
+    _vector = "weight"
     weight: Tensor | Estimator | None
 
     def __init__(
@@ -168,12 +174,17 @@ class WeightedCrossEntropyLoss(PixelLoss):
             reduction=reduction,
             process_group=process_group,
         )
-        if weight is None or (callable(weight) and not isinstance(weight, type)):
-            self.weight = weight
-        else:
-            self.register_buffer("weight", as_class_vector("weight", weight))
+        setattr(self, self._vector, weight)  # a sequence becomes a tensor
         self.normalize = normalize
         self.label_smoothing = label_smoothing
+
+    def _checked(self, value: Any) -> Any:
+        if value is None or (callable(value) and not isinstance(value, (Tensor, type))):
+            return value
+        vector = as_class_vector("weight", value)
+        return (
+            value if isinstance(value, Tensor) and value.requires_grad else vector
+        )  # a learned one is kept itself
 
     def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
         """Return the loss of logits (N, C, *) against class indices (N, *)."""

@@ -1,4 +1,4 @@
-"""The stateful parts: statistics of the classes, and class weights that follow them, all in buffers."""
+"""The stateful parts: statistics of the classes, and class weights that follow them."""
 
 from classbalance_losses.state.estimators import (
     ClassWeightEstimator,
@@ -9,7 +9,6 @@ from classbalance_losses.state.estimators import (
     MedianFrequency,
     PixelFrequency,
 )
-from classbalance_losses.state.lazy import register_lazy_buffer
 from classbalance_losses.state.statistics import ClassStatistics
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "LossBased",
     "MedianFrequency",
     "PixelFrequency",
-    "register_lazy_buffer",
 ]

@@ -1,17 +1,19 @@
 """Class weights that follow the data: each estimator is a statistic of the batch, and a function of it.
 
 ``WeightedCrossEntropyLoss(PixelFrequency())`` calls its estimator at every forward pass. An estimator reads no
-value on the host, so it compiles and can be captured in a CUDA graph; what it remembers lies in buffers.
+value on the host, so it compiles and can be captured in a CUDA graph. What it remembers is saved with the module.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
+from classbalance_losses._recompute import first_time
 from classbalance_losses._validate import check_choice, check_range
 from classbalance_losses.ops.class_weights import (
     curriculum_weights,
@@ -23,12 +25,13 @@ from classbalance_losses.ops.class_weights import (
 )
 from classbalance_losses.ops.counts import class_counts, class_sums
 from classbalance_losses.ops.image_counts import summed_image_counts
-from classbalance_losses.state.lazy import register_lazy_buffer
+from classbalance_losses.state.memory import Entry, Memory
+from classbalance_losses.state.saved import Saved
 
 Accumulate = Literal["batch", "running"]
 
 
-class ClassWeightEstimator(nn.Module):
+class ClassWeightEstimator(Saved):
     """Base of the estimators: ``forward`` turns a batch into class weights.
 
     Write your own by subclassing and overriding ``forward``.
@@ -55,20 +58,26 @@ class ClassWeightEstimator(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the options."""
-        options = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "training")
+        hidden = {"training"} | {name for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if vars(self).get("num_classes") is None:
+            hidden.add("num_classes")
+        options = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in hidden}
+        return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
-class _CountEstimator(ClassWeightEstimator):
+class _CountEstimator(Memory, ClassWeightEstimator):
     """Weights from counts (R, C), of the batch or summed over the training batches so far."""
 
     counts: Tensor
+    _rows = 1
 
-    def __init__(self, accumulate: Accumulate) -> None:
+    def __init__(self, accumulate: Accumulate, num_classes: int | None) -> None:
         super().__init__()
         check_choice("accumulate", accumulate, ("batch", "running"))
         self.accumulate = accumulate
-        register_lazy_buffer(self, "counts", torch.int64, persistent=accumulate == "running")
+        running = {"counts": Entry((self._rows, None), torch.int64)} if accumulate == "running" else {}
+        self.num_classes = num_classes
+        self._remember(num_classes, **running)
 
     def count(self, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
         """Return the batch's counts, (R, C) of int64."""
@@ -89,19 +98,19 @@ class _CountEstimator(ClassWeightEstimator):
         """Return the weights (C,), constant, in the dtype of ``pixel_loss``."""
         counts = all_reduce_sum(self.count(target, keep, num_classes), process_group)
         if self.accumulate == "running":
-            counts = self._add(counts)
+            total = _total(pixel_loss, keep)
+            key = torch.cat([counts.flatten().to(total.dtype), total])
+            counts = first_time(self, key, partial(self._added, counts, total, process_group))
         return self.weigh(counts.double() if pixel_loss.dtype == torch.float64 else counts)
 
-    def _add(self, counts: Tensor) -> Tensor:
+    def _added(self, counts: Tensor, total: Tensor, process_group: ProcessGroup) -> Tensor:
         """Add a training batch; in evaluation only look, and before the first one at the batch itself."""
-        if self.counts.numel() == 0:
-            if self.training:
-                self.counts = counts
-            return counts
-        _check_num_classes(self.counts, counts)
-        if self.training:
-            self.counts.add_(counts)
-        return self.counts
+        recalled = self._recall(counts.shape[1], total.isfinite().all(), process_group)
+        old = recalled.values["counts"]
+        if not self._moves():
+            return torch.where(old.any(), old, counts)
+        self._keep(recalled, counts=old + counts)
+        return torch.where(recalled.finite, old + counts, old)
 
 
 class PixelFrequency(_CountEstimator):
@@ -110,13 +119,16 @@ class PixelFrequency(_CountEstimator):
     Args:
         accumulate: ``"batch"`` counts the pixels of the batch, ``"running"`` those of all training batches.
         power: exponent, at least 0.
+        num_classes: C, which fixes the shape of what is remembered; ``None`` to take it from the first batch.
 
     Raises:
         ValueError: an option is out of its range.
     """
 
-    def __init__(self, *, accumulate: Accumulate = "batch", power: float = 1.0) -> None:
-        super().__init__(accumulate)
+    def __init__(
+        self, *, accumulate: Accumulate = "batch", power: float = 1.0, num_classes: int | None = None
+    ) -> None:
+        super().__init__(accumulate, num_classes)
         check_range("power", power, 0)
         self.power = power
 
@@ -131,13 +143,18 @@ class MedianFrequency(_CountEstimator):
     Args:
         accumulate: ``"batch"`` counts the batch, ``"running"`` all training batches.
         power: exponent, at least 0.
+        num_classes: C, which fixes the shape of what is remembered; ``None`` to take it from the first batch.
 
     Raises:
         ValueError: an option is out of its range.
     """
 
-    def __init__(self, *, accumulate: Accumulate = "batch", power: float = 1.0) -> None:
-        super().__init__(accumulate)
+    _rows = 2
+
+    def __init__(
+        self, *, accumulate: Accumulate = "batch", power: float = 1.0, num_classes: int | None = None
+    ) -> None:
+        super().__init__(accumulate, num_classes)
         check_range("power", power, 0)
         self.power = power
 
@@ -156,13 +173,16 @@ class ImageFrequency(_CountEstimator):
 
     Args:
         accumulate: ``"batch"`` counts the images of the batch, ``"running"`` those of all training batches.
+        num_classes: C, which fixes the shape of what is remembered; ``None`` to take it from the first batch.
 
     Raises:
         ValueError: ``accumulate`` is unknown.
     """
 
-    def __init__(self, *, accumulate: Accumulate = "batch") -> None:
-        super().__init__(accumulate)
+    _rows = 2
+
+    def __init__(self, *, accumulate: Accumulate = "batch", num_classes: int | None = None) -> None:
+        super().__init__(accumulate, num_classes)
 
     def count(self, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
         """Return images that contain each class, and the number of images C times, (2, C)."""
@@ -180,13 +200,16 @@ class EffectiveNumber(_CountEstimator):
     Args:
         accumulate: ``"batch"`` counts the pixels of the batch, ``"running"`` those of all training batches.
         beta: in [0, 1].
+        num_classes: C, which fixes the shape of what is remembered; ``None`` to take it from the first batch.
 
     Raises:
         ValueError: an option is out of its range.
     """
 
-    def __init__(self, *, accumulate: Accumulate = "batch", beta: float = 0.9999) -> None:
-        super().__init__(accumulate)
+    def __init__(
+        self, *, accumulate: Accumulate = "batch", beta: float = 0.9999, num_classes: int | None = None
+    ) -> None:
+        super().__init__(accumulate, num_classes)
         check_range("beta", beta, 0, 1)
         self.beta = beta
 
@@ -195,20 +218,32 @@ class EffectiveNumber(_CountEstimator):
         return effective_number_weights(counts[0], beta=self.beta)
 
 
-class _LossEstimator(ClassWeightEstimator):
-    """Weights from the mean loss of each class, of the batch or as a moving average over training batches."""
+class _LossEstimator(Memory, ClassWeightEstimator):
+    """Weights from the mean loss of each class, of the batch or as a moving average over training batches.
+
+    Attributes:
+        class_loss: the moving average, (C,), 0 for a class that no batch has had.
+        seen: training batches that had the class, (C,), int64.
+    """
 
     class_loss: Tensor
+    seen: Tensor
 
-    def __init__(self, momentum: float | None) -> None:
+    def __init__(self, momentum: float | None, num_classes: int | None, **more: Entry) -> None:
         super().__init__()
         if momentum is not None:
             check_range("momentum", momentum, 0, 1)
+            more = {
+                "class_loss": Entry((None,), torch.float32),
+                "seen": Entry((None,), torch.int64),
+                **more,
+            }
         self.momentum = momentum
-        register_lazy_buffer(self, "class_loss", persistent=momentum is not None)
+        self.num_classes = num_classes
+        self._remember(num_classes, **more)
 
-    def weigh(self, class_loss: Tensor) -> Tensor:
-        """Return the weights (C,) that belong to mean losses (C,), nan for a class never seen."""
+    def weigh(self, class_loss: Tensor, values: dict[str, Tensor]) -> Tensor:
+        """Return the weights (C,) for mean losses (C,), nan for a class never seen, and what else is remembered."""
         raise NotImplementedError
 
     def forward(
@@ -223,28 +258,33 @@ class _LossEstimator(ClassWeightEstimator):
         sums = class_sums(pixel_loss, target, keep, num_classes)
         counts = class_counts(target, keep, num_classes).to(sums.dtype)
         total, count = all_reduce_sum(torch.stack([sums, counts]), process_group)
-        mean = total / count
-        if self.momentum is not None:
-            mean = self._average(
-                mean.float(), self.momentum
-            )  # the buffer's dtype must not depend on the loss's
-        return self.weigh(mean.to(pixel_loss.dtype))
+        mean = total / count  # nan for an absent class
+        if self.momentum is None:
+            return self.weigh(mean.to(pixel_loss.dtype), {})
+        # The average's dtype must not depend on the loss's.
+        follow = partial(self._follow, mean.float(), _total(pixel_loss, keep), self.momentum, process_group)
+        return first_time(self, torch.cat([total, count]), follow).to(pixel_loss.dtype)
 
-    def _average(self, mean: Tensor, momentum: float) -> Tensor:
-        """Move the average towards a training batch.
-
-        A class keeps its average where the batch has none of it, or an overflow made its loss infinite.
-        """
-        if self.class_loss.numel() == 0:
-            if self.training:
-                self.class_loss = mean
-            return mean
-        _check_num_classes(self.class_loss, mean)
-        if self.training:
-            old = self.class_loss
-            moved = torch.where(old.isfinite(), momentum * old + (1 - momentum) * mean, mean)
-            self.class_loss.copy_(torch.where(mean.isfinite(), moved, old))
-        return self.class_loss
+    def _follow(self, mean: Tensor, total: Tensor, momentum: float, process_group: ProcessGroup) -> Tensor:
+        """Move the average towards a training batch, and return the weights; a class that is absent keeps its own."""
+        recalled = self._recall(mean.shape[0], total.isfinite().all(), process_group)
+        old, seen = recalled.values["class_loss"], recalled.values["seen"]
+        if not self._moves():
+            return self.weigh(
+                torch.where(seen > 0, old, torch.where(seen.any(), torch.nan, mean)), recalled.values
+            )
+        present = ~mean.isnan()
+        moved = torch.where(seen > 0, momentum * old + (1 - momentum) * mean, mean)
+        values = {
+            "class_loss": torch.where(present, moved, old),
+            "seen": seen + present,
+            **{name: clock + 1 for name, clock in recalled.values.items() if name == "step"},
+        }
+        known = torch.where(recalled.finite, values["seen"], seen) > 0
+        average = torch.where(recalled.finite, values["class_loss"], old)
+        weight = self.weigh(torch.where(known, average, torch.nan), recalled.values)
+        self._keep(recalled, **values)
+        return weight
 
 
 class LossBased(_LossEstimator):
@@ -255,17 +295,24 @@ class LossBased(_LossEstimator):
     Args:
         regularization: λ > 0.
         momentum: of the moving average of each class's loss; None takes the batch's alone.
+        num_classes: C, which fixes the shape of what is remembered; ``None`` to take it from the first batch.
 
     Raises:
         ValueError: an option is out of its range.
     """
 
-    def __init__(self, *, regularization: float = 1.0, momentum: float | None = None) -> None:
-        super().__init__(momentum)
+    def __init__(
+        self,
+        *,
+        regularization: float = 1.0,
+        momentum: float | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__(momentum, num_classes)
         check_range("regularization", regularization, 0, open_low=True)
         self.regularization = regularization
 
-    def weigh(self, class_loss: Tensor) -> Tensor:
+    def weigh(self, class_loss: Tensor, values: dict[str, Tensor]) -> Tensor:
         """Return the weights (C,); a class never seen enters with loss 0."""
         return loss_based_weights(class_loss.nan_to_num(0.0), regularization=self.regularization)
 
@@ -284,6 +331,7 @@ class Curriculum(_LossEstimator):
         every: training steps between two increments, at least 1.
         order: ``"easy_first"`` (smallest loss first) or ``"hard_first"``.
         momentum: of the moving average of each class's loss, in [0, 1].
+        num_classes: C, which fixes the shape of what is remembered; ``None`` to take it from the first batch.
 
     Raises:
         ValueError: an option is out of its range.
@@ -299,29 +347,23 @@ class Curriculum(_LossEstimator):
         every: int = 1000,
         order: Literal["easy_first", "hard_first"] = "easy_first",
         momentum: float = 0.99,
+        num_classes: int | None = None,
     ) -> None:
-        super().__init__(momentum)
+        super().__init__(momentum, num_classes, step=Entry((), torch.int64))
         check_range("start", start, 0, 100, open_low=True)
         check_range("increment", increment, 0, 100, open_low=True)
         check_range("every", every, 1)
         check_choice("order", order, ("easy_first", "hard_first"))
         self.start, self.increment, self.every, self.order = start, increment, every, order
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
 
-    def weigh(self, class_loss: Tensor) -> Tensor:
-        """Return 1 for the active classes and 0 for the others, (C,), and count a training step."""
+    def weigh(self, class_loss: Tensor, values: dict[str, Tensor]) -> Tensor:
+        """Return 1 for the active classes and 0 for the others, (C,)."""
         first, more = (
             max(1, round(share * class_loss.numel() / 100)) for share in (self.start, self.increment)
         )
-        weight = curriculum_weights(class_loss, first + more * (self.step // self.every), order=self.order)
-        if self.training:
-            self.step.add_(1)
-        return weight
+        return curriculum_weights(class_loss, first + more * (values["step"] // self.every), order=self.order)
 
 
-def _check_num_classes(buffer: Tensor, batch: Tensor) -> None:
-    if buffer.shape != batch.shape:
-        raise ValueError(
-            f"This estimator has followed {buffer.shape[-1]} classes, the batch has {batch.shape[-1]}. "
-            "Use one estimator for each task."
-        )
+def _total(pixel_loss: Tensor, keep: Tensor) -> Tensor:
+    """The sum of the losses that count, (1,): it tells whether a batch is finite, and one batch from another."""
+    return torch.where(keep, pixel_loss.detach(), 0).sum().view(1)
