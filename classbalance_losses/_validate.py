@@ -229,7 +229,7 @@ def as_numbers(name: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if hasattr(value, "__array__"):
-        return torch.as_tensor(np.array(value), device="cpu")  # a copy, for torch takes no negative strides
+        return torch.from_numpy(np.array(value))  # a copy, for torch takes no negative strides
     if isinstance(value, Sequence) and value and all(isinstance(number, Real) for number in value):
         integers = all(isinstance(number, Integral) for number in value)
         return torch.tensor(value, dtype=torch.int64 if integers else torch.float32, device="cpu")
