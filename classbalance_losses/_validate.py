@@ -101,7 +101,7 @@ def _check_logits(input: Tensor, target: Tensor) -> None:
     if input.ndim < 2:
         raise ValueError(
             f"Expected input of shape (N, C, *), got {tuple(input.shape)}. For a single sample add the batch "
-            "axis: input.unsqueeze(0), target.unsqueeze(0)."
+            "axis: input, target = input.unsqueeze(0), target.unsqueeze(0)."
         )
     if input.shape[1] < 2:
         raise ValueError(
@@ -214,9 +214,10 @@ def check_pixel_weight(pixel_weight: Tensor | None, target: Tensor) -> None:
 def check_class_vector(name: str, value: Tensor, num_classes: int) -> None:
     """Check that a per-class vector has one entry for each logit channel."""
     if tuple(value.shape) != (num_classes,):
+        remedy = f" {remedies.of_class_vector_shape(name, value)}" if value.ndim != 1 else ""
         raise ValueError(
             f"Expected {name} of shape ({num_classes},), one entry for each of the {num_classes} classes of input, "
-            f"got {tuple(value.shape)}."
+            f"got {tuple(value.shape)}.{remedy}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses._validate import (
     FLOATS,
     INDICES,
@@ -12,21 +13,24 @@ from classbalance_losses._validate import (
     check_choice,
     check_range,
     check_target_range,
+    check_tensor,
 )
 
 
 def check_floats(name: str, value: Tensor) -> None:
     """Check that a tensor is of a floating-point dtype."""
+    check_tensor(name, value)
     if value.dtype not in FLOATS:
-        raise TypeError(f"Expected {name} of a floating-point dtype, got {value.dtype}. Call .float() on it.")
+        raise TypeError(f"Expected {name} of a floating-point dtype, got {value.dtype}. Pass {name}.float().")
 
 
-def check_labels(name: str, labels: Tensor) -> None:
+def check_labels(name: str, labels: Tensor, num_classes: int | None = None) -> None:
     """Check that a tensor holds class indices, by its dtype."""
+    check_tensor(name, labels)
     if labels.dtype not in INDICES:
         raise TypeError(
             f"Expected {name} of class indices (uint8, int16, int32 or int64), got dtype {labels.dtype}. "
-            "Call .long() on it."
+            f"{label_remedies.of_label_dtype(name, labels, num_classes, -100)}"
         )
 
 
@@ -58,16 +62,15 @@ def check_feature_map(name: str, features: Tensor, labels_name: str, labels: Ten
     expected = (features.shape[0], *size)
     if tuple(labels.shape) == expected:
         return
-    if tuple(labels.shape) == (expected[0], 1, *size):
-        remedy = f"Did you mean {labels_name}.squeeze(1)?"
-    elif labels.ndim == len(expected) and labels.shape[0] == expected[0]:
+    if labels.ndim == len(expected) and labels.shape[0] == expected[0]:
         remedy = (
             "Labels are often finer than features; bring them to the features' size by nearest neighbour, "
             f"which never mixes two classes: torch.nn.functional.interpolate({labels_name}[:, None].float(), "
             f"size={size}, mode='nearest')[:, 0].long()."
         )
     else:
-        remedy = f"The feature axis of {name} is axis 1."
+        remedy = label_remedies.of_label_shape(labels_name, labels, expected, None, -100)
+        remedy = remedy or f"{name} has the batch on axis 0 and the channels on axis 1."
     raise ValueError(
         f"Expected {labels_name} of shape {expected} for {name} of shape {tuple(features.shape)}, "
         f"got {tuple(labels.shape)}. {remedy}"
@@ -88,8 +91,9 @@ def check_mask(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> None:
     """Check an optional boolean mask."""
     if mask is None:
         return
+    check_tensor(name, mask)
     if mask.dtype != torch.bool:
-        raise TypeError(f"Expected {name} of dtype torch.bool, got {mask.dtype}. Call .bool() on it.")
+        raise TypeError(f"Expected {name} of dtype torch.bool, got {mask.dtype}. Pass {name}.bool().")
     if tuple(mask.shape) != shape:
         raise ValueError(f"Expected {name} of shape {shape}, got {tuple(mask.shape)}.")
 
@@ -103,7 +107,7 @@ def check_confidence(name: str, confidence: Tensor) -> None:
     if not (low >= 0 and high <= 1 + 1e-2):
         raise ValueError(
             f"Expected {name} in [0, 1], got values from {low:.4g} to {high:.4g}. "
-            "Did you pass logits? Call softmax(dim=1) first."
+            f"Did you pass logits? Pass {name}.softmax(1)."
         )
 
 

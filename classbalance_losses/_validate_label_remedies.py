@@ -94,7 +94,7 @@ def of_label_shape(
     """Say how to bring labels to the shape (N, *), of which the sizes * may differ; "" where nothing is known."""
     batch, axes = shape[0], len(shape) - 1
     if labels.ndim == axes + 2 and labels.shape[0] == batch:
-        remedy = _of_channels(name, labels, num_classes, ignore_index)
+        remedy = _of_channels(name, labels, shape, num_classes, ignore_index)
         if remedy:
             return remedy
     if labels.ndim == axes and batch == 1:
@@ -106,15 +106,18 @@ def of_label_shape(
     return ""
 
 
-def _of_channels(name: str, labels: Tensor, num_classes: int | None, ignore_index: int) -> str:
+def _of_channels(
+    name: str, labels: Tensor, shape: tuple[int, ...], num_classes: int | None, ignore_index: int
+) -> str:
     """Say what to do with an axis too many: of size 1, of the classes, or of colours."""
-    first, last = labels.shape[1], labels.shape[-1]
-    for sizes in ((1,), (num_classes,), _COLOURS):
-        if first in sizes or last in sizes:
-            axis = 1 if first in sizes else -1
-            break
-    else:
+    # First the axis without which the labels have the size that they should have.
+    axes = sorted((1, -1), key=lambda axis: tuple(labels.movedim(axis, -1).shape[:-1]) != shape)
+    likely = [
+        axis for sizes in ((1,), (num_classes,), _COLOURS) for axis in axes if labels.shape[axis] in sizes
+    ]
+    if not likely:
         return ""
+    axis = likely[0]
     if labels.shape[axis] == 1:
         return f"Pass {name}.squeeze({axis})."
     small = not may_look(labels) or not labels.numel() or bool((labels.abs() <= 1).all())
@@ -172,7 +175,9 @@ def of_target_shape(input: Tensor, target: Tensor, ignore_index: int, upsample: 
     if axes and shape == tuple(input.shape[:-1]):
         return "The class axis of input is the last one, and should be axis 1: pass input.movedim(-1, 1)."
     if shape == tuple(input.shape[1:]):
-        return "For a single image add the batch axis: input.unsqueeze(0), target.unsqueeze(0)."
+        return (
+            "For a single image add the batch axis: input, target = input.unsqueeze(0), target.unsqueeze(0)."
+        )
     remedy = of_label_shape("target", target, expected, input.shape[1], ignore_index)
     if remedy:
         return remedy

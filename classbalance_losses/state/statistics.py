@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
-from classbalance_losses._validate import INDICES, as_label, check_choice, check_target_range
+from classbalance_losses._validate import as_label, check_choice, check_target_range
+from classbalance_losses._validate_features import check_labels
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
     image_frequency_weights,
@@ -76,10 +77,7 @@ class ClassStatistics(nn.Module):
             ValueError: ``target`` has no batch axis.
             IndexError: a label is neither a class nor ``ignore_index`` (on CUDA: a device-side assertion).
         """
-        if target.dtype not in INDICES:
-            raise TypeError(
-                f"Expected labels of uint8, int16, int32 or int64, got {target.dtype}. Call .long() on them."
-            )
+        check_labels("target", target, self.num_classes)
         if target.ndim == 0:
             raise ValueError("Expected labels of shape (N, *), got a 0-dim tensor.")
         check_target_range(target, self.num_classes, self.ignore_index)
