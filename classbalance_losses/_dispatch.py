@@ -13,7 +13,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import can_read_values, check_choice, is_transformed
+from classbalance_losses._validate import can_read_values, check_choice
+from classbalance_losses.kernels.plain import is_plain
 
 Reasons = Callable[[], list[str]]
 
@@ -30,14 +31,16 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
     ============= ==============================================================================================
     "auto"        The fastest that can take the input: on the CPU "blocked" from a hundred thousand logits on with
                   numba, half a million without; on CUDA "triton" where it is installed; the reference
-                  inside ``torch.compile`` (the compiler fuses it) and ``torch.func`` transforms.
+                  inside ``torch.compile`` (the compiler fuses it) and ``torch.func`` transforms, for
+                  forward-mode tangents and for tensor subclasses.
     "reference"   Plain PyTorch, everywhere.
     "blocked"     Blocks of pixels that fit a CPU's cache: full-size probabilities never exist. In loops that numba
                   compiles, from the extra ``[numba]``; where it is absent, in functions of torch's.
     "triton"      Kernels for CUDA, from the extra ``[triton]``.
     ============= ==============================================================================================
 
-    All give the same loss and gradient up to rounding, and double backward works with each.
+    All give the same loss and gradient up to rounding. Double backward, batched gradients and gradients of learned
+    weights work with each: what a fast path lacks, the reference computes.
 
     Raises:
         ValueError: for an unknown name; and when a loss is called on input that the chosen backend cannot take,
@@ -74,9 +77,13 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
 
 
 def backend_for(
-    tensor: Tensor, size: int | None = None, *, blocked_from: int, unsupported: Reasons | None = None
+    tensor: Tensor,
+    *others: Tensor,
+    size: int | None = None,
+    blocked_from: int,
+    unsupported: Reasons | None = None,
 ) -> str:
-    """Return "reference", "blocked" or "triton" for an operation on ``tensor``.
+    """Return "reference", "blocked" or "triton" for an operation on ``tensor``, and on ``others`` beside it.
 
     ``size`` is the number of entries that the operation goes over, where it is not the tensor's own, and
     ``blocked_from`` the size from which its blocks cost less than they save.
@@ -88,14 +95,14 @@ def backend_for(
     if _chosen == "reference":
         return "reference"
     if _chosen == "blocked":
-        return _required("blocked", _not_blocked(tensor))
+        return _required("blocked", _not_blocked(tensor, *others))
     if _chosen == "triton":
-        return _required("triton", _not_triton(tensor, unsupported))
+        return _required("triton", _not_triton(unsupported, tensor, *others))
     if tensor.device.type == "cuda":
         left_to_the_compiler = torch.compiler.is_compiling()
-        return "reference" if left_to_the_compiler or _not_triton(tensor, unsupported) else "triton"
+        return "reference" if left_to_the_compiler or _not_triton(unsupported, tensor, *others) else "triton"
     size = tensor.numel() if size is None else size
-    return "blocked" if size >= blocked_from and not _not_blocked(tensor) else "reference"
+    return "blocked" if size >= blocked_from and not _not_blocked(tensor, *others) else "reference"
 
 
 def _required(name: str, reasons: list[str]) -> str:
@@ -104,19 +111,29 @@ def _required(name: str, reasons: list[str]) -> str:
     return name
 
 
-def _not_blocked(tensor: Tensor) -> list[str]:
-    if tensor.device.type != "cpu":
-        return [f"it needs a tensor on the CPU, got one on {tensor.device}"]
-    return [] if can_read_values(tensor) else ["it runs eagerly, outside torch.compile and torch.func"]
+def _not_blocked(*tensors: Tensor) -> list[str]:
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return [f"it needs a tensor on the CPU, got one on {tensor.device}"]
+    if not can_read_values(tensors[0]):
+        return ["it runs eagerly, outside torch.compile and torch.func"]
+    return _more_than_memory(*tensors)
 
 
-def _not_triton(tensor: Tensor, unsupported: Reasons | None) -> list[str]:
+def _more_than_memory(*tensors: Tensor) -> list[str]:
+    """Why the reference alone can take the tensors, on any device."""
+    if torch.compiler.is_compiling() or is_plain(*tensors):
+        return []
+    return ["a tensor is inside a transform of torch.func, a subclass, or has a forward-mode tangent"]
+
+
+def _not_triton(unsupported: Reasons | None, tensor: Tensor, *others: Tensor) -> list[str]:
     if not _HAS_TRITON:
         return ["triton is not installed (pip install 'classbalance_losses[triton]')"]
+    if reasons := _more_than_memory(tensor, *others):
+        return reasons
     if unsupported is not None:
         return unsupported()
     from classbalance_losses.kernels.triton_common import INTERPRETED  # noqa: PLC0415 - an optional dependency
 
-    if is_transformed(tensor):
-        return ["the tensor is inside a transform of torch.func"]
     return [] if tensor.is_cuda or INTERPRETED else [f"the tensor is on {tensor.device.type}, not on CUDA"]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from classbalance_losses.kernels.blocked_pixel import by_reference, needs_reference
+
 
 def distances(vectors: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the distance of each pair of vectors (V, D), (V·(V−1)/2,); its gradient at 0 is 0.
@@ -30,7 +32,7 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         vectors, value = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return torch.autograd.grad(ctx.reference(vectors), vectors, grad, create_graph=True)[0], None
+        if needs_reference(grad):
+            return by_reference(ctx.reference, vectors, grad), None
         gradient: Tensor = torch.ops.aten._pdist_backward(grad.contiguous(), vectors, 2.0, value)
         return gradient, None

@@ -8,7 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from classbalance_losses.kernels.blocked_pixel import Layout, PixelFunction, class_index, differentiable, exp_
+from classbalance_losses.kernels.blocked_pixel import (
+    Layout,
+    PixelFunction,
+    class_index,
+    differentiable,
+    exp_,
+    needs_reference,
+)
 from classbalance_losses.kernels.blocks import (
     Block,
     FullSizeLogits,
@@ -72,7 +79,7 @@ class _PixelFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, other, keep = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if needs_reference(grad):
             return (differentiable(ctx, input, other, keep, grad), *(None,) * 4)
         logits, (others, kept, grads) = ctx.layout(input), (_parts_of(v, input) for v in (other, keep, grad))
         for block in logits.blocks():
@@ -109,7 +116,7 @@ class _ClosedFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, target, keep = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if needs_reference(grad):
             return (differentiable(ctx, input, target, keep, grad), *(None,) * 5)
         labels, kept, grads = (flat_pixels(values).unsqueeze(1) for values in (target, keep, grad))
         logits = ctx.layout(input)

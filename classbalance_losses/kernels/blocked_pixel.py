@@ -21,6 +21,7 @@ from classbalance_losses.kernels.blocks import (
     flat_pixels,
 )
 from classbalance_losses.kernels.masks import kept_or_zero
+from classbalance_losses.kernels.plain import is_plain
 
 # logits (n, C, *), target (n, *), keep (n, *) -> a number for each pixel (n, *): the reference of what is computed
 PixelFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -126,7 +127,7 @@ class CrossEntropy(torch.autograd.Function):
         if grad is None:
             return (None,) * 6
         input, target, keep, largest = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if needs_reference(grad):
             return (differentiable(ctx, input, target, keep, grad), *(None,) * 5)
         labels, kept, grads = (flat_pixels(values).unsqueeze(1) for values in (target, keep, grad))
         logits = ctx.layout(input)
@@ -143,11 +144,23 @@ class CrossEntropy(torch.autograd.Function):
         return (logits.gradient(), *(None,) * 5)
 
 
-def differentiable(ctx: Any, input: Tensor, other: Tensor, keep: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient with a graph of its own, by the reference, for a backward of the backward."""
-    value = ctx.reference(ctx.layout(input).full_size(), other, keep)
-    gradient: Tensor = torch.autograd.grad(value, input, grad, create_graph=True)[0]
+def needs_reference(grad: Tensor) -> bool:
+    """Whether the gradient needs a graph of its own, for a backward of the backward, or ``grad`` is not plain."""
+    return torch.is_grad_enabled() or not is_plain(grad)
+
+
+def by_reference(reference: Callable[[Tensor], Tensor], input: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient by functions of torch's: with a graph if one is wanted, and for any kind of ``grad``."""
+    has_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        value = reference(input)
+    gradient: Tensor = torch.autograd.grad(value, input, grad, create_graph=has_graph)[0]
     return gradient
+
+
+def differentiable(ctx: Any, input: Tensor, other: Tensor, keep: Tensor, grad: Tensor) -> Tensor:
+    """Return the same for a function of logits that ``ctx`` knows."""
+    return by_reference(lambda x: ctx.reference(ctx.layout(x).full_size(), other, keep), input, grad)
 
 
 def class_index(labels: Tensor, num_classes: int) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from classbalance_losses.kernels.blocked_pixel import by_reference, needs_reference
+
 _ELEMENTS = 1 << 16  # for each thread: half a dozen buffers of 256 KiB
 
 
@@ -34,8 +36,8 @@ class _Focal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (loss,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return torch.autograd.grad(ctx.reference(loss), loss, grad, create_graph=True)[0], None, None
+        if needs_reference(grad):
+            return by_reference(ctx.reference, loss, grad), None, None
         gradient = torch.empty_like(loss, memory_format=torch.contiguous_format)
         for part, given, place in _blocks(loss, grad, gradient):
             missed, power = _missed_and_power(part, ctx.gamma)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classbalance_losses.kernels.blocked_pixel import Layout, PixelFunction, differentiable
+from classbalance_losses.kernels.blocked_pixel import Layout, PixelFunction, differentiable, needs_reference
 from classbalance_losses.kernels.blocks import Block, BlockedLogits, FullSizeLogits, flat_pixels
 from classbalance_losses.kernels.numba_maps import touch
 from classbalance_losses.kernels.numba_memory import address
@@ -61,7 +61,7 @@ class CrossEntropy(torch.autograd.Function):
         if grad is None:
             return (None,) * 6
         input, target, keep, log_sum = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if needs_reference(grad):
             return (differentiable(ctx, input, target, keep, grad), *(None,) * 5)
         maps = {"label": target, "keep": keep, "slope": grad}
         maps = _rows(maps if log_sum is None else {**maps, "log_sum": log_sum})

@@ -19,7 +19,7 @@ def blocked_from(*, has_loop: bool) -> int:
 
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each class, (C,) of int64."""
-    backend = backend_for(target, blocked_from=blocked_from(has_loop=True))
+    backend = backend_for(target, keep, blocked_from=blocked_from(has_loop=True))
     if backend == "triton":
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 
@@ -39,7 +39,7 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
     digits, and not every device has float64.
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
-    backend = backend_for(value, blocked_from=blocked_from(has_loop=value.dtype == torch.float32))
+    backend = backend_for(value, target, keep, blocked_from=blocked_from(has_loop=value.dtype == torch.float32))
     if backend == "triton" and value.dtype == torch.float32:
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 

@@ -39,7 +39,7 @@ def distances(vectors: Tensor) -> Tensor:
 
     From differences, not from products: those lose the small distances to rounding.
     """
-    if backend_for(vectors, vectors.shape[0] * vectors.numel(), blocked_from=_PAIRS_FROM) == "blocked":
+    if backend_for(vectors, size=vectors.shape[0] * vectors.numel(), blocked_from=_PAIRS_FROM) == "blocked":
         return blocked_distances.distances(vectors, _distances)
     return _distances(vectors)
 
@@ -56,7 +56,7 @@ def cosine_distance(vectors: Tensor, others: Tensor, keep: Tensor) -> Tensor:
     It is half the squared distance between unit vectors: exactly 0 at equality and never negative, which 1 - cos
     in floats is not. ``others`` are constant. Where not kept (N, *) it is 0, and what stands there may be NaN.
     """
-    if backend_for(vectors, blocked_from=_COSINES_FROM) == "blocked":
+    if backend_for(vectors, others, blocked_from=_COSINES_FROM) == "blocked":
         return blocked_function.map_function(vectors, others.detach(), keep, _cosine_distance)
     return _cosine_distance(vectors, others.detach(), keep)
 

@@ -89,7 +89,7 @@ def _kth_by_histograms(
 
 def _histogram(bits: Tensor, keep: Tensor, prefix: Tensor, shift: int) -> Tensor:
     """Count, for each row, the digits at ``shift`` of the kept entries whose higher bits are the prefix."""
-    if backend_for(bits, blocked_from=0) == "triton":
+    if backend_for(bits, keep, blocked_from=0) == "triton":
         from classbalance_losses.kernels.triton_select import histogram16  # noqa: PLC0415 - an optional dependency
 
         counts: Tensor = histogram16(bits, keep, prefix, shift)
@@ -130,7 +130,7 @@ def hardest(
     has_loop = MAY_COMPILE and loss.dtype == torch.float32
     if (
         kept.shape[1] >= (_COMPILED_FROM if has_loop else _SHORT)
-        and backend_for(loss, blocked_from=0) == "blocked"
+        and backend_for(loss, keep, blocked_from=0) == "blocked"
     ):
         joined = partial(all_reduce_sum, process_group=group)
         return blocked_select.at_least_kth(loss.detach().reshape(rows), kept, k, own, joined).reshape(

@@ -131,7 +131,9 @@ def pixel_function(
     plain = partial(_plain, function=function)
     size = target.numel() * logits.input.shape[1]
     blocked_from = _FUNCTION_BLOCKED_FROM if form is None else _CLOSED_FORM_BLOCKED_FROM
-    backend = backend_for(logits.input, size, blocked_from=blocked_from, unsupported=_no_kernel)
+    backend = backend_for(
+        logits.input, target, size=size, blocked_from=blocked_from, unsupported=_no_kernel
+    )
     if backend == "blocked" and form is not None:
         return blocked_function.closed_function(logits.input, target, keep, _layout(logits), plain, form)
     if backend == "blocked":
@@ -161,7 +163,8 @@ def _plain(input: Tensor, target: Tensor, keep: Tensor, function: LogProbFunctio
 def _backend(logits: Logits, target: Tensor, blocked_from: int) -> str:
     return backend_for(
         logits.input,
-        target.numel() * logits.input.shape[1],
+        target,
+        size=target.numel() * logits.input.shape[1],
         blocked_from=blocked_from,
         unsupported=partial(_missing_in_kernel, logits, target),
     )

@@ -19,7 +19,7 @@ def inverse_power(count: Tensor, exponent: float, dtype: torch.dtype) -> Tensor:
 def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
     """Return each kept pixel's class weight, (N, *) in ``dtype``, and 0 elsewhere."""
     class_weight = class_weight.detach().to(dtype)
-    if backend_for(target, blocked_from=blocked_from(has_loop=dtype == torch.float32)) == "blocked":
+    if backend_for(target, keep, blocked_from=blocked_from(has_loop=dtype == torch.float32)) == "blocked":
         return blocked_classes.per_pixel(class_weight, target, keep)
     table = F.pad(class_weight, (0, 1))  # the last entry is for pixels that are not kept
     index = torch.where(keep, target, class_weight.shape[0])

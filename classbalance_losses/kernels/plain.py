@@ -1,0 +1,35 @@
+"""Tensors that are no more than memory: those that code which reads memory can take.
+
+Of all others a fast path would lose what makes them more, silently at worst: the tangent of forward-mode
+differentiation, the batch axis of a transform, what a subclass stands for. The reference keeps all of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether the tensors are no subclasses, have no tangent, and no transform of ``torch.func`` is at work."""
+    return not torch._C._are_functorch_transforms_active() and all(_is_memory(tensor) for tensor in tensors)
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether no derivative with respect to the tensor is asked for, in any mode."""
+    return is_plain(tensor) and not (tensor.requires_grad and torch.is_grad_enabled())
+
+
+def _is_memory(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # of is_grads_batched=True
+        and not _has_tangent(tensor)
+    )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    is_open = forward_ad._current_level >= 0
+    return is_open and forward_ad.unpack_dual(tensor).tangent is not None
