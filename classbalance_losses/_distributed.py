@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -110,4 +111,5 @@ def joined_value(loss: Tensor, process_group: ProcessGroup) -> Tensor:
     if resolve(process_group) is None:
         return loss
     scaled = loss * world_size(process_group)
-    return scaled + (all_reduce_sum(loss, process_group) - scaled.detach())
+    rest = all_reduce_sum(loss, process_group) - scaled.detach()
+    return scaled + torch.where(torch.isinf(scaled), 0, rest)  # an infinite share is the sum: ∞ - ∞ would be NaN

@@ -53,15 +53,18 @@ class DualFocal(NamedTuple):
     def value(self, log_prob: Tensor, label: Tensor) -> Tensor:
         """Return ℓ (n, 1, p)."""
         own, unsure = log_prob.gather(1, label), _Unsure.of(log_prob)
-        missed = unsure.log_complement(own).mul_(self.gamma).exp_()
+        missed = _power(unsure.log_complement(own), self.gamma)
         # For γ = 1 the other probabilities add up to 1 - p_y.
-        spilt = missed if self.gamma == 1 else _sum_of_others(exp_(log_prob * self.gamma), label)
+        spilt = missed if self.gamma == 1 else _sum_of_others(_power(log_prob, self.gamma), label)
+        value = (missed + spilt).mul_(self.alpha).sub_(own)
+        if self.beta == 0:  # the sum may be infinite
+            return value
         if self.rho == 1:
             room = _sum_of_others(unsure.prob().neg_().log1p_(), label)
             room.add_(torch.where(unsure.is_sure_mistake(own), unsure.log_sum, 0))
         else:
             room = _sum_of_others(exp_(log_prob.clone()).neg_().add_(self.rho).log_(), label)
-        return (missed + spilt).mul_(self.alpha).sub_(own).sub_(room, alpha=self.beta)
+        return value.sub_(room, alpha=self.beta)
 
     def slope(self, log_prob: Tensor, label: Tensor) -> Tensor:
         """Return u (n, C, p)."""
@@ -69,13 +72,13 @@ class DualFocal(NamedTuple):
         prob = unsure.prob() if self.rho == 1 else exp_(log_prob.clone())
         slope = (prob / (self.rho - prob)).mul_(self.beta)
         steepness = self.alpha * self.gamma
-        slope.add_(exp_(log_prob * self.gamma), alpha=steepness)
+        slope.add_(_power(log_prob, self.gamma), alpha=steepness)
 
         is_sure, log_missed = own >= SURE, unsure.log_complement(own)
         not_sure = torch.where(is_sure, -math.inf, own + (self.gamma - 1) * log_missed)
         slope.scatter_(1, label, not_sure.exp_().mul_(-steepness).sub_(1))
 
-        given = torch.where(is_sure, steepness * (self.gamma * log_missed).exp_(), 0)
+        given = torch.where(is_sure, steepness * _power(log_missed, self.gamma), 0)
         if self.rho == 1:
             given.sub_(unsure.is_sure_mistake(own) * self.beta)
         return slope.addcmul_(unsure.share, given)
@@ -90,10 +93,11 @@ class _Unsure(NamedTuple):
     @classmethod
     def of(cls, log_prob: Tensor) -> _Unsure:
         surprise = F.threshold(log_prob.neg(), -SURE, math.inf, inplace=True)
-        least = surprise.amin(1, keepdim=True)
+        # Of a class at least is a power of 1 the sum, unless all of them are exactly 0.
+        least = surprise.amin(1, keepdim=True).clamp_(max=torch.finfo(surprise.dtype).max)
         power = exp_(torch.sub(least, surprise, out=surprise))
         total = power.sum(1, keepdim=True)
-        return cls(power.div_(total), total.log().sub_(least))
+        return cls(power.div_(total.clamp(min=1)), total.log().sub_(least))
 
     def prob(self) -> Tensor:
         """Return their probabilities (n, C, p)."""
@@ -106,6 +110,11 @@ class _Unsure(NamedTuple):
     def is_sure_mistake(self, own: Tensor) -> Tensor:
         """Return whether a class that is not the label is sure (n, 1, p)."""
         return (self.log_sum < -1) & (own < SURE)
+
+
+def _power(log_value: Tensor, exponent: float) -> Tensor:
+    """Return a power (n, K, p) from logarithms; the 0th is 1 of any number, 0 included."""
+    return torch.ones_like(log_value) if exponent == 0 else exp_(log_value * exponent)
 
 
 def _sum_of_others(values: Tensor, label: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from classbalance_losses.kernels.blocked_pixel import by_reference, needs_reference
 
+HOPELESS = 104.0  # a cross-entropy whose probability is 0 in float32, and far below rounding in float64
+
 _ELEMENTS = 1 << 16  # for each thread: half a dozen buffers of 256 KiB
 
 
@@ -41,7 +43,8 @@ class _Focal(torch.autograd.Function):
         gradient = torch.empty_like(loss, memory_format=torch.contiguous_format)
         for part, given, place in _blocks(loss, grad, gradient):
             missed, power = _missed_and_power(part, ctx.gamma)
-            slope = torch.addcmul(missed, 1 - missed, part, value=ctx.gamma).mul_(power)
+            bounded = part.clamp(max=HOPELESS)  # 0 · inf would be NaN
+            slope = torch.addcmul(missed, 1 - missed, bounded, value=ctx.gamma).mul_(power)
             torch.mul(slope, given, out=place)
         return gradient, None, None
 

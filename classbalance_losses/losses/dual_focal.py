@@ -26,7 +26,7 @@ from classbalance_losses.ops.pixel import (
     valid_pixels,
 )
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
-from classbalance_losses.ops.shape import log_complement
+from classbalance_losses.ops.shape import log_complement, power
 from classbalance_losses.ops.weights import kept_weight, scaled
 
 
@@ -77,9 +77,10 @@ def _pixel_loss(
     log_rest = log_complement(log_prob)
     log_room = log_rest if rho == 1 else torch.log(rho - log_prob.exp())
     loss = -pick_class(log_prob, target, keep)
-    loss = loss - beta * sum_of_others(log_room, target, keep)
-    missed = torch.where(keep, torch.exp(gamma * pick_class(log_rest, target, keep)), 0)
-    spilt = sum_of_others(torch.exp(gamma * log_prob), target, keep)
+    if beta:  # its sum may be infinite
+        loss = loss - beta * sum_of_others(log_room, target, keep)
+    missed = torch.where(keep, power(pick_class(log_rest, target, keep), gamma), 0)
+    spilt = sum_of_others(power(log_prob, gamma), target, keep)
     return loss + alpha * (missed + spilt)
 
 

@@ -34,7 +34,7 @@ from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.gradients import READINGS, Pixels, gather_pixels, squared_norms
 from classbalance_losses.ops.logits import Logits, logits_for
 from classbalance_losses.ops.pixel import long_target, valid_pixels
-from classbalance_losses.ops.projection import project_to_simplex, solve_with_cvxpy
+from classbalance_losses.ops.projection import free_weights, project_to_simplex, solve_with_cvxpy
 from classbalance_losses.ops.reduction import reduce_loss
 from classbalance_losses.ops.weights import inverse_power, per_pixel, scaled
 from classbalance_losses.state.memory import Entry, Memory
@@ -61,7 +61,7 @@ class Programme(NamedTuple):
         present = pixels.n > 0
         if self.solver == "cvxpy":
             return _solve_on_host(norms, present, self)
-        point = norms / (2 * self.regularization)
+        point = free_weights(norms, self.regularization)
         if self.classes == "all":
             return project_to_simplex(point, float(point.shape[0]))
         return torch.where(present, project_to_simplex(point, present.sum(), present), 1)

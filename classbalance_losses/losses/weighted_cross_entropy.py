@@ -73,7 +73,7 @@ def weighted_cross_entropy_loss(
     class_weight = class_weight.to(loss.device, loss.dtype)
 
     own = per_pixel(class_weight, target, keep, loss.dtype)
-    weighted = loss * own
+    weighted = scaled(loss, own)
     if label_smoothing > 0:
         spread = pixel_function(logits, target, keep, partial(_spread, class_weight=class_weight))
         weighted = (1 - label_smoothing) * weighted + label_smoothing * spread
@@ -84,9 +84,8 @@ def weighted_cross_entropy_loss(
 
 
 def _spread(log_prob: Tensor, target: Tensor, keep: Tensor, *, class_weight: Tensor) -> Tensor:
-    """1/C Σ_c w_c (-log p_c), what label smoothing adds."""
-    mean = (class_weight.view(-1, *[1] * (log_prob.ndim - 2)) * log_prob).mean(1)
-    return torch.where(keep, -mean, 0)
+    """1/C Σ_c w_c (-log p_c), what label smoothing adds; a class of weight 0 adds nothing, p_c = 0 or not."""
+    return torch.where(keep, scaled(-log_prob, class_weight.view(-1, *[1] * (log_prob.ndim - 2))).mean(1), 0)
 
 
 def _class_weight(

@@ -32,6 +32,16 @@ def project_to_simplex(point: Tensor, total: Tensor | float, mask: Tensor | None
     return (u - tau.gather(0, (support - 1).clamp(min=0))).clamp(min=0)
 
 
+def free_weights(squared_norms: Tensor, regularization: float) -> Tensor:
+    r"""Return :math:`g / (2 \lambda)`, which the constraints project.
+
+    An infinite norm (of the reading "loss", where a label's logit is -inf) becomes one so large that its class has
+    all the weight, or shares it with those like it: ∞ - ∞ would be NaN.
+    """
+    large = torch.finfo(squared_norms.dtype).max ** 0.5
+    return squared_norms.clamp(max=large) / (2 * regularization)
+
+
 def solve_class_weights(
     squared_norms: Tensor,
     *,
@@ -79,7 +89,7 @@ def solve_class_weights(
     norms = squared_norms.detach()
     wide = norms.to(torch.promote_types(norms.dtype, torch.float32))
     if solver == "projection" and regularization is not None:
-        weights = project_to_simplex(wide / (2 * regularization), total)
+        weights = project_to_simplex(free_weights(wide, regularization), total)
     else:
         weights = solve_with_cvxpy(norms, regularization, total, quadratic)
     return weights.to(norms.dtype)

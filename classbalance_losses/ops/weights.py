@@ -34,8 +34,13 @@ def kept_weight(pixel_weight: Tensor | None, keep: Tensor, dtype: torch.dtype) -
 
 
 def scaled(loss: Tensor, *weights: Tensor | None) -> Tensor:
-    """Return the loss times those weights that are given, in the loss's dtype."""
+    """Return the loss times those weights that are given, in the loss's dtype; 0 times an infinite loss is 0."""
     for weight in weights:
         if weight is not None:
-            loss = loss * weight.to(loss.dtype)
+            loss = _finite_where(weight == 0, loss) * weight.to(loss.dtype)
     return loss
+
+
+def _finite_where(weightless: Tensor, loss: Tensor) -> Tensor:
+    """Return the loss with 0 for inf where it has no weight; NaN stays NaN."""
+    return torch.where(weightless & (loss == torch.inf), 0, loss)
