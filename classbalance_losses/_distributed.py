@@ -112,4 +112,6 @@ def joined_value(loss: Tensor, process_group: ProcessGroup) -> Tensor:
         return loss
     scaled = loss * world_size(process_group)
     rest = all_reduce_sum(loss, process_group) - scaled.detach()
-    return scaled + torch.where(torch.isinf(scaled), 0, rest)  # an infinite share is the sum: ∞ - ∞ would be NaN
+    return scaled + torch.where(
+        torch.isinf(scaled), 0, rest
+    )  # an infinite share is the sum: ∞ - ∞ would be NaN

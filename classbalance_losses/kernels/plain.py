@@ -32,4 +32,4 @@ def _is_memory(tensor: Tensor) -> bool:
 
 def _has_tangent(tensor: Tensor) -> bool:
     is_open = forward_ad._current_level >= 0
-    return is_open and forward_ad.unpack_dual(tensor).tangent is not None
+    return is_open and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]

@@ -39,7 +39,8 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
     digits, and not every device has float64.
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
-    backend = backend_for(value, target, keep, blocked_from=blocked_from(has_loop=value.dtype == torch.float32))
+    first = blocked_from(has_loop=value.dtype == torch.float32)
+    backend = backend_for(value, target, keep, blocked_from=first)
     if backend == "triton" and value.dtype == torch.float32:
         from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
 

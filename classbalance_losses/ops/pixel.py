@@ -131,9 +131,7 @@ def pixel_function(
     plain = partial(_plain, function=function)
     size = target.numel() * logits.input.shape[1]
     blocked_from = _FUNCTION_BLOCKED_FROM if form is None else _CLOSED_FORM_BLOCKED_FROM
-    backend = backend_for(
-        logits.input, target, size=size, blocked_from=blocked_from, unsupported=_no_kernel
-    )
+    backend = backend_for(logits.input, target, size=size, blocked_from=blocked_from, unsupported=_no_kernel)
     if backend == "blocked" and form is not None:
         return blocked_function.closed_function(logits.input, target, keep, _layout(logits), plain, form)
     if backend == "blocked":

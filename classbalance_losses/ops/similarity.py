@@ -108,7 +108,11 @@ def contrast(
     num_classes = prototypes.shape[0]
     are_shared = negatives.shape[0] == num_classes
     size = queries.shape[0] * negatives.shape[1] // num_classes
-    if are_shared and backend_for(queries, prototypes, negatives, labels, size=size, blocked_from=_BY_CLASS_FROM) == "blocked":
+    if (
+        are_shared
+        and backend_for(queries, prototypes, negatives, labels, size=size, blocked_from=_BY_CLASS_FROM)
+        == "blocked"
+    ):
         return _contrast_by_class(queries / temperature, prototypes, negatives, negative_mask, labels, keep)
     toward = (queries * prototypes.index_select(0, labels)).sum(1, keepdim=True)
     away = negative_similarities(queries, labels, keep, negatives, negative_mask, num_classes)
