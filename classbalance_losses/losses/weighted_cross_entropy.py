@@ -118,7 +118,8 @@ class WeightedCrossEntropyLoss(VectorLoss):
     With ``normalize="weights"`` this is ``torch.nn.CrossEntropyLoss``, whose mean does not change when all
     weights are scaled; "pixels" divides by the number of valid pixels, as mmsegmentation and GBW's released
     code do, so the scale of the weights matters. Label smoothing ε is torch's:
-    :math:`(1-\varepsilon) w_y \ell + \frac{\varepsilon}{C} \sum_c w_c (-\log p_c)`.
+    :math:`(1-\varepsilon) w_y \ell + \frac{\varepsilon}{C} \sum_c w_c (-\log p_c)`, infinite, as torch's, where a class
+    has a logit of -inf and a weight; without a weight it adds 0.
 
     Source: Aurelio et al., "Learning from imbalanced data sets with weighted cross-entropy function", Neural
     Processing Letters 50, 2019 (only its abstract was at hand: inverse class priors as weights;
