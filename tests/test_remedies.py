@@ -6,6 +6,8 @@ import re
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
