@@ -2,6 +2,8 @@
 
 Reads label PNGs (grey or palette, a pixel's value being its class) and .npz files. The class names, their
 number and the ignored label come from a ``dataset.json`` beside or above the labels, or from the options.
+Masks of two labels, 0 and 255, are asked about: ``--object 255`` counts 255 as class 1, ``--ignore-index 255``
+leaves it out.
 """
 
 from __future__ import annotations
@@ -9,145 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from classbalance_losses._label_files import LabelFileError, LabelFiles, find_dataset, find_labels
 from classbalance_losses._validate import check_range
 from classbalance_losses.state.accumulate import count_batches
 from classbalance_losses.state.statistics import ClassStatistics
 
-GREY, PALETTE = 0, 3  # colour types of the PNG format
 MOST_INFERRED = 256  # classes that 8 bits can tell apart
+MOST_NAMED = 20  # classes in a sentence
 
-
-class LabelFileError(ValueError):
-    """A label file, or a folder of them, that cannot be counted."""
-
-
-class Dataset(NamedTuple):
-    """What a ``dataset.json`` says about the labels."""
-
-    path: Path
-    classes: list[str]
-    ignore_index: int | None
-
-
-class LabelFiles(Sequence[Tensor]):
-    """The label maps of a list of files, read one at a time; each is a batch of one image or volume."""
-
-    def __init__(self, paths: list[Path], key: str) -> None:
-        self.paths, self.key = paths, key
-        self.reading = 0
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        self.reading = index
-        path = self.paths[index]
-        labels = read_npz(path, self.key) if path.suffix.lower() == ".npz" else read_png(path)
-        if labels.dtype.kind not in "biu":
-            raise LabelFileError(f"{path}: expected integer class indices, got {labels.dtype}.")
-        return torch.from_numpy(labels.astype(np.int64)).unsqueeze(0)
-
-    def describe(self) -> str:
-        """Say which files these are, to tell one checkpoint from another."""
-        checksum = zlib.crc32("\n".join(map(str, self.paths)).encode())
-        return f"{len(self)} label files (checksum {checksum:08x})"
-
-
-def read_png(path: Path) -> np.ndarray[Any, Any]:
-    """Read the class indices (H, W) of a grey or palette PNG.
-
-    Raises:
-        LabelFileError: the file is no PNG, is damaged, or has colour or alpha channels.
-        ModuleNotFoundError: Pillow is not installed.
-    """
-    image_module = _pillow()
-    with path.open("rb") as file:
-        header = file.read(26)
-    if len(header) < 26 or not header.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise LabelFileError(f"{path}: not a PNG file.")
-    depth, colour = header[24], header[25]
-    if colour not in (GREY, PALETTE):
-        raise LabelFileError(_not_indices(path, depth))
-    try:
-        with image_module.open(path) as image:
-            labels = np.array(image)
-    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
-        raise LabelFileError(f"{path}: cannot be read: {error}") from error
-    if colour == GREY and depth in (2, 4):
-        labels //= 255 // (2**depth - 1)  # Pillow stretches these to 0..255
-    return labels
-
-
-def _not_indices(path: Path, depth: int) -> str:
-    if depth == 16:
-        return (
-            f"{path}: a PNG with 16-bit colour or alpha channels, which Pillow cannot read faithfully "
-            "(SYNTHIA's labels read as all zeros). Take the channel of class indices out with OpenCV, and "
-            "save it as 8-bit grey."
-        )
-    return (
-        f"{path}: has colour or alpha channels; expected a grey or palette PNG whose pixel values are class "
-        "indices. If it is an input image, name the folder of the labels; if its colours stand for classes, "
-        "convert it first."
-    )
-
-
-def read_npz(path: Path, key: str) -> np.ndarray[Any, Any]:
-    """Read the array called ``key``, class indices of any shape.
-
-    Raises:
-        LabelFileError: the file is damaged, or has no such array.
-    """
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            if key not in archive:
-                found = ", ".join(map(repr, archive))
-                raise LabelFileError(f"{path}: has no array {key!r}, only {found}. Choose one with --key.")
-            labels: np.ndarray[Any, Any] = archive[key]
-            return labels
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise LabelFileError(f"{path}: cannot be read: {error}") from error
-
-
-def find_labels(folder: Path) -> list[Path]:
-    """Return the .png and .npz files under ``folder``, sorted.
-
-    Raises:
-        LabelFileError: there is no such folder, or no such file in it.
-    """
-    if not folder.is_dir():
-        raise LabelFileError(f"{folder}: no such folder.")
-    paths = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".npz") and path.is_file()
-    )
-    if not paths:
-        raise LabelFileError(f"{folder}: holds no .png and no .npz files, at any depth.")
-    return paths
-
-
-def find_dataset(folder: Path) -> Dataset | None:
-    """Return what the nearest ``dataset.json`` with a list of class names says, in ``folder`` or above it."""
-    for parent in (folder.resolve(), *folder.resolve().parents):
-        path = parent / "dataset.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        classes = content.get("classes") if isinstance(content, dict) else None
-        if isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes):
-            ignore_index = content.get("ignore_index")
-            return Dataset(path, classes, ignore_index if isinstance(ignore_index, int) else None)
-    return None
+Weights = dict[str, list[float | None]]  # of each scheme, one a class
 
 
 def trimmed(statistics: ClassStatistics) -> ClassStatistics:
@@ -160,8 +37,8 @@ def trimmed(statistics: ClassStatistics) -> ClassStatistics:
     return small
 
 
-def class_weights(statistics: ClassStatistics, beta: float) -> dict[str, list[float]]:
-    """Return every scheme's weights, in six digits."""
+def class_weights(statistics: ClassStatistics, beta: float) -> Weights:
+    """Return every scheme's weights, in six digits; none for a class that was not seen."""
     weights = {
         "pixel_frequency": statistics.weights("pixel_frequency"),
         "sqrt_pixel_frequency": statistics.weights("pixel_frequency", power=0.5),
@@ -169,39 +46,63 @@ def class_weights(statistics: ClassStatistics, beta: float) -> dict[str, list[fl
         "image_frequency": statistics.weights("image_frequency"),
         "effective_number": statistics.weights("effective_number", beta=beta),
     }
-    return {scheme: [float(f"{number:.6g}") for number in weight] for scheme, weight in weights.items()}
+    seen = (statistics.pixel_counts > 0).tolist()
+    return {
+        scheme: [
+            float(f"{number:.6g}") if there else None for number, there in zip(weight, seen, strict=True)
+        ]
+        for scheme, weight in weights.items()
+    }
 
 
-def report(
-    statistics: ClassStatistics, names: list[str], weights: dict[str, list[float]], beta: float
-) -> str:
+def report(statistics: ClassStatistics, names: list[str], weights: Weights, beta: float) -> str:
     """Return the summary, the table and the lists to paste."""
     pixels, ignored = int(statistics.num_pixels), int(statistics.num_ignored)
     rows = [["", "class", "pixels", "share", "images", *weights]]
     counts = zip(statistics.pixel_counts, statistics.pixel_shares, statistics.image_counts, strict=True)
     for index, (pixel_count, share, image_count) in enumerate(counts):
         numbers = [f"{int(pixel_count):,}", f"{share:.3%}", f"{int(image_count):,}"]
-        rows.append([str(index), names[index], *numbers, *(f"{w[index]:.4g}" for w in weights.values())])
+        rows.append([str(index), names[index], *numbers, *(_cell(w[index]) for w in weights.values())])
     lines = [
         f"{int(statistics.num_images):,} label maps, {pixels:,} pixels of {statistics.num_classes} classes; "
         f"{ignored:,} pixels ({ignored / max(1, pixels + ignored):.2%}) ignored, label {statistics.ignore_index}",
         "",
         *_aligned(rows),
         "",
-        *_flat_note(weights["effective_number"], pixels, beta),
+        *_unseen_note(statistics),
+        *_flat_note(statistics, beta),
         "To paste, for WeightedCrossEntropyLoss(torch.tensor(...)):",
         *(f"{scheme} = {weight}" for scheme, weight in weights.items()),
     ]
     return "\n".join(lines)
 
 
-def _flat_note(weights: list[float], pixels: int, beta: float) -> list[str]:
+def _cell(weight: float | None) -> str:
+    return "-" if weight is None else f"{weight:.4g}"
+
+
+def _unseen_note(statistics: ClassStatistics) -> list[str]:
+    """Say of which classes the labels tell nothing."""
+    unseen = (statistics.pixel_counts == 0).nonzero().flatten().tolist()
+    if not unseen:
+        return []
+    shown = [*map(str, unseen[:MOST_NAMED]), *(["…"] if len(unseen) > MOST_NAMED else [])]
+    return [
+        f"Not seen: {', '.join(shown)}. A class without pixels has no weight, None below: put in 0 to leave it out, "
+        "or a number of your own.",
+        "",
+    ]
+
+
+def _flat_note(statistics: ClassStatistics, beta: float) -> list[str]:
     """Explain why the effective number gives every class the same weight, if it does."""
-    if max(weights) > 1.01 or beta == 1:
+    seen = statistics.pixel_counts[statistics.pixel_counts > 0]
+    # 1 - beta^n is 1 to the digits of the table from n = 5 / (1 - beta) on.
+    if beta == 1 or len(seen) < 2 or int(seen.min()) * (1 - beta) < 5:
         return []
     return [
         f"effective_number is flat: every class has far more than 1/(1 - beta) = {1 / (1 - beta):,.0f} pixels. "
-        f"For pixels, try --beta {1 - 1 / max(2, pixels):.10g}.",
+        f"For pixels, try --beta {1 - 1 / int(statistics.num_pixels):.10g}.",
         "",
     ]
 
@@ -220,16 +121,18 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 def count_folder(options: argparse.Namespace) -> tuple[ClassStatistics, list[str]]:
     """Count the labels under a folder; return the counts and the names of the classes."""
-    files = LabelFiles(find_labels(options.folder), options.key)
-    dataset = find_dataset(options.folder)
-    names, ignore_index = (dataset.classes, dataset.ignore_index) if dataset else ([], None)
+    paths, dataset = find_labels(options.folder), find_dataset(options.folder)
+    names = dataset.classes if dataset else []
     if dataset:
         print(f"Class names from {dataset.path}", file=sys.stderr)
-    if options.ignore_index is not None or ignore_index is None:
-        ignore_index = 255 if options.ignore_index is None else options.ignore_index
+    stated = options.ignore_index
+    if stated is None and dataset:
+        stated = dataset.ignore_index
+    ignore_index = _ignored_label(stated, options.object)
+    files = LabelFiles(paths, options.key, options.object, ignore_index)
     num_classes = options.num_classes
     if num_classes is None:
-        num_classes = len(names) or None
+        num_classes = len(names) or (None if options.object is None else 2)
     statistics = ClassStatistics(
         MOST_INFERRED if num_classes is None else num_classes, ignore_index=ignore_index
     )
@@ -239,8 +142,10 @@ def count_folder(options: argparse.Namespace) -> tuple[ClassStatistics, list[str
         )
     except IndexError as error:
         raise LabelFileError(
-            f"{files.paths[files.reading]}: {error} Set --num-classes or --ignore-index accordingly."
+            f"{files.paths[files.reading]}: {error} Set --num-classes or --ignore-index accordingly, or --object to "
+            "the object's label in masks of two labels."
         ) from error
+    _ask_about_two_labels(statistics, assumed=stated is None, inferred=num_classes is None)
     if num_classes is None:
         statistics = trimmed(statistics)
         print(
@@ -252,9 +157,34 @@ def count_folder(options: argparse.Namespace) -> tuple[ClassStatistics, list[str
     return statistics, names
 
 
-def write_json(
-    path: Path, statistics: ClassStatistics, names: list[str], weights: dict[str, list[float]]
-) -> None:
+def _ignored_label(stated: int | None, object_label: int | None) -> int:
+    if stated is None:
+        return 255 if object_label != 255 else -100
+    if stated == object_label:
+        raise LabelFileError(f"--object and --ignore-index are both {stated}. Leave one out.")
+    return stated
+
+
+def _ask_about_two_labels(statistics: ClassStatistics, *, assumed: bool, inferred: bool) -> None:
+    """Refuse masks of 0 and another label, where nobody has said whether that is an object.
+
+    ``assumed``: nobody has said what is ignored; ``inferred``: nobody has said how many classes there are.
+    """
+    seen = statistics.pixel_counts.nonzero().flatten().tolist()
+    label = statistics.ignore_index
+    if assumed and seen in ([], [0]) and int(statistics.num_ignored):
+        raise LabelFileError(
+            f"The labels are {'0 and ' if seen else ''}{label} alone: is {label} the object, or to be left out? "
+            f"If it is the object, say --object {label}; if it is to be left out, --ignore-index {label}."
+        )
+    if inferred and len(seen) == 2 and seen[0] == 0 and seen[1] > 1:
+        raise LabelFileError(
+            f"The labels are 0 and {seen[1]} alone: is {seen[1]} the object, or one of several classes? If it is the "
+            f"object, say --object {seen[1]}; if it is one of several classes, --num-classes {seen[1] + 1}, or more."
+        )
+
+
+def write_json(path: Path, statistics: ClassStatistics, names: list[str], weights: Weights) -> None:
     """Write counts, shares and weights."""
     counts = {name: count.tolist() for name, count in statistics.state_dict().items()}
     shares = statistics.pixel_shares.tolist()
@@ -273,6 +203,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--num-classes", type=int, help="default: from dataset.json, or the largest label + 1"
     )
     parser.add_argument("--ignore-index", type=int, help="default: from dataset.json, or 255")
+    parser.add_argument("--object", type=int, help="label that is class 1, in masks of it and 0, such as 255")
     parser.add_argument("--key", default="label", help="name of the array in .npz files (default: label)")
     parser.add_argument("--beta", type=float, default=0.9999, help="of effective_number (default: 0.9999)")
     parser.add_argument("--checkpoint", type=Path, help="keep the counts here; run again to go on")
@@ -300,16 +231,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'Reading PNG files needs Pillow: pip install "classbalance_losses[stats]".'
-        ) from error
-    return Image
 
 
 if __name__ == "__main__":

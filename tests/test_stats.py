@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -239,3 +240,79 @@ def test_real_data(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert written["pixel_shares"] == pytest.approx(shares, abs=1e-5)
     ignored = written["num_ignored"] / (written["num_ignored"] + written["num_pixels"])
     assert ignored == pytest.approx(split.get("ignored_fraction", 0.0), abs=1e-5)
+
+
+def masks(folder: Path, *values: int) -> np.ndarray:
+    """Save three masks whose classes 0, 1, ... are drawn as those values; return the classes."""
+    classes = np.random.default_rng(0).integers(len(values), size=(3, 8, 8))
+    for number, mask in enumerate(np.array(values, dtype=np.uint8)[classes]):
+        save_png(folder / f"{number}.png", mask)
+    return classes
+
+
+@pytest.mark.parametrize("label", [255, 128])
+def test_masks_of_two_labels_are_asked_about(
+    label: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each remedy of the message, given as an option, counts what it says, from the checkpoint where that fits."""
+    share = [int((masks(tmp_path, 0, label) == c).sum()) for c in (0, 1)]
+    kept = ("--checkpoint", tmp_path / "counts.pt")
+    code, out, err = run(capsys, tmp_path, *kept)
+    assert (code, out) == (1, "")
+    assert f"The labels are 0 and {label} alone" in err
+    (object_option, other) = re.findall(r"--(?:object|ignore-index|num-classes) \d+", err)
+    assert counts_of(tmp_path, capsys, *object_option.split()) == share
+    expected = share if label == 128 else share[:1]
+    assert [
+        n for n in counts_of(tmp_path, capsys, *other.split(), *(kept if label == 255 else ())) if n
+    ] == expected
+    code, _, err = run(capsys, tmp_path, *kept, *object_option.split())
+    assert (code, "was counting 3 label files" in err) == (1, True)
+
+
+def test_masks_of_two_labels_where_the_answer_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A data set's own word is one; a third label, or a class 1, leaves no doubt."""
+    share = [int((masks(tmp_path / "a", 0, 255, 128) == c).sum()) for c in (0, 1, 2)]
+    counts = counts_of(tmp_path / "a", capsys, "--object", 255, "--ignore-index", 128)
+    assert counts == share[:2]
+    assert "128 too" in run(capsys, tmp_path / "a", "--object", 255)[2]
+    assert "are both 255" in run(capsys, tmp_path / "a", "--object", 255, "--ignore-index", 255)[2]
+    (tmp_path / "a" / "dataset.json").write_text('{"classes": ["road", "pole"], "ignore_index": 255}')
+    for number in range(3):
+        save_png(tmp_path / "a" / f"{number}.png", np.array([[0, 255]], dtype=np.uint8))
+    assert counts_of(tmp_path / "a", capsys) == [3, 0]
+    (tmp_path / "a" / "dataset.json").write_text('{"classes": ["road", "pole"]}')
+    assert "0 and 255 alone" in run(capsys, tmp_path / "a")[2]
+    save_png(tmp_path / "b" / "0.png", np.array([[255, 255]], dtype=np.uint8))
+    assert "The labels are 255 alone" in run(capsys, tmp_path / "b")[2]
+    masks(tmp_path / "c", 0, 1, 255)
+    assert run(capsys, tmp_path / "c")[0] == 0
+
+
+def test_no_weight_for_a_class_that_was_not_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks(tmp_path, 0, 1, 3)
+    code, out, _ = run(capsys, tmp_path, "--num-classes", 5, "--json", tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert code == 0
+    assert "Not seen: 2, 4." in out
+    for scheme, weights in written["weights"].items():
+        assert [weight is None for weight in weights] == [False, False, True, False, True]
+        assert min(weight for weight in weights if weight is not None) > 0
+        assert f"{scheme} = {weights}" in out
+    assert "5 classes" in out
+    np.savez(tmp_path / "a.npz", label=np.arange(30))
+    code, out, _ = run(capsys, tmp_path, "--num-classes", 256)
+    assert "48, 49, …" in out
+
+
+@pytest.mark.parametrize("pixels", [100, 10_000, 60_000])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_effective_number_is_called_flat_only_where_it_is(
+    classes: int, pixels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither one class, nor classes that are small and alike, have far more than 1/(1 - beta) pixels each."""
+    np.savez(tmp_path / "a.npz", label=np.arange(classes * pixels).reshape(classes, pixels) // pixels)
+    out = run(capsys, tmp_path, "--num-classes", 2)[1]
+    assert ("is flat" in out) == (pixels == 60_000 and classes == 2)
