@@ -26,7 +26,7 @@ P = ParamSpec("P")
 
 
 class _Result(NamedTuple):
-    owner: object
+    site: object  # what asks, and where: the loss's function, the place among its results, and the owner
     key: Tensor  # what the value was made from
     value: Tensor
     taken: Tensor  # how often a recomputation has taken the value, 0-dim
@@ -35,15 +35,17 @@ class _Result(NamedTuple):
 class _Call:
     """The results of one call. The graph of the call holds it, so that both are freed together."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: object) -> None:
+        self.function = function
         self.results: list[_Result] = []
+        self.asked = 0
 
 
 class _Open(threading.local):
-    """The calls that are running in this thread, the innermost last."""
+    """The calls that are running in this thread, the innermost last; ``None`` while a result is being computed."""
 
     def __init__(self) -> None:
-        self.calls: list[_Call] = []
+        self.calls: list[_Call | None] = []
 
 
 _open = _Open()
@@ -66,7 +68,7 @@ def recomputable(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         if not _may_be_recomputed():
             return function(*args, **kwargs)
-        record = _Call()
+        record = _Call(function)
         _open.calls.append(record)
         try:
             loss = function(*args, **kwargs)
@@ -86,23 +88,29 @@ def first_time(owner: object, key: Tensor, compute: Callable[[], Tensor]) -> Ten
     """Return ``compute()`` or, in a recomputation, what it was in the call that is run again.
 
     Args:
-        owner: whose result it is; those of others are not looked at.
+        owner: whose result it is, a module or a group; those of others are not looked at.
         key: what the result is made from, to tell the calls apart.
         compute: makes the result, a constant.
     """
-    if not _may_be_recomputed():
+    call = _open.calls[-1] if _open.calls else None
+    if call is None or not _may_be_recomputed():
         return compute()
     key = key.detach()
+    site = (call.function, call.asked, id(owner))
+    call.asked += 1
     if is_recomputation():
         made = [
-            result for call in list(_alive.values()) for result in call.results if _fits(result, owner, key)
+            result for other in list(_alive.values()) for result in other.results if _fits(result, site, key)
         ]
         if made:
             return _nearest(made, key)
-    value = compute()
-    if _open.calls:
-        taken = torch.zeros((), dtype=torch.int64, device=key.device)
-        _open.calls[-1].results.append(_Result(owner, key, value, taken))
+    _open.calls.append(None)  # what the result is made of is not asked for again
+    try:
+        value = compute()
+    finally:
+        _open.calls.pop()
+    taken = torch.zeros((), dtype=torch.int64, device=key.device)
+    call.results.append(_Result(site, key, value, taken))
     return value
 
 
@@ -114,9 +122,9 @@ def _may_be_recomputed() -> bool:
     )
 
 
-def _fits(result: _Result, owner: object, key: Tensor) -> bool:
+def _fits(result: _Result, site: object, key: Tensor) -> bool:
     theirs = result.key
-    return result.owner is owner and (theirs.shape, theirs.dtype, theirs.device) == (
+    return result.site == site and (theirs.shape, theirs.dtype, theirs.device) == (
         key.shape,
         key.dtype,
         key.device,
@@ -130,7 +138,7 @@ def _nearest(made: list[_Result], key: Tensor) -> Tensor:
     """
     if len(made) == 1:
         return made[0].value
-    keys = torch.stack([result.key for result in made]).flatten(1)
+    keys = torch.stack([result.key.flatten() for result in made])
     mine = key.flatten()
     same = (keys == mine) | (keys.isnan() & mine.isnan())
     distance = torch.where(same, 0, (keys - mine).abs().nan_to_num()).sum(1)

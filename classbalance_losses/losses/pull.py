@@ -12,8 +12,6 @@ No code by the authors could be found: what the paper leaves open is settled in 
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -50,7 +48,9 @@ from classbalance_losses.ops.sampling import (
 )
 from classbalance_losses.ops.similarity import contrast, pair_weight
 from classbalance_losses.ops.weights import per_pixel
-from classbalance_losses.state.memory import Entry, Memory
+from classbalance_losses.state.memory import Entry, Memory, Recalled
+
+Step = tuple[Recalled, dict[str, Tensor]]  # of the memory: what it was, and what it becomes
 
 
 @recomputable
@@ -321,12 +321,13 @@ class PullLoss(Memory, FeatureLoss):
                 ignore_index=self.ignore_index,
                 generator=generator,
             )
-        return pull_loss(
+        weight, step = self._class_weight(confidence, pseudo_labels)
+        loss = pull_loss(
             pick_vectors(student_features, drawn),
             student_labels.flatten()[drawn],
             prototypes,
             negatives,
-            self._class_weight(confidence, pseudo_labels),
+            weight,
             objective=self.objective,
             temperature=self.temperature,
             pair_reduction=self.pair_reduction,
@@ -335,24 +336,31 @@ class PullLoss(Memory, FeatureLoss):
             ignore_index=self.ignore_index,
             process_group=self.joined_group,
         )
+        for recalled, values in step:
+            self._keep(recalled._replace(finite=recalled.finite & loss.detach().isfinite()), **values)
+        return loss
 
-    def _class_weight(self, confidence: Tensor, pseudo_labels: Tensor) -> Tensor:
+    def _class_weight(self, confidence: Tensor, pseudo_labels: Tensor) -> tuple[Tensor, list[Step]]:
+        """Return w*, and the step of the memory that is made once the loss is known to be finite, if one is made."""
         if not self._moves():
-            return self.class_weight.clone()
+            return self.class_weight.clone(), []
         batch, present = class_confidence(
             confidence, pseudo_labels, self.num_classes, process_group=self.joined_group
         )
-        return first_time(
-            self, torch.cat([batch, present.to(batch.dtype)]), partial(self._followed, batch, present)
-        )
+        step: list[Step] = []
 
-    def _followed(self, batch: Tensor, present: Tensor) -> Tensor:
-        """Take the batch's confidences into the running mean, and return the weights."""
-        recalled = self._recall(self.num_classes, batch.isfinite().all(), self.joined_group)
-        last, seen = recalled.values["class_confidence"], recalled.values["seen"]
+        def follow() -> Tensor:
+            recalled = self._recall(self.num_classes, batch.isfinite().all(), self.joined_group)
+            values = self._followed(recalled.values, batch, present)
+            step.append((recalled, values))
+            return torch.where(recalled.finite, values["class_weight"], recalled.values["class_weight"])
+
+        return first_time(self, torch.cat([batch, present.to(batch.dtype)]), follow), step
+
+    def _followed(self, last: dict[str, Tensor], batch: Tensor, present: Tensor) -> dict[str, Tensor]:
+        """Take the batch's confidences into the running mean."""
         everyone = torch.ones_like(present)
-        mixed = self.momentum * last + (1 - self.momentum) * batch
-        mean = torch.where(everyone if self.absent == "max" else present, mixed, last)
+        mixed = self.momentum * last["class_confidence"] + (1 - self.momentum) * batch
+        mean = torch.where(everyone if self.absent == "max" else present, mixed, last["class_confidence"])
         weight = weights_from_confidence(mean, present if self.absent == "exclude" else everyone, self.power)
-        self._keep(recalled, class_confidence=mean, class_weight=weight, seen=seen + present)
-        return torch.where(recalled.finite, weight, recalled.values["class_weight"])
+        return {"class_confidence": mean, "class_weight": weight, "seen": last["seen"] + present}

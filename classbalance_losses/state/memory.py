@@ -155,12 +155,12 @@ class Memory(Saved):
                 continue
             parts = [torch.where(has, mine.values[name], 0).flatten() for name in names]
             total = all_reduce_sum(torch.cat([flags.to(parts[0].dtype), *parts]), process_group)
-            seen, bad, *sums = torch.split(total, [1, 1, *(part.numel() for part in parts)])
+            (seen, bad), *sums = torch.split(total, [2, *(part.numel() for part in parts)])
             for name, part in zip(names, sums, strict=True):
                 own = mine.values[name]
                 mean = torch.div(part, seen.clamp(min=1), rounding_mode=None if name in means else "floor")
                 values[name] = torch.where(seen > 0, mean.view(own.shape), own)
-        return Recalled(values, (bad == 0)[0])
+        return Recalled(values, bad == 0)
 
     def _keep(self, recalled: Recalled, **values: Tensor) -> None:
         """Store new values, if the call may change the memory, and the batch was finite."""
