@@ -221,6 +221,32 @@ def check_class_vector(name: str, value: Tensor, num_classes: int) -> None:
         )
 
 
+def class_vector_of_call(name: str, value: object, input: Tensor) -> Tensor:
+    """Return the numbers of the classes (C,) that a call was given, on the logits' device; a tensor keeps its graph.
+
+    Raises:
+        ValueError: if it has not one number for each class, or they are negative or not finite; and for a tensor on
+            another device, which each call would copy, and wait for.
+        TypeError: if it holds no numbers.
+    """
+    vector = as_numbers(name, value)
+    check_class_vector(name, vector, input.shape[1])
+    check_class_values(name, vector)
+    if not isinstance(value, Tensor):
+        return vector.to(input.device)
+    check_class_device(name, vector, input)
+    return vector
+
+
+def check_class_device(name: str, vector: Tensor, input: Tensor) -> None:
+    """Check that the numbers of the classes are where the logits are."""
+    if vector.device != input.device:
+        raise ValueError(
+            f"Expected {name} on {input.device}, where input is, got it on {vector.device}. Move it once: the loss "
+            f"module by .to({str(input.device)!r}), which takes its {name} along, or the tensor itself."
+        )
+
+
 def as_numbers(name: str, value: object) -> Tensor:
     """Turn an array or a sequence of numbers, one a class, into a tensor; a tensor stays what it is.
 

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import CASES, DEFAULTS, FEATURES, Case, Sample, grad, sample
+from cases import CASES, DEFAULTS, FEATURES, Case, Sample, class_vector, grad, sample
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from classbalance_losses import use_backend
+from classbalance_losses.functional import weighted_cross_entropy_loss
 from classbalance_losses.ops import mining
 
 REDUCTIONS = ("none", "sum", "mean")
+SMOOTHINGS = (0.0, 0.25)
 
 
 def joined(scenario: str, world: int) -> tuple[Sample, list[slice]]:
@@ -70,6 +72,20 @@ def train_step(case: Case, s: Sample, net: nn.Module, **options: Any) -> list[Te
     return [p.grad.clone() for p in net.parameters() if p.grad is not None]
 
 
+def learned(s: Sample, smoothing: float, process_group: Any) -> Tensor:
+    """The gradient of class weights, of which the divisor is a function too."""
+    weight = class_vector(4).double().requires_grad_()
+    loss = weighted_cross_entropy_loss(
+        s.input,
+        s.target,
+        weight,
+        pixel_weight=s.pixel_weight,
+        label_smoothing=smoothing,
+        process_group=process_group,
+    )
+    return torch.autograd.grad(loss, weight)[0]
+
+
 def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]:
     for scenario in SCENARIOS:
         whole, shares = joined(scenario, world)
@@ -83,6 +99,8 @@ def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]
             yield (scenario, case.id, "ddp"), train_step(case, here, ddp, process_group="world")
             local = case(here)
             yield (scenario, case.id, "alone"), local.detach()
+        for smoothing in SMOOTHINGS:
+            yield (scenario, f"weight, {smoothing}", "learned"), learned(here, smoothing, "world")
     if world == 3:
         pair = dist.new_group([0, 1])
         whole, shares = joined("uneven", world)

@@ -59,6 +59,9 @@ def check_training(ranks: Ranks, scenario: str) -> None:
             for ours, theirs in zip(ranks[rank][scenario, case.id, "ddp"], expected, strict=True):
                 close(ours, theirs.numpy(), rtol=1e-8)
             close(ranks[rank][scenario, case.id, "alone"], case(worker.share(whole, images)).item())
+    for smoothing in worker.SMOOTHINGS:
+        of_ranks = [rank[scenario, f"weight, {smoothing}", "learned"] for rank in ranks]
+        close(torch.stack(of_ranks).mean(0), worker.learned(whole, smoothing, None).numpy(), rtol=1e-8)
 
 
 def check_a_group_of_some_ranks(ranks: Ranks) -> None:

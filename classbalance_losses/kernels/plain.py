@@ -18,6 +18,8 @@ def is_plain(*tensors: Tensor) -> bool:
 
 def is_constant(tensor: Tensor) -> bool:
     """Whether no derivative with respect to the tensor is asked for, in any mode."""
+    if torch.compiler.is_compiling():
+        return not tensor.requires_grad
     return is_plain(tensor) and not (tensor.requires_grad and torch.is_grad_enabled())
 
 

@@ -96,7 +96,7 @@ class DualCrossEntropyLoss(PixelLoss):
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
           With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
-        - pixel_weight: q, (N, \*), non-negative; constant.
+        - pixel_weight: q, (N, \*), non-negative; may require a gradient.
 
     Raises:
         ValueError: for shapes or options out of range.

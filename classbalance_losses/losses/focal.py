@@ -18,9 +18,10 @@ from classbalance_losses._validate import (
     as_class_vector,
     can_read_values,
     check_call,
-    check_class_vector,
     check_range,
+    class_vector_of_call,
 )
+from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
@@ -74,20 +75,20 @@ def _balance(
     dtype: torch.dtype,
 ) -> Tensor | None:
     """Return α_y for each pixel, or one number for all, or None for 1."""
-    if isinstance(alpha, Tensor) and alpha.ndim == 0 and not can_read_values(alpha):
-        return alpha.detach().to(input.device, dtype)
-    alpha = _checked_alpha(alpha)
     if alpha is None:
         return None
-    if isinstance(alpha, float):
-        return torch.full((), alpha, dtype=dtype, device=input.device)
-    check_class_vector("alpha", alpha, input.shape[1])
-    return per_pixel(alpha.to(input.device, dtype), target, keep, dtype)
+    if isinstance(alpha, Tensor) and alpha.ndim == 0 and not (can_read_values(alpha) and is_constant(alpha)):
+        return alpha.to(dtype)
+    if isinstance(alpha, Real) or getattr(alpha, "ndim", 1) == 0:
+        return torch.full((), cast("float", _checked_alpha(alpha)), dtype=dtype, device=input.device)
+    return per_pixel(class_vector_of_call("alpha", alpha, input), target, keep, dtype)
 
 
 def _checked_alpha(alpha: float | Numbers | None) -> float | Tensor | None:
     if alpha is None:
         return None
+    if isinstance(alpha, Tensor):
+        alpha = alpha.detach()
     if isinstance(alpha, Real) or getattr(alpha, "ndim", 1) == 0:  # one number, if as a tensor or an array
         number = cast("float", alpha if isinstance(alpha, Real) else float(cast("Tensor", alpha)))
         check_range("alpha", number, 0)
@@ -111,7 +112,7 @@ class FocalLoss(VectorLoss):
     Args:
         gamma: γ ≥ 0.
         alpha: ``None``, a number ≥ 0 (a tensor of one will do), or one number for each class, (C,). The attribute takes
-            the same later.
+            the same later; a tensor that requires a gradient gets one.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
@@ -122,7 +123,7 @@ class FocalLoss(VectorLoss):
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
           With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
-        - pixel_weight: q, (N, \*), non-negative; constant.
+        - pixel_weight: q, (N, \*), non-negative; may require a gradient.
 
     Raises:
         ValueError: for shapes or options out of range.
@@ -157,7 +158,10 @@ class FocalLoss(VectorLoss):
         setattr(self, self._vector, alpha)  # a sequence becomes a tensor
 
     def _checked(self, value: Any) -> Any:
-        return _checked_alpha(value)
+        checked = _checked_alpha(value)
+        return (
+            value if isinstance(value, Tensor) and value.requires_grad else checked
+        )  # a learned one is kept itself
 
     def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
         """Return the loss of logits (N, C, *) against class indices (N, *)."""

@@ -292,8 +292,8 @@ class GBWLoss(Memory, PixelLoss):
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
           With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
-        - pixel_weight: q, (N, \*), non-negative; constant. It scales the pixel's gradient in g too
-          (equation 12), so a class of low confidence does not win its weight back.
+        - pixel_weight: q, (N, \*), non-negative; may require a gradient, which v, a constant, does not pass on. It
+          scales the pixel's gradient in g too (equation 12), so a class of low confidence does not win its weight back.
         - features: (N, D, \*), what enters the last layer, of the logits' size; for "last_layer_weight" alone.
 
     Raises:

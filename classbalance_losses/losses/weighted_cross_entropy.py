@@ -12,20 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import (
     Numbers,
     as_class_vector,
-    as_numbers,
     check_call,
     check_choice,
-    check_class_values,
+    check_class_device,
     check_class_vector,
     check_range,
+    class_vector_of_call,
 )
 from classbalance_losses.kernels.blocks import accumulation_dtype
+from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.losses._base import VectorLoss
+from classbalance_losses.ops.counts import class_counts
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, pixel_function, valid_pixels
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
@@ -69,17 +71,24 @@ def weighted_cross_entropy_loss(
         input = input.to(accumulation_dtype(input.dtype))
     logits = logits_for(input, target, upsample, align_corners)
     loss = pixel_cross_entropy(logits, target, keep)
-    class_weight = _class_weight(weight, loss, target, keep, input.shape[1], process_group)
-    class_weight = class_weight.to(loss.device, loss.dtype)
+    class_weight = _class_weight(weight, input, loss, target, keep, process_group)
+    class_weight = class_weight.to(loss.dtype)
 
     own = per_pixel(class_weight, target, keep, loss.dtype)
     weighted = scaled(loss, own)
     if label_smoothing > 0:
-        spread = pixel_function(logits, target, keep, partial(_spread, class_weight=class_weight))
+        function = partial(_spread, class_weight=class_weight)
+        spread = pixel_function(logits, target, keep, function, parameters=(class_weight,))
         weighted = (1 - label_smoothing) * weighted + label_smoothing * spread
 
     weighted = scaled(weighted, kept_weight(pixel_weight, keep, loss.dtype))
-    normalizer = global_sum(own if normalize == "weights" else keep, process_group)
+    if normalize == "pixels":
+        normalizer = global_sum(keep, process_group)
+    elif is_constant(class_weight):
+        normalizer = global_sum(own, process_group)
+    else:  # Σ_c w_c n_c, of all ranks' n_c: on each rank the derivative is the joined sum's
+        count = all_reduce_sum(class_counts(target, keep, input.shape[1]), process_group)
+        normalizer = (class_weight * count).sum()
     return reduce_loss(weighted, reduction=reduction, normalizer=normalizer, process_group=process_group)
 
 
@@ -90,22 +99,22 @@ def _spread(log_prob: Tensor, target: Tensor, keep: Tensor, *, class_weight: Ten
 
 def _class_weight(
     weight: Numbers | Estimator | None,
+    input: Tensor,
     loss: Tensor,
     target: Tensor,
     keep: Tensor,
-    num_classes: int,
     process_group: ProcessGroup,
 ) -> Tensor:
-    """Return w (C,): ones, the given tensor, or what the estimator makes of this batch."""
+    """Return w (C,): ones, the given numbers, which may be learned, or what the estimator makes of this batch."""
+    num_classes = input.shape[1]
     if weight is None:
         return torch.ones(num_classes, dtype=loss.dtype, device=loss.device)
-    if callable(weight) and not isinstance(weight, type):
-        weight = weight(loss.detach(), target, keep, num_classes, process_group)
-    else:
-        weight = as_numbers("weight", weight)
-        check_class_values("weight", weight)
-    check_class_vector("weight", weight, num_classes)
-    return weight.detach()
+    if isinstance(weight, (Tensor, type)) or not callable(weight):
+        return class_vector_of_call("weight", weight, input)
+    estimated = weight(loss.detach(), target, keep, num_classes, process_group)
+    check_class_vector("weight", estimated, num_classes)
+    check_class_device("weight", estimated, input)
+    return estimated.detach()
 
 
 class WeightedCrossEntropyLoss(VectorLoss):
@@ -129,7 +138,7 @@ class WeightedCrossEntropyLoss(VectorLoss):
         weight: w, a tensor, array or sequence (C,) of non-negative numbers; an estimator, such as
             :class:`~classbalance_losses.PixelFrequency`, which sees every batch; or ``None`` for ones. The attribute
             ``weight`` takes the same later, and a tensor is saved with the module; one that requires a gradient, as
-            an ``nn.Parameter`` does, is kept itself, not a copy.
+            an ``nn.Parameter`` does, is kept itself, not a copy, and gets one, of Z too. Estimates are constants.
         normalize: "weights" or "pixels".
         label_smoothing: ε in [0, 1].
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
@@ -142,7 +151,7 @@ class WeightedCrossEntropyLoss(VectorLoss):
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
           With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
-        - pixel_weight: q, (N, \*), non-negative; constant, and not part of Z.
+        - pixel_weight: q, (N, \*), non-negative; may require a gradient. Not part of Z.
 
     Raises:
         ValueError: for shapes or options out of range.

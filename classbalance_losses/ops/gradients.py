@@ -34,7 +34,7 @@ class Pixels(NamedTuple):
     squared_error: Tensor | None  # ‖δ‖² (N, *), for the readings that need no more than it
     target: Tensor  # (N, *), int64
     keep: Tensor  # (N, *), bool
-    weight: Tensor | None  # q, (N, *), or None for 1
+    weight: Tensor | None  # q, (N, *), or None for 1; the one that may have a graph
     features: Tensor | None  # (N, D, *): what enters the last layer
     n: Tensor  # n_c over all ranks, (C,), int64
     process_group: ProcessGroup
@@ -85,7 +85,8 @@ def gather_pixels(
 
 def squared_norms(pixels: Pixels, reading: str) -> Tensor:
     """Return g (C,) in the loss's dtype for one of ``READINGS``; 0 for an absent class in all but "official"."""
-    return _READINGS[reading](pixels)
+    weight = None if pixels.weight is None else pixels.weight.detach()  # it may be learned, by the loss alone
+    return _READINGS[reading](pixels._replace(weight=weight))
 
 
 def _pixel_mean(pixels: Pixels) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 
@@ -20,6 +20,7 @@ from classbalance_losses.kernels.blocks import (
     accumulation_dtype,
     class_rows,
 )
+from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.ops.logits import Logits
 
 # log-probabilities (N, C, *), target (N, *), keep (N, *) -> a number for each pixel (N, *)
@@ -122,21 +123,28 @@ def sum_over_errors(
 
 
 def pixel_function(
-    logits: Logits, target: Tensor, keep: Tensor, function: LogProbFunction, form: ClosedForm | None = None
+    logits: Logits,
+    target: Tensor,
+    keep: Tensor,
+    function: LogProbFunction,
+    form: ClosedForm | None = None,
+    *,
+    parameters: Sequence[Tensor] = (),
 ) -> Tensor:
     """Return ``function(log_prob, target, keep)`` (N, *) for a function that sees one pixel at a time.
 
-    ``form`` is its closed form for the CPU, if it has one.
+    ``form`` is its closed form for the CPU, if it has one; ``parameters`` are the function's own tensors, for a
+    gradient in which the reference runs.
     """
     plain = partial(_plain, function=function)
     size = target.numel() * logits.input.shape[1]
     blocked_from = _FUNCTION_BLOCKED_FROM if form is None else _CLOSED_FORM_BLOCKED_FROM
     backend = backend_for(logits.input, target, size=size, blocked_from=blocked_from, unsupported=_no_kernel)
-    if backend == "blocked" and form is not None:
+    if backend != "blocked" or not all(is_constant(tensor) for tensor in parameters):
+        return plain(logits.full_size(), target, keep)
+    if form is not None:
         return blocked_function.closed_function(logits.input, target, keep, _layout(logits), plain, form)
-    if backend == "blocked":
-        return blocked_function.pixel_function(logits.input, target, keep, _layout(logits), plain)
-    return plain(logits.full_size(), target, keep)
+    return blocked_function.pixel_function(logits.input, target, keep, _layout(logits), plain)
 
 
 def plain_cross_entropy(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stage 4: from numbers for each class to weights for each pixel. No gradient flows through any of them."""
+"""Stage 4: from numbers for each class to weights for each pixel. They may be learned: see `is_constant`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_classes
+from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.ops.counts import blocked_from
 
 
@@ -18,8 +19,9 @@ def inverse_power(count: Tensor, exponent: float, dtype: torch.dtype) -> Tensor:
 
 def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
     """Return each kept pixel's class weight, (N, *) in ``dtype``, and 0 elsewhere."""
-    class_weight = class_weight.detach().to(dtype)
-    if backend_for(target, keep, blocked_from=blocked_from(has_loop=dtype == torch.float32)) == "blocked":
+    class_weight = class_weight.to(dtype)
+    backend = backend_for(target, keep, blocked_from=blocked_from(has_loop=dtype == torch.float32))
+    if backend == "blocked" and is_constant(class_weight):
         return blocked_classes.per_pixel(class_weight, target, keep)
     table = F.pad(class_weight, (0, 1))  # the last entry is for pixels that are not kept
     index = torch.where(keep, target, class_weight.shape[0])
@@ -27,10 +29,10 @@ def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor, dtype: torch.d
 
 
 def kept_weight(pixel_weight: Tensor | None, keep: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Return the constant pixel weights in ``dtype``, 0 where not kept (a weight there may be NaN)."""
+    """Return the pixel weights in ``dtype``, 0 where not kept (a weight there may be NaN)."""
     if pixel_weight is None:
         return None
-    return torch.where(keep, pixel_weight.detach().to(dtype), 0)
+    return torch.where(keep, pixel_weight.to(dtype), 0)
 
 
 def scaled(loss: Tensor, *weights: Tensor | None) -> Tensor:
