@@ -88,7 +88,12 @@ class Case:
         return getattr(functional, FUNCTIONS[self.loss])  # type: ignore[no-any-return]
 
     def keywords(self, sample: Sample, **over: Any) -> dict[str, Any]:
-        return {**self.settings(sample.num_classes), "ignore_index": sample.ignore_index, **over}
+        device = sample.input.device
+        settings = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in self.settings(sample.num_classes).items()
+        }
+        return {**settings, "ignore_index": sample.ignore_index, **over}
 
     def build(self, sample: Sample, **over: Any) -> nn.Module:
         return self.module(**self.keywords(sample, **over))
