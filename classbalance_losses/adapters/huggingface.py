@@ -92,10 +92,12 @@ def _logits(outputs: Any) -> Tensor:
         found = outputs[0]
     if isinstance(found, Tensor):
         return found
-    names = ", ".join(map(repr, outputs)) if isinstance(outputs, Mapping) else type(outputs).__name__
+    entries = dict(outputs) if isinstance(outputs, Mapping) else {}
+    tensors = [name for name, entry in entries.items() if isinstance(entry, Tensor)]
+    name = repr(tensors[0]) if len(tensors) == 1 else "name"
     raise TypeError(
-        f'Expected outputs with an entry "logits", (N, C, *), got {names}. From a model that has them under another '
-        'name call this with {"logits": outputs[name]}, in a function for compute_loss_func.'
+        f'Expected outputs with an entry "logits", (N, C, *), got {list(entries) or type(outputs).__name__}. Where '
+        f'they have another name, let compute_loss_func be a function that passes {{"logits": outputs[{name}]}}.'
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +48,23 @@ def test_nothing_to_count_gives_zero_in_the_graph() -> None:
         loss = ComputeLoss(DyCELoss())({"logits": logits}, label, items)
         assert loss == 0
         assert loss.requires_grad
+
+
+def test_logits_wherever_they_are() -> None:
+    logits, label = torch.randn(2, NUM_CLASSES, 16, 16), scenes(2)[1]
+    compute = ComputeLoss(FocalLoss())
+    expected = compute({"logits": logits}, label)
+    for outputs in (logits, (logits, logits * 2), [logits], SimpleNamespace(logits=logits)):
+        assert torch.equal(compute(outputs, label), expected)
+    outputs = {"loss": None, "scores": logits}
+    with pytest.raises(TypeError, match=r"'loss', 'scores'") as caught:
+        compute(outputs, label)
+    remedy = re.search(r"passes (\{.*\})", str(caught.value))
+    assert remedy is not None
+    assert torch.equal(compute(eval(remedy[1], {"outputs": outputs}), label), expected)
+    for nothing in ({"a": logits, "b": logits}, None, ()):
+        with pytest.raises(TypeError, match=r"outputs\[name\]"):
+            compute(nothing, label)
 
 
 def test_state_moves_in_training_alone() -> None:
