@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,3 +190,30 @@ def test_accumulated_batches_give_the_gradient_of_one(tmp_path: Path) -> None:
         steps.append(bias.detach() - before)
     torch.testing.assert_close(steps[1], steps[0], rtol=1e-4, atol=1e-7)
     assert steps[0].abs().max() > 1e-4
+
+
+def test_two_ranks_of_the_trainer_take_the_step_of_one_process(tmp_path: Path) -> None:
+    """Under torchrun, with unequal numbers of labels, whether the loss joins the ranks or the Trainer alone does."""
+    tiny_segformer()  # skips where transformers is not installed
+    pytest.importorskip("accelerate", reason="the Trainer needs accelerate: pip install accelerate")
+    worker = Path(__file__).with_name("huggingface_ranks.py")
+    paths = [str(worker.parent), str(worker.parents[2]), os.environ.get("PYTHONPATH", "")]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            worker,
+            tmp_path,
+        ],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+    )
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for name, alone in importlib.import_module("huggingface_ranks").steps(str(tmp_path), batch=4).items():
+        assert alone.abs().max() > 1e-4
+        for rank in ranks:
+            torch.testing.assert_close(rank[name], alone, rtol=1e-4, atol=1e-7)
