@@ -38,6 +38,14 @@ def threads(number: int) -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Fresh memory is full of NaN, then."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 SETTINGS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "bfloat16": lambda: default_dtype(torch.bfloat16),
     "float16": lambda: default_dtype(torch.float16),
@@ -45,6 +53,7 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "meta": lambda: default_device("meta"),
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
+    "deterministic": deterministic,
     "two threads": lambda: threads(2),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 import pull_cases
 import torch
 import vision_language_cases
-from cases import CASES, DEFAULTS, Case, Sample, sample
+from cases import CASES, CORE, DEFAULTS, Case, Sample, sample
 from test_estimators import ESTIMATORS
 from torch import Tensor, nn
 
@@ -101,16 +101,15 @@ def large_losses() -> Iterator[Call]:
     """The losses at sizes where blocks and compiled loops run."""
     large = sample(2, 8, shape=LARGE, weighted=True, dtype=torch.float32)
     low = replace(large, input=large.input[..., ::2, ::2].contiguous())
-    for case in DEFAULTS:
+    for case in CORE:
         yield of_case(case, large, "large")
+    for case in DEFAULTS:
         yield of_case(case, replace(large, input=large.input.bfloat16()), "large bfloat16")
         yield of_case(case, low, "large upsampled", upsample="linear")
     for name in ("pixel-running", "loss-momentum"):
         kind, options = ESTIMATORS[name]
         make = partial(lambda kind, options: WeightedCrossEntropyLoss(kind(**options)), kind, options)
         yield of_logits(f"estimator {name} large", make, large)
-    for name in ("pixel_mean-present-class", "official-all-pixel", "last_layer_weight-all-pixel"):
-        yield of_case(next(case for case in CASES if case.variant == name), large, "large")
 
 
 def doubles() -> Iterator[Call]:

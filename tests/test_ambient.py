@@ -1,4 +1,4 @@
-"""What a program sets for all of torch changes nothing: default dtype and device, gradients off, threads.
+"""What a program sets for all of torch changes nothing: default dtype and device, gradients off, threads, determinism.
 
 Lightning's "bf16-true", say, makes bfloat16 the default dtype. Before, a loop then wrote past the end of a tensor that
 had been made without a dtype: so everything is called in a process of its own.

@@ -231,3 +231,9 @@ def test_accumulate_a_data_loader(tmp_path: Path) -> None:
     loader = DataLoader(TensorDataset(torch.zeros(6, 1), labels()), batch_size=4)
     statistics = ClassStatistics(3, ignore_index=255)
     assert_same(statistics.accumulate(loader, checkpoint=tmp_path / "counts.pt"), counted(labels()))
+
+
+def test_the_counts_follow_the_labels_to_their_device() -> None:
+    statistics = ClassStatistics(3)
+    statistics.update(torch.zeros(2, 4, dtype=torch.int64, device="meta"))
+    assert {count.device.type for count in statistics.buffers()} == {"meta"}

@@ -1,4 +1,5 @@
-"""No operation that would make a CUDA device wait for the host, or have a shape that depends on data.
+"""No operation that would make a CUDA device wait for the host, have a shape that depends on data, or be refused where
+algorithms have to be deterministic.
 
 Proved without a GPU: forward and backward run on the meta device, where there is no value to read; and every operation
 that reaches the dispatcher is checked against the list of those that synchronise.
@@ -48,6 +49,8 @@ class NoSync(TorchDispatchMode):
         if name in {"index", "index_put", "index_put_", "_unsafe_index"}:
             masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
             assert not masks, f"{func} by a mask synchronises"
+        if name == "cumsum":
+            assert not args[0].is_floating_point(), "CUDA adds floats in no fixed order there"
         return func(*args, **(kwargs or {}))
 
 

@@ -81,6 +81,7 @@ class ClassStatistics(nn.Module):
         if target.ndim == 0:
             raise ValueError("Expected labels of shape (N, *), got a 0-dim tensor.")
         check_target_range(target, self.num_classes, self.ignore_index)
+        self.to(target.device)  # the counts begin on the CPU, whatever torch's default device is
         index = long_target(target)
         keep = valid_pixels(index, self.ignore_index)
         counts = summed_image_counts(index, keep, self.num_classes)
