@@ -16,6 +16,7 @@ from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses import _validate_remedies as remedies
 from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses.kernels import numba_threads
+from classbalance_losses.kernels.blocks import accumulation_dtype
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -232,8 +233,8 @@ def class_vector_of_call(name: str, value: object, input: Tensor) -> Tensor:
     vector = as_numbers(name, value)
     check_class_vector(name, vector, input.shape[1])
     check_class_values(name, vector)
-    if not isinstance(value, Tensor):
-        return vector.to(input.device)
+    if not isinstance(value, Tensor):  # an array is of float64, as a rule, which not every device has
+        return vector.to(accumulation_dtype(input.dtype)).to(input.device)
     check_class_device(name, vector, input)
     return vector
 
