@@ -255,9 +255,12 @@ def as_numbers(name: str, value: object) -> Tensor:
         TypeError: if it holds no numbers in the order of the classes, as a dict does not.
     """
     if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"Expected real {name}, got dtype {value.dtype}. Pass {name}.real.")
         return value
-    if hasattr(value, "__array__"):
-        return torch.from_numpy(np.array(value))  # a copy, for torch takes no negative strides
+    array = np.array(value) if hasattr(value, "__array__") else None  # a copy: torch takes no negative strides
+    if array is not None and array.dtype.kind in "biuf":
+        return torch.from_numpy(array)
     if isinstance(value, Sequence) and value and all(isinstance(number, Real) for number in value):
         integers = all(isinstance(number, Integral) for number in value)
         return torch.tensor(value, dtype=torch.int64 if integers else torch.float32, device="cpu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -39,10 +41,15 @@ def check_label_range(labels: Tensor, num_classes: int, ignore_index: int) -> No
     check_target_range(labels, num_classes, ignore_index)
 
 
+def check_integer(name: str, value: int) -> None:
+    """Check that a number is an integer, numpy's too."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"Expected {name} to be an int, got {type(value).__name__}. Pass int({name}).")
+
+
 def check_num_classes(num_classes: int) -> None:
     """Check that there are at least two classes to tell apart."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        raise TypeError(f"Expected num_classes to be an int, got {type(num_classes).__name__}.")
+    check_integer("num_classes", num_classes)
     if num_classes < 2:
         raise ValueError(f"Expected num_classes of at least 2, got {num_classes}.")
 
@@ -121,8 +128,7 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], words: str)
 
 def check_count(name: str, value: int) -> None:
     """Check that a number of samples is a positive int."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected {name} to be an int, got {type(value).__name__}.")
+    check_integer(name, value)
     check_range(name, value, 1)
 
 

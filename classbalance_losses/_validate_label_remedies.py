@@ -156,7 +156,9 @@ def of_one_hot(name: str, labels: Tensor, axis: int, ignore_index: int) -> str:
         )
     if binary:
         return f"It is one-hot: pass class indices, {pick}."
-    return f"Soft labels are not taken: pass class indices, such as the likeliest class, {pick}."
+    if bool((channels >= 0).all()) and bool(((total - 1).abs() < 1e-2).all()):
+        return f"Soft labels are not taken: pass class indices, such as the likeliest class, {pick}."
+    return f"Its channels are no probabilities of the classes. If they are logits, the likeliest class is {pick}."
 
 
 def _of_several_classes(name: str) -> str:

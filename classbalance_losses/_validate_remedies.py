@@ -7,9 +7,12 @@ the names of the arguments that works as it stands; where the input has two mean
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +43,9 @@ def of_type(name: str, value: object, axes: int | None) -> str:
         return _of_entries(name, fields, lambda key: f"{name}.{key}")
     if isinstance(value, (list, tuple)):
         return _of_sequence(name, value, axes)
-    if hasattr(value, "__array__"):
+    if isinstance(value, Real):
+        return f"Pass torch.tensor({name})."
+    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
         as_it_is = min(getattr(value, "strides", (-1,)), default=0) >= 0  # torch takes no negative strides
         return f"Pass torch.as_tensor({name if as_it_is else f'numpy.array({name})'})."
     return "Pass a torch.Tensor."
@@ -142,14 +147,17 @@ def _expands(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 def of_ignore_index(value: object) -> str:
     """Say what to pass where no label, or more than one, is to be ignored."""
-    if value is None or (isinstance(value, (Sequence, Set)) and not value):
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
+    several = isinstance(value, (Sequence, Set)) and not isinstance(value, (str, bytes))
+    if value is None or (several and not value):
         return "To ignore nothing pass ignore_index=-100, the default: no label is that."
-    if isinstance(value, (Sequence, Set)) and not isinstance(value, (str, bytes)):
-        labels = sorted(value)
+    if several and all(isinstance(label, Integral) for label in cast("Sequence[object]", value)):
+        labels = sorted(int(label) for label in cast("Sequence[int]", value))
         one = f"target.masked_fill(torch.isin(target, torch.tensor({labels}, device=target.device)), {labels[-1]})"
         return f"One label can be ignored: make them one, target = {one}, and pass ignore_index={labels[-1]}."
-    if isinstance(value, float) and value.is_integer():
-        return f"Pass ignore_index={int(value)}."
+    if isinstance(value, (float, str)) and re.fullmatch(r"-?\d+(\.0*)?", str(value)):
+        return f"Pass ignore_index={int(float(value))}."
     return "Pass the label to leave out, such as ignore_index=255."
 
 
@@ -171,14 +179,19 @@ def of_class_numbers(name: str, value: object) -> str:
             "counts each batch, or functional.pixel_frequency_weights(counts)."
         )
     if isinstance(value, (int, float)):
-        return f"For two classes, of which the second has that weight, pass [1.0, {name}]."
-    return "Pass one number for each class."
+        return f"For two classes, of which the second has that weight, pass [1.0, float({name})]."
+    nested = isinstance(value, Sequence) and value and isinstance(value[0], (list, tuple))
+    ready = isinstance(value, (Sequence, Set)) or not hasattr(value, "__iter__")
+    return f"Pass {f'torch.tensor({name})' if nested else 'one number for each class' if ready else f'list({name})'}."
 
 
 def of_class_vector_shape(name: str, vector: Tensor) -> str:
     """Say how to get one number a class out of a tensor of another shape."""
     if vector.ndim == 0:
         return of_class_numbers(name, 1.0)
+    if vector.ndim == 1 and vector.numel() == 1:
+        one = f"{name}[0]" if name == "alpha" else f"[1.0, float({name}[0])]"
+        return f"For {'all classes' if name == 'alpha' else 'the second of two classes'} pass {one}."
     if vector.ndim > 1 and vector.numel() == max(vector.shape):
         return f"Pass {name}.flatten()."
-    return "Leave no class out: one that is not to count has weight 0." if vector.ndim == 1 else ""
+    return "Pass one number for each class, 0 to leave one out."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from types import SimpleNamespace
@@ -139,6 +139,7 @@ CALLS: dict[str, Wrong] = {
         (TypeError, "target.argmax(1).masked_fill(target.sum(1) == 0, -100)"),
         meant=HOLES.masked_fill(HOLES == 255, -100),
     ),
+    "logits of a teacher": target(2.0 * ONE_HOT - 1.0, (TypeError, "target.argmax(1)")),
     "soft labels": target(torch.softmax(4.0 * ONE_HOT, 1), (TypeError, "target.argmax(1)")),
     # labels of another shape
     "(N, H, W, 1)": target(LABELS.unsqueeze(-1), (ValueError, "target.squeeze(-1)")),
@@ -282,6 +283,18 @@ CALLS: dict[str, Wrong] = {
         (ValueError, "torch.nn.functional.interpolate(pixel_weight[:, None], size=(4, 5))[:, 0]"),
         meant=F.interpolate(WEIGHT[:, None, ::2, :2], size=SIZE)[:, 0],
     ),
+    "weight as a number": weight(
+        0.5,
+        (TypeError, "torch.tensor(pixel_weight)"),
+        (ValueError, "pixel_weight.expand(target.shape)"),
+        meant=torch.full((N, *SIZE), 0.5),
+    ),
+    "weight as a list": weight(
+        IMAGE_WEIGHT.tolist(),
+        (TypeError, "torch.tensor(pixel_weight)"),
+        (ValueError, PER_IMAGE),
+        meant=ON_IMAGES,
+    ),
     "weight as an array": weight(WEIGHT.numpy(), (TypeError, "torch.as_tensor(pixel_weight)")),
     "weight of bools": weight(MASK.bool(), (TypeError, "pixel_weight.float()"), meant=MASK.float()),
     "negative weight": weight(
@@ -307,6 +320,12 @@ CALLS: dict[str, Wrong] = {
     ),
 }
 CALLS["a label as a float"].wrong["ignore_index"] = 255.0
+for value in (torch.tensor(255.0), "255"):
+    named = CALLS["a label as a float"]
+    CALLS[f"a label as {value!r}"] = replace(named, wrong={**named.wrong, "ignore_index": value})
+for value in (numpy.array([0, 255]), torch.tensor([0, 255]), {0, 255}):
+    named = CALLS["several labels"]
+    CALLS[f"several labels, {value!r}"] = replace(named, wrong={**named.wrong, "ignore_index": value})
 
 
 def apply(pieces: tuple[str, ...], message: str, arguments: dict[str, Any], fix: str) -> dict[str, Any]:
@@ -398,15 +417,16 @@ def test_several_classes_a_pixel() -> None:
 
 @over(DEFAULTS)
 def test_one_device(case: Case) -> None:
+    settings = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in case.settings(C).items()}
     away = {"input": LOGITS.to("meta"), "target": LABELS, "pixel_weight": WEIGHT}
     for name, words in (
         ("target", "target.to(input.device)"),
         ("pixel_weight", "pixel_weight.to(target.device)"),
     ):
         with pytest.raises(ValueError, match=r"got cpu\.") as caught:
-            case.function(**case.settings(C), **away)
+            case.function(**settings, **away)
         away = apply((words,), str(caught.value), away, name)
-    assert case.function(**case.settings(C), **away).shape == ()
+    assert case.function(**settings, **away).shape == ()
 
 
 CLASS_NUMBERS: dict[str, tuple[Any, type[Exception], str | None, list[float]]] = {
@@ -437,6 +457,8 @@ CLASS_NUMBERS: dict[str, tuple[Any, type[Exception], str | None, list[float]]] =
         [1, 0, 2],
     ),
     "nan": ([1.0, float("nan"), 3.0], ValueError, "torch.as_tensor(weight).nan_to_num(0, 0, 0)", [1, 0, 3]),
+    "complex": (torch.tensor([1.0, 2.0, 3.0]) + 1j, TypeError, "weight.real", [1.0, 2.0, 3.0]),
+    "values of a dict": ({0: 1.0, 1: 2.0, 2: 3.0}.values(), TypeError, "list(weight)", [1.0, 2.0, 3.0]),
     "list": ([1, 2, 3], TypeError, None, [1.0, 2.0, 3.0]),
     "array": (numpy.array([3, 2, 1])[::-1], TypeError, None, [1.0, 2.0, 3.0]),
     "list of tensors": (
@@ -480,7 +502,12 @@ def test_weights_that_are_no_numbers_of_the_classes() -> None:
         torch.testing.assert_close(loss, F.cross_entropy(LOGITS, LABELS, balanced))
     with pytest.raises(TypeError) as caught:
         cb.WeightedCrossEntropyLoss(4.0)  # type: ignore[arg-type]
-    pair = apply(("[1.0, weight]",), str(caught.value), {"weight": 4.0}, "weight")["weight"]
+    alone = [4.0]
+    with pytest.raises(ValueError, match="second of two") as single:
+        cb.WeightedCrossEntropyLoss(alone)
+    message = str(single.value)
+    assert apply(("[1.0, float(weight[0])]",), message, {"weight": alone}, "weight")["weight"] == [1.0, 4.0]
+    pair = apply(("[1.0, float(weight)]",), str(caught.value), {"weight": 4.0}, "weight")["weight"]
     loss = cb.WeightedCrossEntropyLoss(pair)(PAIR, MASK)
     torch.testing.assert_close(loss, F.cross_entropy(PAIR, MASK, torch.tensor([1.0, 4.0])))
 
@@ -499,13 +526,14 @@ def test_counts_of_any_kind(name: str) -> None:
         assert torch.equal(function(counts, **more), expected)
     word = "image_counts" if more else "pixel_counts"
     for wrong, error, piece in (
+        ([COUNTS, [0, 0, 0]], TypeError, f"torch.tensor({word})"),
         (dict(enumerate(COUNTS)), TypeError, f"[{word}[c] for c in range(3)]"),
         (torch.tensor([COUNTS, [0, 0, 0]]), ValueError, f"{word}.sum(0)"),
     ):
         with pytest.raises(error) as caught:
             function(wrong, **more)
         right = apply((piece,), str(caught.value), {word: wrong}, word)[word]
-        assert torch.equal(function(right, **more), expected)
+        assert torch.equal(function(right.sum(0) if piece.startswith("torch") else right, **more), expected)
 
 
 INTEGERS = [numpy.int64(255), numpy.uint8(255), torch.tensor(255)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses._validate import Numbers, as_numbers, check_choice, check_range
 
 
 def project_to_simplex(point: Tensor, total: Tensor | float, mask: Tensor | None = None) -> Tensor:
@@ -43,7 +43,7 @@ def free_weights(squared_norms: Tensor, regularization: float) -> Tensor:
 
 
 def solve_class_weights(
-    squared_norms: Tensor,
+    squared_norms: Numbers,
     *,
     regularization: float | None = None,
     total: float | None = None,
@@ -74,8 +74,11 @@ def solve_class_weights(
         TypeError: if ``squared_norms`` is not floating point.
         ModuleNotFoundError: if cvxpy is asked for and not installed.
     """
+    squared_norms = as_numbers("squared_norms", squared_norms)
     if not squared_norms.is_floating_point():
-        raise TypeError(f"Expected squared_norms of a floating-point dtype, got {squared_norms.dtype}.")
+        raise TypeError(
+            f"Expected squared_norms of a floating-point dtype, got {squared_norms.dtype}. Pass squared_norms.float()."
+        )
     if squared_norms.ndim != 1 or squared_norms.numel() == 0:
         raise ValueError(f"Expected squared_norms of shape (C,), got {tuple(squared_norms.shape)}.")
     check_choice("solver", solver, ("projection", "cvxpy"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
 from classbalance_losses._validate import as_label, check_choice, check_target_range
-from classbalance_losses._validate_features import check_labels
+from classbalance_losses._validate_features import check_labels, check_num_classes
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
     image_frequency_weights,
@@ -57,8 +57,7 @@ class ClassStatistics(nn.Module):
 
     def __init__(self, num_classes: int, *, ignore_index: int = -100) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"Expected num_classes of at least 2, got {num_classes}.")
+        check_num_classes(num_classes)
         self.num_classes = num_classes
         self.ignore_index = as_label(ignore_index)
         for name in ("pixel_counts", "image_counts", "image_pixel_counts"):
