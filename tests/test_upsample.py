@@ -28,6 +28,9 @@ SIZES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
     ((3, 2), (3, 2)),
     ((2, 3, 2), (4, 6, 8)),
     ((3, 2, 4), (5, 7, 3)),
+    ((5, 1), (40, 1)),
+    ((1, 5), (1, 40)),
+    ((1, 5, 1), (1, 40, 1)),
 ]
 
 
@@ -35,6 +38,7 @@ SIZES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
 def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.param == "tiny blocks":
         monkeypatch.setattr(blocks, "_ELEMENTS", 20)
+        monkeypatch.setattr(blocks, "_THIN", 0)  # in blocks, however short a row
         monkeypatch.setattr(mining, "_COMPILED_FROM", 0)
         monkeypatch.setattr(mining, "_SHORT", 0)
     with use_backend(request.param.replace("tiny blocks", "blocked")):
@@ -160,17 +164,18 @@ def test_no_images() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The number of entries of the largest floating-point tensor that any operation returns."""
+    """The number of entries of the largest floating-point tensor that any operation returns, and of all of them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.entries = 0
+        self.entries = self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 self.entries = max(self.entries, tensor.numel())
+                self.total += tensor.numel()
         return result
 
 
@@ -186,6 +191,43 @@ def test_full_size_logits_never_exist() -> None:
         largest[backend] = seen.entries
     assert largest["reference"] == full
     assert largest["blocked"] <= blocks._ELEMENTS * torch.get_num_threads() < full
+
+
+@pytest.mark.parametrize(
+    ("low", "full"),
+    [
+        ((2500,), (20000,)),
+        ((2500, 1), (20000, 1)),
+        ((1, 2500), (1, 20000)),
+        ((1250, 3), (5000, 12)),
+        ((2500, 1, 1), (20000, 1, 1)),
+        ((1, 2500, 1), (1, 20000, 1)),
+        ((1, 1, 2500), (1, 1, 20000)),
+        ((20000,), (2500,)),
+    ],
+    ids=str,
+)
+def test_signals_cost_what_their_interpolation_and_the_loss_do(
+    low: tuple[int, ...], full: tuple[int, ...]
+) -> None:
+    """In one axis, and where the others are short: no tensor is larger, and not many more are made."""
+    input, target = torch.randn(1, 4, *low, requires_grad=True), torch.randint(4, (1, *full))
+    with use_backend("blocked"):
+        with Largest() as ours:
+            FocalLoss(upsample="linear")(input, target).backward()
+        with Largest() as theirs:
+            FocalLoss()(interpolated(input, full, False), target).backward()
+    assert ours.entries <= theirs.entries
+    assert ours.total <= 2 * theirs.total
+
+
+@pytest.mark.parametrize("rows", [1, 3, 256])
+def test_blocks_of_some_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_THIN", 0)
+    monkeypatch.setattr(blocks, "_ROWS", rows)
+    for low, full in (((3,), (12,)), ((5, 6), (20, 7)), ((2, 3, 2), (4, 6, 8))):
+        with use_backend("blocked"):
+            check(DEFAULTS[0], pair(low, full), align_corners=False)
 
 
 def test_kept_bytes() -> None:
@@ -210,7 +252,7 @@ def test_kept_bytes() -> None:
     ("input", "target", "match"),
     [
         ((2, 3), (2,), "1 to 3 spatial axes"),
-        ((2, 3, 4, 4), (2, 1, 8, 8), r"Did you mean target.squeeze\(1\)"),
+        ((2, 3, 4, 4), (2, 1, 8, 8), r"Pass target.squeeze\(1\)"),
         ((2, 3, 4, 4), (1, 8, 8), "3 axes and 2 images"),
         ((2, 3, 0, 4), (2, 8, 8), "at least 1 to interpolate"),
         ((2, 3, 4, 4), (2, 0, 8), "at least 1 to interpolate"),

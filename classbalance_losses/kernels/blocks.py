@@ -16,6 +16,9 @@ from classbalance_losses.kernels.memory import empty_like
 # Logits of a block, for each thread: 2 MiB of float32. Each step on a block is one parallel region, and few long
 # regions suffer less from a thread that comes late than many short ones do, even beyond a core's own cache.
 _ELEMENTS = 1 << 19
+# Positions of the axis that interpolated blocks cut: backward multiplies by a matrix of them and their source.
+_ROWS = 1 << 8
+_THIN = 1 << 10  # logits of one position
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -186,6 +189,17 @@ class Resize(NamedTuple):
         return Resize(self.size[axes:], self.align_corners)
 
 
+def is_thin(num_classes: int, size: tuple[int, ...]) -> bool:
+    """Whether rows are too short for blocks: interpolation at once, and a loss of its result, cost less."""
+    return num_classes * _row(num_classes, size) < _THIN
+
+
+def _row(num_classes: int, size: tuple[int, ...]) -> int:
+    """Return the pixels of a position of the axis that blocks cut: the first or, where those are many, the second."""
+    outer = math.prod(size[1:])
+    return math.prod(size[2:]) if len(size) > 2 and outer > _pixels_per_block(num_classes) else outer
+
+
 class UpsampledLogits:
     """Logits (N, C, *low) that are interpolated to a full size a few rows at a time.
 
@@ -204,12 +218,12 @@ class UpsampledLogits:
         """Go over each image by positions of its first axis or, where one of those is too large, of its second."""
         size = self._resize.size
         pixels, outer = math.prod(size), math.prod(size[1:])
-        wanted = _pixels_per_block(self._input.shape[1])
-        unit = math.prod(size[2:]) if len(size) > 2 and outer > wanted else outer
+        num_classes = self._input.shape[1]
+        unit = _row(num_classes, size)
         end = (
             pixels if unit == outer else outer
         )  # a block of the second axis stays in one position of the first
-        step = max(wanted // max(unit, 1), 1) * unit
+        step = min(max(_pixels_per_block(num_classes) // max(unit, 1), 1), _ROWS) * unit
         for n in range(self._input.shape[0]):
             for base in range(0, pixels, max(end, 1)):
                 for p in range(base, base + end, max(step, 1)):
@@ -217,8 +231,11 @@ class UpsampledLogits:
 
     def load(self, block: Block) -> Tensor:
         """Return the block's logits, interpolated."""
-        x = self._input.detach()[block.images].to(self._dtype)
+        x = self._input.detach()[block.images]
         mixes = self._mixes(block.pixels)
+        for axis, mix in enumerate(mixes, start=2):
+            x = x.narrow(axis, mix.first, mix.length)
+        x = x.to(self._dtype)
         for axis, mix in enumerate(mixes, start=2):
             x = mix.rows(x, axis)
         rest = self._resize.rest(len(mixes))
@@ -269,7 +286,7 @@ class UpsampledLogits:
 class _Mix(NamedTuple):
     """Each position of a range of an axis as ``(1 - share) · x[low] + share · x[high]``."""
 
-    low: Tensor
+    low: Tensor  # from the first source position in use
     high: Tensor
     share: Tensor
     first: int  # the source positions in use: first, ..., first + length - 1
@@ -288,7 +305,7 @@ class _Mix(NamedTuple):
         low = place.long().clamp(max=source - 1)
         high = (low + 1).clamp(max=source - 1)
         first = int(low[0])
-        return cls(low, high, (place - low).to(dtype), first, int(high[-1]) - first + 1)
+        return cls(low - first, high - first, (place - low).to(dtype), first, int(high[-1]) - first + 1)
 
     def rows(self, x: Tensor, axis: int) -> Tensor:
         """Mix along an axis."""
@@ -299,8 +316,8 @@ class _Mix(NamedTuple):
         """Give each source position in use its part of the gradient, as one product with a small matrix."""
         matrix = gradient.new_zeros(self.length, self.low.shape[0])
         column = torch.arange(self.low.shape[0], dtype=torch.int64, device="cpu")
-        matrix[self.low - self.first, column] += 1 - self.share
-        matrix[self.high - self.first, column] += self.share
+        matrix[self.low, column] += 1 - self.share
+        matrix[self.high, column] += self.share
         rows = gradient.reshape(math.prod(gradient.shape[:axis]), gradient.shape[axis], -1)
         shape = (*gradient.shape[:axis], self.length, *gradient.shape[axis + 1 :])
         return torch.matmul(matrix, rows).view(shape)

@@ -32,7 +32,7 @@ from classbalance_losses._validate import (
 from classbalance_losses._validate_features import check_last_layer_features
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.gradients import READINGS, Pixels, gather_pixels, squared_norms
-from classbalance_losses.ops.logits import Logits, logits_for
+from classbalance_losses.ops.logits import Logits, full_size_features, logits_for
 from classbalance_losses.ops.pixel import long_target, valid_pixels
 from classbalance_losses.ops.projection import free_weights, project_to_simplex, solve_with_cvxpy
 from classbalance_losses.ops.reduction import reduce_loss
@@ -114,6 +114,7 @@ def gbw_loss(
     )
     check_last_layer_features(features, input, gradient)
     logits = logits_for(input, target, upsample, align_corners)
+    features = full_size_features(features, input, target, upsample, align_corners)
     loss, pixels = _prepare(logits, target, gradient, pixel_weight, features, ignore_index, process_group)
     return _weigh(loss, pixels, programme.solve(pixels), apply, reduction)
 
@@ -205,9 +206,9 @@ def _checked_pixels(
     check_input_target(input, target, ignore_index)
     check_pixel_weight(pixel_weight, target)
     check_last_layer_features(features, input, gradient)
-    return _prepare(
-        Logits(input.detach()), target, gradient, pixel_weight, features, ignore_index, process_group
-    )[1]
+    logits = Logits(input.detach())
+    features = full_size_features(features, input, target, None, align_corners=False)
+    return _prepare(logits, target, gradient, pixel_weight, features, ignore_index, process_group)[1]
 
 
 def _prepare(
@@ -370,6 +371,7 @@ class GBWLoss(Memory, PixelLoss):
         check_call(input, target, pixel_weight, **self.common)
         check_last_layer_features(features, input, self.gradient)
         logits = logits_for(input, target, self.upsample, self.align_corners)
+        features = full_size_features(features, input, target, self.upsample, self.align_corners)
         loss, pixels = _prepare(
             logits, target, self.gradient, pixel_weight, features, self.ignore_index, self.joined_group
         )

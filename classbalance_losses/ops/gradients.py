@@ -76,8 +76,6 @@ def gather_pixels(
         loss = pixel_cross_entropy(logits, target, keep)
     count = all_reduce_sum(class_counts(target, keep, logits.input.shape[1]), process_group)
     weight = kept_weight(pixel_weight, keep, loss.dtype)
-    if features is not None:  # resized like the logits: interpolation and the last layer commute
-        features = Logits(features.detach().to(loss.dtype), logits.resize).full_size()
     return loss, Pixels(
         logits.detach(), loss.detach(), squared_error, target, keep, weight, features, count, process_group
     )

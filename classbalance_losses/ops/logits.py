@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from classbalance_losses.kernels.blocks import Resize
+from classbalance_losses._validate import can_read_values
+from classbalance_losses.kernels.blocks import Resize, accumulation_dtype, is_thin
 
 
 class Logits(NamedTuple):
@@ -31,4 +32,17 @@ def logits_for(input: Tensor, target: Tensor, upsample: str | None, align_corner
     """Return the logits of a call whose arguments are checked."""
     if upsample is None:
         return Logits(input)
-    return Logits(input, Resize(tuple(target.shape[1:]), align_corners))
+    resize = Resize(tuple(target.shape[1:]), align_corners)
+    if can_read_values(input) and is_thin(input.shape[1], resize.size):  # 1-D, and tall with short rows
+        return Logits(resize(input))
+    return Logits(input, resize)
+
+
+def full_size_features(
+    features: Tensor | None, input: Tensor, target: Tensor, upsample: str | None, align_corners: bool
+) -> Tensor | None:
+    """Return constant features resized like the logits: interpolation and the last layer commute."""
+    if features is None:
+        return None
+    constant = features.detach().to(accumulation_dtype(input.dtype))
+    return constant if upsample is None else Resize(tuple(target.shape[1:]), align_corners)(constant)
