@@ -118,7 +118,7 @@ def test_module_and_function_take_the_same_options(name: str) -> None:
     function = inspect.signature(getattr(functional, PIXEL_LOSSES[name])).parameters
     call = inspect.signature(getattr(cb, name).forward).parameters
     assert list(call)[:4] == ["self", "input", "target", "pixel_weight"]
-    shared = {k: p.default for k, p in module.items() if k not in ("self", "momentum")}
+    shared = {k: p.default for k, p in module.items() if k not in ("self", "momentum", "num_classes")}
     assert shared == {k: p.default for k, p in function.items() if k not in call}
     assert {"ignore_index": -100, "reduction": "mean", "process_group": None}.items() <= shared.items()
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from toy_scenes import NUM_CLASSES, falls, scenes
 
 import classbalance_losses as cb
@@ -51,6 +52,20 @@ def test_class_losses_are_means_over_all_batches_since_the_last_reading() -> Non
     recorder.remove()
     criterion.train()(*data[0])
     assert recorder.read() is None
+
+
+def test_a_batch_counts_once_and_a_validation_not_at_all() -> None:
+    """Under a checkpoint of activations, whose recomputation is no batch; and without a call of eval()."""
+    criterion = cb.DyCELoss(ignore_index=255)
+    recorder = ClassRecorder(criterion)
+    logits, label = batches()[0]
+    checkpoint(criterion, logits.requires_grad_(), label, use_reentrant=False).backward()
+    sums = recorder._totals
+    with torch.no_grad():
+        criterion(logits, label)
+    assert sums is not None
+    assert sums[1].sum() == (label != 255).sum()
+    assert recorder._totals is sums
 
 
 @pytest.mark.parametrize("normalize", ["paper", "unit"])
