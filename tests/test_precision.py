@@ -1,4 +1,4 @@
-"""Half inputs, extreme logits, autocast."""
+"""Half inputs, extreme logits, autocast, sums of many pixels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from cases import CASES, CORE, Case, Sample, close, grad, over, sample
 from torch import Tensor, nn
 
-from classbalance_losses import DualFocalLoss, FocalLoss
+from classbalance_losses import DualFocalLoss, FocalLoss, use_backend
 from classbalance_losses.functional import dual_focal_loss, focal_loss
+from classbalance_losses.ops.counts import class_sums
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -138,3 +139,21 @@ def test_autocast_network(case: Case) -> None:
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("value", ["random", "constant", "skewed"])
+def test_class_sums_of_a_million_pixels_keep_their_digits(backend: str, value: str) -> None:
+    """In float32, though added one by one they would lose three of seven digits."""
+    size = 1 << 20
+    values = {
+        "random": torch.rand(size),
+        "constant": torch.full((size,), 0.1),
+        "skewed": torch.randn(size).mul(4).exp(),
+    }[value]
+    target, keep = (torch.rand(size) ** 3 * 5).long(), torch.rand(size) < 0.9
+    exact = torch.zeros(5, dtype=torch.float64).scatter_add(0, target[keep], values[keep].double())
+    with use_backend(backend):
+        sums = class_sums(values, target, keep, 5)
+    assert sums.dtype == torch.float32
+    close(sums, exact.numpy(), rtol=2e-6)

@@ -9,7 +9,7 @@ from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_classes
 from classbalance_losses.kernels.numba_threads import MAY_COMPILE
 
-_BLOCK = 1 << 9  # pixels that are added one after the other
+_BLOCK = 1 << 6  # pixels that are added one after the other: a table of at most a 64th of the logits' size
 
 
 def blocked_from(*, has_loop: bool) -> int:
