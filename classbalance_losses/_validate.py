@@ -258,7 +258,9 @@ def as_numbers(name: str, value: object) -> Tensor:
         if value.is_complex():
             raise TypeError(f"Expected real {name}, got dtype {value.dtype}. Pass {name}.real.")
         return value
-    array = np.array(value) if hasattr(value, "__array__") else None  # a copy: torch takes no negative strides
+    array = (
+        np.array(value) if hasattr(value, "__array__") else None
+    )  # a copy: torch takes no negative strides
     if array is not None and array.dtype.kind in "biuf":
         return torch.from_numpy(array)
     if isinstance(value, Sequence) and value and all(isinstance(number, Real) for number in value):

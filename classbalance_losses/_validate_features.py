@@ -62,6 +62,7 @@ def check_feature_map(name: str, features: Tensor, labels_name: str, labels: Ten
         ValueError: if the shapes differ; the message tells how to bring labels to the features' size.
     """
     check_floats(name, features)
+    check_tensor(labels_name, labels, features.ndim - 1)
     check_labels(labels_name, labels)
     if features.ndim < 2:
         raise ValueError(f"Expected {name} of shape (N, D, *), got {tuple(features.shape)}.")
@@ -69,15 +70,14 @@ def check_feature_map(name: str, features: Tensor, labels_name: str, labels: Ten
     expected = (features.shape[0], *size)
     if tuple(labels.shape) == expected:
         return
-    if labels.ndim == len(expected) and labels.shape[0] == expected[0]:
+    remedy = label_remedies.of_label_shape(labels_name, labels, expected, None, -100)
+    if not remedy and labels.ndim == len(expected) and labels.shape[0] == expected[0]:
         remedy = (
             "Labels are often finer than features; bring them to the features' size by nearest neighbour, "
             f"which never mixes two classes: torch.nn.functional.interpolate({labels_name}[:, None].float(), "
             f"size={size}, mode='nearest')[:, 0].long()."
         )
-    else:
-        remedy = label_remedies.of_label_shape(labels_name, labels, expected, None, -100)
-        remedy = remedy or f"{name} has the batch on axis 0 and the channels on axis 1."
+    remedy = remedy or f"The batch axis of {name} is axis 0, the feature axis is axis 1."
     raise ValueError(
         f"Expected {labels_name} of shape {expected} for {name} of shape {tuple(features.shape)}, "
         f"got {tuple(labels.shape)}. {remedy}"

@@ -566,3 +566,36 @@ def test_any_number_as_alpha(alpha: Any) -> None:
 def test_number_of_classes(case: Case) -> None:
     with pytest.raises(ValueError, match=r"\(2, 0, 4, 5\).*one output for each class"):
         case.function(LOGITS[:, :0], LABELS, **case.settings(C))
+
+
+FEATURES = torch.randn(N, 4, *SIZE, generator=DRAW)
+LABELLED: dict[str, tuple[Any, type[Exception], str]] = {
+    name: (CALLS[name].wrong["target"], *CALLS[name].steps[0])
+    for name in (
+        "divided by ToTensor",
+        "whole floats",
+        "int8",
+        "(N, H, W, 1)",
+        "(N, 1, H, W)",
+        "(N, H, W, 3) of a grey image",
+        "(N, H, W, 3) colours",
+        "(N, W, H)",
+        "labels as an array",
+        "labels as a list of maps",
+    )
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_of_features(name: str) -> None:
+    """What takes labels beside features says the same of them, by the names of its own arguments."""
+    wrong, error, piece = LABELLED[name]
+    calls: dict[str, Callable[[Any], Tensor]] = {
+        "labels": lambda labels: functional.class_prototypes(FEATURES, labels, C),
+        "target": lambda target: functional.text_alignment_loss(FEATURES, torch.eye(C, 4), target),
+    }
+    for word, call in calls.items():
+        with pytest.raises(error) as caught:
+            call(wrong)
+        right = apply((piece.replace("target", word),), str(caught.value), {word: wrong}, word)[word]
+        assert torch.equal(call(right), call(LABELS))
