@@ -6,7 +6,9 @@ for CUDA. The reference is what the others are tested against.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from types import TracebackType
 
@@ -30,7 +32,7 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
 
     ============= ==============================================================================================
     "auto"        The fastest that can take the input: on the CPU "blocked" from a hundred thousand logits on with
-                  numba, half a million without; on CUDA "triton" where it is installed; the reference
+                  numba, half a million without; on CUDA "triton" where it is installed and works; the reference
                   inside ``torch.compile`` (the compiler fuses it) and ``torch.func`` transforms, for
                   forward-mode tangents and for tensor subclasses.
     "reference"   Plain PyTorch, everywhere.
@@ -127,11 +129,32 @@ def _more_than_memory(*tensors: Tensor) -> list[str]:
     return ["a tensor is inside a transform of torch.func, a subclass, or has a forward-mode tangent"]
 
 
+@cache
+def _triton_failure(device: torch.device) -> str | None:
+    """Why Triton, which is installed, cannot run there: tried once for each device, and said by a warning."""
+    try:
+        from classbalance_losses.kernels import triton_probe  # noqa: PLC0415 - an optional dependency
+    except ImportError as error:
+        failure: str | None = f"{type(error).__name__}: {error}"
+    else:
+        failure = triton_probe.failure(device)
+    if failure is not None:
+        warnings.warn(
+            f"Triton is installed and does not work on {device}, so the losses run there in plain PyTorch, which is "
+            f"slower: {failure}. Triton needs a C compiler and Python's headers (gcc and python3-dev), and a device of "
+            'compute capability 7.5 or more. With use_backend("reference") this is not tried.',
+            stacklevel=2,
+        )
+    return failure
+
+
 def _not_triton(unsupported: Reasons | None, tensor: Tensor, *others: Tensor) -> list[str]:
     if not _HAS_TRITON:
         return ["triton is not installed (pip install 'classbalance_losses[triton]')"]
     if reasons := _more_than_memory(tensor, *others):
         return reasons
+    if tensor.is_cuda and not torch.compiler.is_compiling() and (failure := _triton_failure(tensor.device)):
+        return [f"Triton does not work on {tensor.device} ({failure})"]
     if unsupported is not None:
         return unsupported()
     from classbalance_losses.kernels.triton_common import INTERPRETED  # noqa: PLC0415 - an optional dependency

@@ -6,10 +6,14 @@ The same in loops that numba compiles is in test_compiled.py.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
+from subprocess import CalledProcessError
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ import torch.nn.functional as F
 from cases import CASES, CONSTANT, CORE, DEFAULTS, Case, Sample, close, grad, over, sample
 from test_values import check
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import classbalance_losses
 from classbalance_losses import DyCELoss, _dispatch, use_backend
@@ -319,7 +324,10 @@ def test_loops_are_compiled_where_numba_and_torchs_threads_are(
         broken.setitem(
             sys.modules, "numba", None
         )  # an import raises ImportError, as beside a numpy too new for it
-        assert not can_compile()
+        with pytest.warns(
+            UserWarning, match=r"numba is installed and does not work.*pip install -U numba numpy"
+        ):
+            assert not can_compile()
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(numba_threads, "_LIBRARY", tmp_path / "libtorch_cpu.so")
         assert openmp() is None
@@ -327,3 +335,67 @@ def test_loops_are_compiled_where_numba_and_torchs_threads_are(
         assert not can_compile()
         elsewhere.setattr(numba_threads, "MAY_COMPILE", False)
         assert not can_compile()
+
+
+def test_numba_that_cannot_compile_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a cache folder that it cannot write to: one warning, and the functions of torch's."""
+    numba_maps = pytest.importorskip("classbalance_losses.kernels.numba_maps")
+
+    def fail(keep: Tensor) -> Tensor:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(numba_maps, "count", fail)
+    monkeypatch.setattr(numba_threads, "can_compile", cache(numba_threads.can_compile.__wrapped__))
+    here = sample(2, 19, shape=LARGE, dtype=torch.float32)
+    with pytest.warns(UserWarning, match=r"does not work.*no locator available.*uninstall numba") as said:
+        loss = DyCELoss()(here.input, here.target)
+    assert len(said) == 1
+    close(loss, DyCELoss()(here.input, here.target).item())  # says nothing
+    with use_backend("reference"):
+        close(loss, DyCELoss()(here.input, here.target).item(), rtol=1e-5)
+
+
+@pytest.fixture
+def _triton_seems_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "_HAS_TRITON", True)
+    monkeypatch.setattr(_dispatch, "_triton_failure", cache(_dispatch._triton_failure.__wrapped__))
+    monkeypatch.setattr(_dispatch, "is_plain", lambda *tensors: True)  # fake tensors are a subclass
+
+
+@pytest.mark.parametrize("failure", ["RuntimeError: Failed to find C compiler.", None])
+@pytest.mark.usefixtures("_triton_seems_to_be_there")
+def test_triton_runs_where_it_works(failure: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake CUDA tensor: asked once for the device, warned of once, and an error where it was chosen by name."""
+    asked: list[torch.device] = []
+    probe = SimpleNamespace(failure=lambda device: asked.append(device) or failure)
+    monkeypatch.setitem(sys.modules, "classbalance_losses.kernels.triton_probe", probe)
+    monkeypatch.setattr(classbalance_losses.kernels, "triton_probe", probe, raising=False)
+    with FakeTensorMode():
+        tensor = torch.empty(3, device="cuda")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        chosen = [_dispatch.backend_for(tensor, blocked_from=0, unsupported=list) for _ in range(2)]
+    assert asked == [tensor.device]
+    if failure is None:
+        assert chosen == ["triton"] * 2
+        assert not said
+        return
+    assert chosen == ["reference"] * 2
+    (warning,) = said
+    assert failure in str(warning.message)
+    assert "gcc and python3-dev" in str(warning.message)
+    with use_backend("triton"), pytest.raises(ValueError, match=r"does not work on cuda:0.*C compiler"):
+        _dispatch.backend_for(tensor, blocked_from=0, unsupported=list)
+
+
+def test_a_kernel_that_cannot_be_launched_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton_probe = pytest.importorskip("classbalance_losses.kernels.triton_probe")
+    device = torch.device("cpu")
+    monkeypatch.setattr(triton_probe, "_launch", lambda device: None)
+    assert triton_probe.failure(device) is None
+
+    def fail(device: torch.device) -> None:
+        raise CalledProcessError(1, ["gcc"])
+
+    monkeypatch.setattr(triton_probe, "_launch", fail)
+    assert "gcc" in triton_probe.failure(device)

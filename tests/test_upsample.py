@@ -253,7 +253,7 @@ def test_kept_bytes() -> None:
     [
         ((2, 3), (2,), "1 to 3 spatial axes"),
         ((2, 3, 4, 4), (2, 1, 8, 8), r"Pass target.squeeze\(1\)"),
-        ((2, 3, 4, 4), (1, 8, 8), "3 axes and 2 images"),
+        ((2, 3, 4, 4), (1, 8, 8), "input holds 2 images and target 1"),
         ((2, 3, 0, 4), (2, 8, 8), "at least 1 to interpolate"),
         ((2, 3, 4, 4), (2, 0, 8), "at least 1 to interpolate"),
     ],

@@ -8,6 +8,7 @@ OpenMP both have it.
 from __future__ import annotations
 
 import ctypes
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,14 +24,32 @@ MAY_COMPILE = find_spec("numba") is not None and _LIBRARY.exists()
 
 @cache
 def can_compile() -> bool:
-    """Whether numba is here, and works beside this numpy, and torch's threads can be had."""
-    if not MAY_COMPILE:
+    """Whether numba is here, and works, which a loop tries once, and torch's threads can be had."""
+    if not MAY_COMPILE or _openmp() is None:
         return False
+    failure = _failure()
+    if failure is not None:
+        warnings.warn(
+            f"numba is installed and does not work, so the losses run in functions of torch's, which is slower: "
+            f"{failure}. Update numba and numpy together (pip install -U numba numpy), or uninstall numba.",
+            stacklevel=2,
+        )
+    return failure is None
+
+
+def _failure() -> str | None:
+    """Compile the loops over maps, run one, and return what went wrong; ``None`` if nothing did."""
     try:
-        import numba  # noqa: F401, PLC0415 - an optional dependency, which takes a while to import
-    except ImportError:
-        return False
-    return _openmp() is not None
+        from numba.core.errors import NumbaError  # noqa: PLC0415 - an optional dependency, slow to import
+    except ImportError as error:
+        return f"{type(error).__name__}: {error}"
+    try:
+        from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - the same
+
+        numba_maps.count(torch.ones(1, dtype=torch.bool, device="cpu"))
+    except (NumbaError, ImportError, RuntimeError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def takes(input: Tensor, *, as_it_is: bool) -> bool:

@@ -1,0 +1,30 @@
+"""Whether Triton works on a device: it may be installed and lack a C compiler, Python's headers, or a newer device."""
+
+from __future__ import annotations
+
+from subprocess import SubprocessError
+
+import torch
+import triton
+import triton.language as tl
+from triton.errors import TritonError
+
+
+def failure(device: torch.device) -> str | None:
+    """Compile a kernel of one line, launch it, and return what went wrong; ``None`` if nothing did."""
+    try:
+        _launch(device)
+    except (TritonError, RuntimeError, OSError, SubprocessError) as error:  # all that a missing part raises
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _launch(device: torch.device) -> None:
+    out = torch.empty(1, dtype=torch.int32, device=device)
+    with torch.cuda.device(out.get_device()):
+        _write_one[(1,)](out)
+
+
+@triton.jit
+def _write_one(out: tl.tensor) -> None:
+    tl.store(out, 1)
