@@ -58,7 +58,7 @@ def is_recomputation() -> bool:
     """Whether a backward pass is running this code again; the second pass of a reentrant checkpoint is not meant."""
     if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
         return False
-    node: Any = getattr(torch._C, "_current_autograd_node", lambda: None)()
+    node: Any = torch._C._current_autograd_node()
     return node is None or "CheckpointFunction" not in node.name()
 
 
