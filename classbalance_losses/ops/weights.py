@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
+from classbalance_losses._validate import can_read_values
 from classbalance_losses.kernels import blocked_classes
 from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.ops.counts import blocked_from
@@ -39,10 +40,12 @@ def scaled(loss: Tensor, *weights: Tensor | None) -> Tensor:
     """Return the loss times those weights that are given, in the loss's dtype; 0 times an infinite loss is 0."""
     for weight in weights:
         if weight is not None:
-            loss = _finite_where(weight == 0, loss) * weight.to(loss.dtype)
+            loss = _finite_where_weightless(loss, weight) * weight.to(loss.dtype)
     return loss
 
 
-def _finite_where(weightless: Tensor, loss: Tensor) -> Tensor:
+def _finite_where_weightless(loss: Tensor, weight: Tensor) -> Tensor:
     """Return the loss with 0 for inf where it has no weight; NaN stays NaN."""
-    return torch.where(weightless & (loss == torch.inf), 0, loss)
+    if can_read_values(loss) and loss.numel() and bool(loss.detach().amax() < torch.inf):
+        return loss  # one look, where looking costs less than four new maps
+    return torch.where((weight == 0) & (loss == torch.inf), 0, loss)
