@@ -30,6 +30,7 @@ def joined(scenario: str, world: int) -> tuple[Sample, list[slice]]:
         "one ignored": [1, 1, 2],
         "one empty": [2, 0, 1],
         "all ignored": [1, 2, 1],
+        "ties": [2, 1, 1],
     }[scenario][:world]
     ends = torch.tensor(counts).cumsum(0).tolist()
     shares = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
@@ -40,10 +41,16 @@ def joined(scenario: str, world: int) -> tuple[Sample, list[slice]]:
         target[shares[1]] = -100
     if scenario == "all ignored":
         target[:] = -100
+    if scenario == "ties":  # over all ranks, and where a loss is 0 in float32
+        margin = torch.tensor([-1.0, 0.0, 2.0, 120.0], dtype=torch.float64)[torch.arange(target.numel()) % 4]
+        index = target.clamp(min=0).unsqueeze(1)
+        logits = torch.zeros_like(whole.input).scatter(1, index, margin.view(target.shape).unsqueeze(1))
+        whole = replace(whole, input=logits)
     return replace(whole, target=target), shares
 
 
-SCENARIOS = ("uneven", "one ignored", "one empty", "all ignored")
+SCENARIOS = ("uneven", "one ignored", "one empty", "all ignored", "ties")
+DYCE = [case for case in CASES if case.loss == "DyCELoss"]
 
 
 def share(whole: Sample, images: slice) -> Sample:
@@ -90,7 +97,7 @@ def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]
     for scenario in SCENARIOS:
         whole, shares = joined(scenario, world)
         here = share(whole, shares[rank])
-        for case in CASES:
+        for case in DYCE if scenario == "ties" else CASES:
             for reduction in REDUCTIONS if case.core else ("mean",):
                 loss = case(here, reduction=reduction, process_group="world")
                 yield (scenario, case.id, reduction), (loss.detach(), grad(loss.sum(), here))

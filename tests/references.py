@@ -85,7 +85,10 @@ def softmax(z: Sequence[float]) -> list[float]:
 
 
 def cross_entropy(z: Sequence[float], y: int) -> float:
-    return -log_softmax(z)[y]
+    """log(1 + e^g), where g is how much the others together are above y."""
+    others = [v for k, v in enumerate(z) if k != y]
+    g = max(others) - z[y] + math.log(math.fsum(math.exp(v - max(others)) for v in others))
+    return max(g, 0.0) + math.log1p(math.exp(-abs(g)))
 
 
 def through_softmax(p: Sequence[float], a: Sequence[float]) -> list[float]:
@@ -202,13 +205,15 @@ def dual_cross_entropy(batch: Batch, *, alpha: float = 1.0, beta: float = 4.5) -
 # DyCE ---------------------------------------------------------------------------------------------------------------
 
 
-def hardest(losses: Sequence[float], *, fraction: float, min_kept: int = 1) -> list[bool]:
-    """H: every loss that is at least the k-th largest, k = max(min_kept, floor(fraction * n))."""
-    k = max(min_kept, math.floor(fraction * len(losses)))
-    if k == 0 or not losses:
-        return [False] * len(losses)
-    threshold = sorted(losses, reverse=True)[min(k, len(losses)) - 1]
-    return [loss >= threshold for loss in losses]
+def hardest(losses: Sequence[float], *, fraction: float, min_kept: int = 1) -> list[float]:
+    """h: 1 above the k-th largest loss, k = max(min_kept, floor(fraction * n)); those that equal it share the rest."""
+    k = min(max(min_kept, math.floor(fraction * len(losses))), len(losses))
+    if k == 0:
+        return [0.0] * len(losses)
+    threshold = sorted(losses, reverse=True)[k - 1]
+    rest = k - sum(1 for loss in losses if loss > threshold)
+    share = rest / sum(1 for loss in losses if loss == threshold)
+    return [1.0 if loss > threshold else share if loss == threshold else 0.0 for loss in losses]
 
 
 def dyce(
@@ -221,7 +226,7 @@ def dyce(
     normalize: str = "paper",
 ) -> Result:
     out = _empty(batch)
-    valid = list(batch.pixels())
+    valid = [(n, i, y) for n, i, y in batch.pixels() if batch.q(n, i) != 0]
     groups = (
         [valid]
         if scope == "batch"
@@ -230,19 +235,19 @@ def dyce(
     hard = []
     for group in groups:
         losses = [cross_entropy(batch.logits[n, :, i], y) for n, i, y in group]
-        kept = hardest(losses, fraction=hard_fraction, min_kept=min_kept)
-        hard += [pixel for pixel, keep in zip(group, kept, strict=True) if keep]
-    f = [sum(1 for _, _, y in hard if y == c) for c in range(batch.num_classes)]
-    for n, i, y in hard:
+        shares = hardest(losses, fraction=hard_fraction, min_kept=min_kept)
+        hard += [(*pixel, h) for pixel, h in zip(group, shares, strict=True) if h]
+    f = [math.fsum(h for _, _, y, h in hard if y == c) for c in range(batch.num_classes)]
+    for n, i, y, h in hard:
         p = softmax(batch.logits[n, :, i])
-        w = batch.q(n, i) * f[y] ** (omega - 1)
+        w = h * batch.q(n, i) * f[y] ** (omega - 1)
         out.pixel[n, i] = w * cross_entropy(batch.logits[n, :, i], y)
         for k in range(batch.num_classes):
             out.pixel_grad[n, k, i] = w * (p[k] - _one_hot(k, y))
     if normalize == "paper":
-        out.scale = len(hard) ** -omega if hard else 0.0
+        out.scale = math.fsum(f) ** -omega if hard else 0.0
     else:
-        out.scale = _inverse(math.fsum(f[y] ** (omega - 1) for _, _, y in hard))
+        out.scale = _inverse(math.fsum(h * f[y] ** (omega - 1) for _, _, y, h in hard))
     return out
 
 

@@ -15,7 +15,7 @@ from cases import CASES, CORE, DEFAULTS, Case, Sample, close, grad, over, sample
 from torch import Tensor
 
 from classbalance_losses import use_backend
-from classbalance_losses.kernels import blocked_classes, blocked_pixel, blocked_select, blocks, numba_threads
+from classbalance_losses.kernels import blocked_classes, blocked_pixel, blocks, numba_threads
 from classbalance_losses.ops import mining
 
 if not numba_threads.can_compile():
@@ -402,12 +402,16 @@ def test_selection(maps: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.Monk
     _, keep, value = maps
     value = torch.where(torch.rand_like(value) < 0.3, value.round(), value)  # ties, and zeros
     rows, kept = value.expand(2, -1), torch.stack([keep, ~keep])
-    arguments = (rows, kept, torch.tensor([300, 0]), kept.sum(1), lambda counts: counts)
-    chosen = blocked_select.at_least_kth(*arguments)
-    monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
-    assert torch.equal(chosen, blocked_select.at_least_kth(*arguments))
-    assert chosen[0].sum() >= 300
-    assert not chosen[1].any()
+    found = []
+    for compiles in (True, False):
+        monkeypatch.setattr(numba_threads, "can_compile", lambda compiles=compiles: compiles)
+        options = {"scope": "image", "min_kept": 0}
+        found.append([mining.hardest(rows, kept, fraction=share, **options) for share in (0.02, 1e-9)])
+    for ours, theirs in zip(*found, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    some, none = found[0]
+    assert some.tied.any(1).all()
+    assert not none.mask.any()
 
 
 @pytest.mark.usefixtures("_threads")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from strategies import mining_losses
 from torch import Tensor
 
 from classbalance_losses import use_backend
-from classbalance_losses.functional import dyce_loss
 from classbalance_losses.kernels import numba_threads
 from classbalance_losses.ops import mining
 from classbalance_losses.ops.mining import hardest
@@ -34,9 +34,22 @@ def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def by_sorting(loss: Tensor, keep: Tensor, fraction: float, min_kept: int) -> Tensor:
+    """h in float64: 1 above the k-th largest; of those that equal it, what is left of k in equal parts."""
     valid = loss[keep].sort(descending=True).values
     k = min(max(min_kept, math.floor(fraction * valid.numel())), valid.numel())
-    return keep & (loss >= valid[k - 1]) if k else torch.zeros_like(keep)
+    if not k:
+        return torch.zeros_like(loss, dtype=torch.float64)
+    above, tied = keep & (loss > valid[k - 1]), keep & (loss == valid[k - 1])
+    return above.double() + tied * ((k - above.sum()).double() / tied.sum())
+
+
+def shares(loss: Tensor, keep: Tensor, **settings: Any) -> Tensor:
+    """h of each pixel, in float64."""
+    hard = hardest(loss, keep, **settings)
+    assert not (hard.tied & ~hard.mask).any()
+    assert not (hard.mask & ~keep).any()
+    share = hard.share.double().view(-1, *[1] * (loss.ndim - 1))
+    return torch.where(hard.tied, share, hard.mask.double())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -51,8 +64,8 @@ def test_hardest_is_a_sort(dtype: torch.dtype) -> None:
     def check(values: np.ndarray, fraction: float, min_kept: int, dropped: float, random: object) -> None:
         loss = torch.from_numpy(values)
         keep = torch.tensor([random.random() >= dropped for _ in values])  # type: ignore[attr-defined]
-        hard = hardest(loss, keep, fraction=fraction, min_kept=min_kept)
-        assert torch.equal(hard, by_sorting(loss, keep, fraction, min_kept))
+        found = shares(loss, keep, fraction=fraction, min_kept=min_kept)
+        torch.testing.assert_close(found, by_sorting(loss, keep, fraction, min_kept), rtol=1e-6, atol=0)
 
     check()
 
@@ -74,8 +87,9 @@ def test_hardest_on_large_inputs(dtype: torch.dtype, distribution: str) -> None:
     for n in (1, 2, 3, 10, 1000):
         loss, keep = draw(n), torch.rand(n) > 0.2
         for fraction in (0.0, 1e-9, 0.2, 0.5, 0.999, 1.0):
-            hard = hardest(loss, keep, fraction=fraction)
-            assert torch.equal(hard, by_sorting(loss, keep, fraction, 1)), (n, fraction)
+            found, expected = shares(loss, keep, fraction=fraction), by_sorting(loss, keep, fraction, 1)
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+            assert found.sum().item() == pytest.approx(round(expected.sum().item()), rel=1e-6)  # k
 
 
 @given(st.integers(0, 400), st.integers(0, 100))
@@ -88,68 +102,86 @@ def test_k_is_the_floor_in_float64(valid: int, percent: int) -> None:
         fraction=fraction,
         min_kept=0,
     )
-    assert int(hard.sum()) == math.floor(fraction * valid)
+    assert int(hard.mask.sum()) == math.floor(fraction * valid)
+
+
+@pytest.mark.parametrize("_way", ["sorting"], indirect=True)
+def test_k_needs_no_float64() -> None:
+    """For all that people write, and what nobody does, up to more pixels than a float32 can count."""
+    few, many = torch.arange(3000), torch.randint(1 << 33, (5000,))
+    written = [i / 100 for i in range(1, 101)] + [0.001, 0.125, 1 / 3, 0.333, 1e-9]
+    odd = [
+        5e-324,
+        math.nextafter(0.5, 0),
+        math.nextafter(1, 0),
+        *torch.rand(50, dtype=torch.float64).tolist(),
+    ]
+    for fraction in written + odd:
+        near = (few.double() / fraction).round().clamp(max=1 << 33).long()  # whole products, or nearly
+        for count in (few, many, near, near + 1):
+            expected = (count.double() * fraction).floor().long()
+            assert torch.equal(mining.floored_product(count, fraction), expected), fraction
 
 
 @given(mining_losses(), st.floats(0.0, 1.0))
 def test_every_kept_loss_is_at_least_every_dropped_one(values: np.ndarray, fraction: float) -> None:
     loss = torch.from_numpy(values)
     hard = hardest(loss, torch.ones_like(loss, dtype=torch.bool), fraction=fraction)
-    assert hard.any()
-    if not hard.all():
-        assert loss[hard].min() > loss[~hard].max()  # strictly: ties are all kept
+    assert hard.mask.any()
+    assert (loss[hard.mask].min() == loss[hard.tied]).all()
+    if not hard.mask.all():
+        assert loss[hard.mask].min() > loss[~hard.mask].max()  # strictly: ties all take part
 
 
 def test_negative_zero_ties_with_zero() -> None:
     """-log(1) is -0.0 on some paths; as bits it would be the largest of all."""
     loss = torch.tensor([-0.0, 0.0, 1.0, 2.0])
     keep = torch.ones(4, dtype=torch.bool)
-    assert hardest(loss, keep, fraction=0.5).tolist() == [False, False, True, True]
-    assert hardest(loss, keep, fraction=0.75).all()
+    assert shares(loss, keep, fraction=0.5).tolist() == [0, 0, 1, 1]
+    assert shares(loss, keep, fraction=0.75).tolist() == [0.5, 0.5, 1, 1]
 
 
 def test_infinite_losses_are_the_hardest() -> None:
     loss = torch.tensor([1.0, float("inf"), 3.0, float("inf")])
-    assert hardest(loss, torch.ones(4, dtype=torch.bool), fraction=0.25).tolist() == [
-        False,
-        True,
-        False,
-        True,
-    ]
+    assert shares(loss, torch.ones(4, dtype=torch.bool), fraction=0.25).tolist() == [0, 0.5, 0, 0.5]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_is_harder_than_any_number(dtype: torch.dtype) -> None:
+    """Whatever its sign and payload: bits are compared, and no float is."""
+    nan = torch.tensor([float("nan")] * 3, dtype=dtype)
+    whole = nan.view(torch.int64 if dtype == torch.float64 else torch.int32)
+    whole[1] += 5
+    nan[2].neg_()
+    loss = torch.cat([torch.tensor([1.0, float("inf"), 3.0], dtype=dtype), nan])
+    for k in range(1, 7):
+        found = shares(loss, torch.ones(6, dtype=torch.bool), fraction=1e-9, min_kept=k)
+        assert found.sum().item() == pytest.approx(k)
+        assert found[3:].sum().item() == pytest.approx(min(k, 3))
+        assert found[1] == (k > 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_image_scope_is_batch_scope_image_by_image(dtype: torch.dtype) -> None:
     loss, keep = torch.rand(4, 5, 6, dtype=dtype), torch.rand(4, 5, 6) > 0.3
-    keep[2] = False
+    loss, keep[2] = torch.where(loss < 0.8, loss.round(decimals=1), loss), False
     for min_kept in (0, 1, 9, 100):
-        hard = hardest(loss, keep, fraction=0.3, min_kept=min_kept, scope="image")
+        found = shares(loss, keep, fraction=0.3, min_kept=min_kept, scope="image")
         for n in range(4):
-            assert torch.equal(hard[n], hardest(loss[n], keep[n], fraction=0.3, min_kept=min_kept))
+            alone = shares(loss[n : n + 1], keep[n : n + 1], fraction=0.3, min_kept=min_kept)
+            assert torch.equal(found[n : n + 1], alone)
 
 
 def test_kept_pixels_do_not_depend_on_what_is_dropped() -> None:
     loss, keep = torch.rand(50), torch.rand(50) > 0.5
     for junk in (float("nan"), float("inf"), -1.0):
         assert torch.equal(
-            hardest(loss.masked_fill(~keep, junk), keep, fraction=0.4), hardest(loss, keep, fraction=0.4)
+            shares(loss.masked_fill(~keep, junk), keep, fraction=0.4), shares(loss, keep, fraction=0.4)
         )
-
-
-def test_ties_make_the_loss_independent_of_the_order() -> None:
-    """Two equally hard pixels of different classes at the threshold: both count."""
-    logits = torch.zeros(6, 3)
-    logits[0, 1] = 5.0  # one pixel is harder than the five others, which tie
-    target = torch.tensor([0, 1, 2, 0, 1, 2])
-    values = [
-        dyce_loss(logits[p], target[p], hard_fraction=0.4) for p in (torch.arange(6), torch.arange(6).flip(0))
-    ]
-    torch.testing.assert_close(values[0], values[1])
-    assert (dyce_loss(logits, target, hard_fraction=0.4, reduction="none") > 0).all()
 
 
 @pytest.mark.parametrize("_way", ["sorting"], indirect=True)
 def test_many_images_of_one_pixel_need_little_memory() -> None:
     """A histogram for each of 20 000 rows would take 10 GB."""
     loss = torch.rand(20_000)
-    assert hardest(loss, loss > 0.5, fraction=0.5, scope="image").equal(loss > 0.5)
+    assert shares(loss, loss > 0.5, fraction=0.5, scope="image").equal((loss > 0.5).double())

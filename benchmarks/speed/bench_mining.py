@@ -37,7 +37,7 @@ def _ours(problem: Losses) -> Step:
         from classbalance_losses.ops.mining import hardest  # noqa: PLC0415
     except ImportError as error:
         raise Skipped(f"the mining stage has moved: {error}") from error
-    return lambda: hardest(problem.loss, problem.keep, fraction=HARD)
+    return lambda: hardest(problem.loss, problem.keep, fraction=HARD).mask
 
 
 SORT = Contender("sort", _by_threshold(lambda loss, k: loss.sort(descending=True).values[k - 1]), "torch")

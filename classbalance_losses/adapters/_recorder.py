@@ -16,7 +16,7 @@ from classbalance_losses.losses.gbw import GBWLoss
 from classbalance_losses.losses.weighted_cross_entropy import WeightedCrossEntropyLoss
 from classbalance_losses.ops.counts import class_counts, class_sums
 from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.mining import hardest
+from classbalance_losses.ops.mining import hardest, with_weight
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
 from classbalance_losses.ops.weights import inverse_power
 from classbalance_losses.state import ClassWeightEstimator
@@ -86,7 +86,7 @@ class ClassRecorder:
             with torch.no_grad():
                 self._add(loss, *_call(*args, **kwargs))
 
-    def _add(self, loss: PixelLoss, input: Tensor, target: Tensor) -> None:
+    def _add(self, loss: PixelLoss, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> None:
         target = long_target(target)
         keep = valid_pixels(target, loss.ignore_index)
         logits = logits_for(input.detach(), target, loss.upsample, loss.align_corners)
@@ -96,7 +96,7 @@ class ClassRecorder:
         former = self._totals or (torch.zeros_like(sums), torch.zeros_like(counts))
         self._totals = former[0] + sums, former[1] + counts
         if isinstance(loss, DyCELoss):
-            self._record_mining(loss, pixel_loss, target, keep, input.shape[1])
+            self._record_mining(loss, pixel_loss, target, with_weight(keep, pixel_weight), input.shape[1])
         else:
             weight = _stored_weight(loss)
             self._weight = self._weight if weight is None else weight.detach().clone()
@@ -112,18 +112,19 @@ class ClassRecorder:
             scope=loss.scope,
             process_group=loss.process_group,
         )
-        self._threshold = torch.where(hard, pixel_loss, torch.inf).amin()
-        count = all_reduce_sum(class_counts(target, hard, num_classes), loss.process_group)
+        self._threshold = torch.where(hard.mask, pixel_loss, torch.inf).amin()
+        count = all_reduce_sum(hard.by_class(target, num_classes).counts(), loss.process_group)
         total = count.sum()
         coefficient = inverse_power(count, 1 - loss.omega, pixel_loss.dtype)
-        power = total.to(pixel_loss.dtype) ** loss.omega
-        normalizer = power if loss.normalize == "paper" else (coefficient * count).sum()
-        self._weight = coefficient * total / normalizer.clamp(min=torch.finfo(normalizer.dtype).tiny)
+        normalizer = total**loss.omega if loss.normalize == "paper" else (coefficient * count).sum()
+        self._weight = coefficient * total / torch.where(normalizer > 0, normalizer, 1)
 
 
-def _call(input: Tensor, target: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-    """Return the two arguments, given by position or by name."""
-    return input, target
+def _call(
+    input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None, **_: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the arguments that all losses have, given by position or by name."""
+    return input, target, pixel_weight
 
 
 def _stored_weight(loss: PixelLoss) -> Tensor | None:

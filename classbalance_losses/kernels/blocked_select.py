@@ -1,12 +1,12 @@
-"""Exact selection on a CPU: the k-th largest value by counting the 16-bit digits of its bits, highest first.
+"""Exact selection on a CPU: what the search by 16-bit digits, highest first, asks of each row of non-negative floats.
 
-A non-negative float keeps its order when its bits are read as an integer. Once a digit of the answer is known, the next
-one is counted among the few entries that share it.
+Such a float keeps its order when its bits are read as an integer. Once a digit of the answer is known, the next one is
+counted among the few entries that share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,49 +18,69 @@ _DIGIT = 16
 _BINS = 1 << _DIGIT
 
 
-def at_least_kth(
-    value: Tensor, keep: Tensor, k: Tensor, valid: Tensor, joined: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Return where (R, P) non-negative floats are kept, and no smaller than their row's k-th largest kept one.
+class BlockedEntries:
+    """Rows of non-negative floats (R, P), of which ``valid`` (R,) are kept, for `ops.mining`'s search."""
 
-    ``valid`` (R,) is how many of a row are kept; ``k`` (R,) counts the entries of all ranks, over which ``joined``
-    adds up (1, 2^16) counts. Where k is 0, nothing is chosen.
-    """
-    search = _compiled if value.dtype == torch.float32 and numba_threads.can_compile() else _plain
-    rows = zip(value, keep, k.unsqueeze(1), valid.tolist(), strict=True)
-    return torch.stack([search(*row, joined) for row in rows])
+    def __init__(self, value: Tensor, keep: Tensor, valid: Tensor) -> None:
+        compiled = value.dtype == torch.float32 and numba_threads.can_compile()
+        self._keep = keep
+        self._rows: list[_CompiledRow | _Row] = [
+            _CompiledRow(row, kept) if compiled else _Row(row, kept, count)
+            for row, kept, count in zip(value, keep, valid.tolist(), strict=True)
+        ]
 
+    def histogram(self, prefix: Tensor, shift: int) -> Tensor:
+        """Count, (R, 2^16), the digits at ``shift`` of those whose higher bits are the row's prefix (R,)."""
+        rows = zip(self._rows, prefix.tolist(), strict=True)
+        return torch.stack([row.histogram(head, shift) for row, head in rows])
 
-def _compiled(
-    value: Tensor, keep: Tensor, k: Tensor, valid: int, joined: Callable[[Tensor], Tensor]
-) -> Tensor:
-    from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
-
-    wanted, threshold = int(k), 0
-    for shift in (_DIGIT, 0):
-        digit, k = _digit_of(numba_maps.digit_counts(value, keep, threshold, shift), k, joined)
-        threshold = (threshold << _DIGIT) | digit
-    return numba_maps.at_least(value, keep, threshold) if wanted else torch.zeros_like(keep)
-
-
-def _plain(value: Tensor, keep: Tensor, k: Tensor, valid: int, joined: Callable[[Tensor], Tensor]) -> Tensor:
-    bits = bits_of(value)
-    bits = (bits & torch.iinfo(bits.dtype).max).mul_(keep)  # -0.0 and NaN may have a sign, too
-    wanted, threshold, dropped, rest = int(k), 0, keep.numel() - valid, bits
-    for shift in range(8 * bits.element_size() - _DIGIT, -1, -_DIGIT):
-        place = (rest >> shift).bitwise_and_(_BINS - 1)
-        histogram = torch.bincount(place, minlength=_BINS)
-        histogram[0] -= dropped
-        digit, k = _digit_of(histogram, k, joined)
-        threshold = (threshold << _DIGIT) | digit
-        rest = rest[place == digit]  # few: by their places, which takes a tenth of masked_select's time
-        dropped = 0 if digit else dropped
-    # Not before the loop: another rank, which may search in another way, waits for these counts.
-    return (bits >= threshold) & keep if wanted else torch.zeros_like(keep)
+    def members(self, below: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which are kept and have larger bits than their row's ``below`` (R,), and which the next."""
+        mask, tied = (torch.empty_like(self._keep, memory_format=torch.contiguous_format) for _ in range(2))
+        for row, bits, *places in zip(self._rows, below.tolist(), mask, tied, strict=True):
+            row.write_members(bits, *places)
+        return mask, tied
 
 
-def _digit_of(histogram: Tensor, k: Tensor, joined: Callable[[Tensor], Tensor]) -> tuple[int, Tensor]:
-    """Return the bin (2^16,) that holds the k-th largest entry, and which of that bin's largest it is."""
-    at_least = joined(histogram.unsqueeze(0)).squeeze(0).flip(0).cumsum(0)  # from the highest bin down
-    rank = int(torch.searchsorted(at_least, k).clamp(max=_BINS - 1))
-    return _BINS - 1 - rank, k - at_least[rank - 1] if rank else k
+class _CompiledRow(NamedTuple):
+    """A row of float32 (P,), in loops that numba compiles."""
+
+    value: Tensor
+    keep: Tensor
+
+    def histogram(self, prefix: int, shift: int) -> Tensor:
+        from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
+
+        return numba_maps.digit_counts(self.value, self.keep, prefix, shift)
+
+    def write_members(self, below: int, mask: Tensor, tied: Tensor) -> None:
+        from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
+
+        numba_maps.members(self.value, self.keep, below, mask, tied)
+
+
+class _Row:
+    """A row of float32 or float64 (P,), in functions of torch's."""
+
+    def __init__(self, value: Tensor, keep: Tensor, valid: int) -> None:
+        bits = bits_of(value)
+        # -0.0 and NaN may have a sign. What is not kept becomes 0, and is taken from the count of that.
+        self._bits = (bits & torch.iinfo(bits.dtype).max).mul_(keep)
+        self._keep, self._dropped = keep, keep.numel() - valid
+        self._rest, self._digit = self._bits, torch.empty_like(bits[:0])
+
+    def histogram(self, prefix: int, shift: int) -> Tensor:
+        """Count the digits: to be asked from the highest down, each with the prefix that the last one led to."""
+        if shift + _DIGIT < 8 * self._bits.element_size():
+            # Few: by their places, which takes a tenth of masked_select's time.
+            self._rest = self._rest[self._digit == prefix & (_BINS - 1)]
+        self._digit = (self._rest >> shift).bitwise_and_(_BINS - 1)
+        counts = torch.bincount(self._digit, minlength=_BINS)
+        if prefix == 0:
+            counts[0] -= self._dropped
+        return counts
+
+    def write_members(self, below: int, mask: Tensor, tied: Tensor) -> None:
+        torch.gt(self._bits, below, out=mask).logical_and_(self._keep)
+        largest = torch.iinfo(self._bits.dtype).max
+        torch.eq(self._bits, min(below + 1, largest), out=tied).logical_and_(mask)

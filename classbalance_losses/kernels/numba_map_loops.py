@@ -25,7 +25,7 @@ PART = 1 << 14
 HUGE_PAGE, SMALL_PAGE = 1 << 21, 1 << 12  # bytes
 BINS = 1 << 16
 
-_NUMBERS = ("taken", "entries", "classes", "parts", "ignored", "prefix", "shift", "least", "page")
+_NUMBERS = ("taken", "entries", "classes", "parts", "ignored", "prefix", "shift", "below", "page")
 FIELDS = {
     "label": Field(torch.int64, ("entries",)),
     "keep": Field(torch.bool, ("entries",)),
@@ -37,7 +37,8 @@ FIELDS = {
     "class_sum": Field(torch.float64, ("parts", "classes")),
     "bin_count": Field(torch.int64, (BINS,)),
     "spread": Field(torch.float32, ("entries",)),
-    "chosen": Field(torch.bool, ("entries",)),
+    "mask": Field(torch.bool, ("entries",)),
+    "tied": Field(torch.bool, ("entries",)),
 }
 JOB = np.dtype([(name, np.int64) for name in (*_NUMBERS, *FIELDS)])
 
@@ -153,16 +154,18 @@ def digit_counts(memory: Any) -> None:
 
 
 @task
-def at_least(memory: Any) -> None:
-    """Say of each entry whether it is kept, and its bits are ``least`` or more."""
+def members(memory: Any) -> None:
+    """Say of each entry whether it is kept, and its bits exceed ``below``, and whether they do by 1."""
     job = carray(memory, 1, JOB)[0]
     first = take(memory) * PART
     while first < job.entries:
         size = min(PART, job.entries - first)
         bits, keep = words(job.value + 4 * first, size), flags(job.keep + first, size)
-        out = flags(job.chosen + first, size)
+        mask, tied = flags(job.mask + first, size), flags(job.tied + first, size)
         for p in range(size):
-            out[p] = keep[p] & (_ordered(bits[p]) >= job.least)
+            number = _ordered(bits[p])
+            mask[p] = keep[p] & (number > job.below)
+            tied[p] = keep[p] & (number == job.below + 1)
         first = take(memory) * PART
 
 

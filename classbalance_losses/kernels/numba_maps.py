@@ -61,12 +61,10 @@ def digit_counts(value: Tensor, keep: Tensor, prefix: int, shift: int) -> Tensor
     return counts
 
 
-def at_least(value: Tensor, keep: Tensor, least: int) -> Tensor:
-    """Return where a non-negative float32 is kept, and its bits, read as a whole number, are ``least`` or more."""
-    chosen = torch.empty_like(keep, memory_format=torch.contiguous_format)
-    numbers = {"entries": value.numel(), "least": least}
-    _run(loops.at_least, numbers, value=value.contiguous(), keep=keep.contiguous(), chosen=chosen)
-    return chosen
+def members(value: Tensor, keep: Tensor, below: int, mask: Tensor, tied: Tensor) -> None:
+    """Write where a non-negative float32 is kept, and its bits, as a whole number, exceed ``below``; where by 1."""
+    numbers, value, keep = {"entries": value.numel(), "below": below}, value.contiguous(), keep.contiguous()
+    _run(loops.members, numbers, value=value, keep=keep, mask=mask, tied=tied)
 
 
 def touch(fresh: Tensor) -> None:

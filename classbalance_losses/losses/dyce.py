@@ -9,7 +9,8 @@ Segmentation", CVPR 2025, section 3.4, equation 9:
     \qquad \pi_c = f_c / f_H
 
 H is the set of the hardest pixels, :math:`f_H` its size, :math:`f_c` the number of its pixels of class c,
-:math:`m_c` their mean cross-entropy. Selection and counts are constants.
+:math:`m_c` their mean cross-entropy. Selection and counts are constants. Pixels that tie for the last places
+of H are in it by a fraction :math:`h_i`, and count so.
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from classbalance_losses._validate import (
     check_range,
 )
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.counts import class_counts
 from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.mining import hardest
+from classbalance_losses.ops.mining import hardest, with_weight
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
 from classbalance_losses.ops.reduction import reduce_loss
-from classbalance_losses.ops.weights import inverse_power, kept_weight, per_pixel, scaled
+from classbalance_losses.ops.weights import inverse_power, kept_weight, scaled
 
 
 @recomputable
@@ -63,16 +63,16 @@ def dyce_loss(
     )
 
     target = long_target(target)
-    keep = valid_pixels(target, ignore_index)
+    keep = with_weight(valid_pixels(target, ignore_index), pixel_weight)
     loss = pixel_cross_entropy(logits_for(input, target, upsample, align_corners), target, keep)
     hard = hardest(
         loss, keep, fraction=hard_fraction, min_kept=min_kept, scope=scope, process_group=process_group
-    )
-    count = all_reduce_sum(class_counts(target, hard, input.shape[1]), process_group)  # f_c
+    ).by_class(target, input.shape[1])
+    count = all_reduce_sum(hard.counts(), process_group)  # f_c = Σ h_i
     coefficient = inverse_power(count, 1 - omega, loss.dtype)  # f_c^-(1-ω)
-    normalizer = count.sum().to(loss.dtype) ** omega if normalize == "paper" else (coefficient * count).sum()
+    normalizer = count.sum() ** omega if normalize == "paper" else (coefficient * count).sum()
 
-    weight = per_pixel(coefficient, target, hard, loss.dtype)
+    weight = hard.per_pixel(coefficient)  # h_i f_c^-(1-ω)
     weighted = scaled(loss, weight, kept_weight(pixel_weight, keep, loss.dtype))
     return reduce_loss(weighted, reduction=reduction, normalizer=normalizer, process_group=process_group)
 
@@ -81,19 +81,20 @@ class DyCELoss(PixelLoss):
     r"""Cross-entropy over the hardest pixels, re-weighted by their class counts (SemiDAViL, equation 9).
 
     .. math::
-        L = \frac{1}{f_H^{\omega}} \sum_{i \in H} f_{y_i}^{\omega - 1}\, q_i\, \ell_i
+        L = \frac{1}{f_H^{\omega}} \sum_i h_i\, f_{y_i}^{\omega - 1}\, q_i\, \ell_i
 
-    H holds every valid pixel whose cross-entropy :math:`\ell_i` is at least the k-th largest valid one,
-    k = max(min_kept, floor(hard_fraction · valid)); ties are all kept. :math:`f_c` counts H's pixels of class
-    c, :math:`f_H = |H|`. Selection and counts carry no gradient, and q does not enter them:
+    H holds the k valid pixels with the largest cross-entropy :math:`\ell_i`, by :math:`h_i = 1`,
+    k = max(min_kept, floor(hard_fraction · valid)). Of T pixels that tie for the last k − A places each has
+    :math:`h_i = (k - A) / T`; all others have 0. :math:`f_c = \sum_{y_i = c} h_i` counts H's pixels of class c, and
+    :math:`f_H = |H| = k`. Selection and counts carry no gradient, and q does not enter them, except that a pixel
+    of weight 0 is not valid:
 
     .. math::
-        \partial L / \partial z_{ik} = f_H^{-\omega} f_{y_i}^{\omega - 1} q_i\, (p_{ik} - 1[k = y_i]),
-        \quad i \in H
+        \partial L / \partial z_{ik} = f_H^{-\omega} h_i\, f_{y_i}^{\omega - 1} q_i\, (p_{ik} - 1[k = y_i])
 
-    ω = 1 is plain hard-pixel mining (OHEM); ω = 0 sums the class means of H. The value is at least the mean
-    cross-entropy over H, and :math:`K^{1-\omega}` times it for K equally frequent classes; H itself is
-    hard: expect a larger loss, and gradients, than cross-entropy's. ``normalize="unit"`` keeps its scale.
+    ω = 1 is plain hard-pixel mining (OHEM) with exactly k pixels; ω = 0 sums the class means of H. The value is at
+    least the mean cross-entropy over H, and :math:`K^{1-\omega}` times it for K equally frequent classes; H itself
+    is hard: expect a larger loss, and gradients, than cross-entropy's. ``normalize="unit"`` keeps its scale.
 
     Paper, code and this class: the paper gives neither ω nor the share of hard pixels; the released code
     (hritam-98/SemiDAViL) has 0.5 and 0.2, mines over all images of a batch, and adds 1e-8 to the counts; its
@@ -107,12 +108,12 @@ class DyCELoss(PixelLoss):
             batch's in both.
         min_kept: smallest k, ≥ 0; an H smaller than that holds all valid pixels.
         normalize: "paper" divides by :math:`f_H^\omega` (equation 9), "unit" by the sum of the coefficients
-            :math:`f_{y_i}^{\omega-1}` over H, so that equal losses keep their value.
+            :math:`h_i f_{y_i}^{\omega-1}`, so that equal losses keep their value.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
         reduction: "mean" as above; "sum" without the division; "none" the terms
-            :math:`f_{y_i}^{\omega-1} q_i \ell_i`, 0 off H, in the target's shape.
+            :math:`h_i f_{y_i}^{\omega-1} q_i \ell_i`, 0 off H, in the target's shape.
         process_group: ``None`` for this process's statistics, "world" or a group for those of all its ranks,
             the threshold of H included.
 
@@ -120,7 +121,8 @@ class DyCELoss(PixelLoss):
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
           With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64.
-        - pixel_weight: q, (N, \*), non-negative; may require a gradient.
+        - pixel_weight: q, (N, \*), non-negative; may require a gradient. 0 leaves a pixel out, as
+          ``ignore_index`` does.
 
     Raises:
         ValueError: for shapes or options out of range.

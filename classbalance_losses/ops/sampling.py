@@ -24,7 +24,7 @@ from classbalance_losses._validate_features import (
     check_num_classes,
 )
 from classbalance_losses.ops.counts import class_counts
-from classbalance_losses.ops.mining import hard_count, kth_largest_bits, ordered_bits
+from classbalance_losses.ops.mining import BitEntries, hard_count, ordered_bits
 from classbalance_losses.ops.pixel import long_target
 from classbalance_losses.ops.prototypes import in_classes
 
@@ -218,11 +218,9 @@ def unreliable_pixels(
     total = all_reduce_sum(kept.sum().reshape(1), process_group)
     below = hard_count(total, fraction, 0)
     digits = 4 if confidence.dtype == torch.float64 else 2
-    percentile = kth_largest_bits(
-        bits, kept.reshape(1, -1), total - below, digits=digits, process_group=process_group
-    )
+    percentile = BitEntries(bits, kept.reshape(1, -1)).kth_largest(total - below, digits, process_group)
     # With α = 1 there is no (k+1)-th: every kept pixel is meant.
-    unreliable = (bits < percentile.unsqueeze(1)) | (below == total).unsqueeze(1)
+    unreliable = (bits < percentile.bits.unsqueeze(1)) | (below == total).unsqueeze(1)
     return unreliable.reshape(confidence.shape) & kept
 
 
