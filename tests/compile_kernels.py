@@ -24,7 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from classbalance_losses.kernels import triton_pixel, triton_select, triton_upsample
+from classbalance_losses.kernels import triton_classes, triton_pixel, triton_select, triton_upsample
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -103,6 +103,19 @@ def classes(label: torch.dtype, num_classes: int) -> None:
         triton_select.histogram16(bits, keep[None], torch.zeros(1, dtype=torch.int64), 16)
 
 
+def class_maps(label: torch.dtype, num_classes: int) -> None:
+    pixels = 1 << 16
+    target, value = torch.zeros(pixels, dtype=label), torch.zeros(pixels, requires_grad=True)
+    keep, _ = triton_classes.checked_labels(target, num_classes, 255)
+    bits, share = triton_select.kth_largest(
+        value.detach()[None], keep[None], triton_select.Share(1, 0, 26, 1)
+    )
+    hard = triton_classes.Hard(value.detach(), bits, share)
+    for which in (triton_classes.Hard(), hard):
+        triton_classes.class_sums(target, keep, num_classes, value, value.detach(), hard=which)
+        triton_classes.class_sums(target, keep, num_classes, value, hard=which).value.sum().backward()
+
+
 CASES: dict[str, Any] = {
     "float32": lambda: step(triton_pixel, logits(2, 19, 64, 64), (2, 64, 64)),
     "bfloat16": lambda: step(triton_pixel, logits(2, 19, 64, 64, dtype=torch.bfloat16), (2, 64, 64)),
@@ -116,6 +129,8 @@ CASES: dict[str, Any] = {
     ),
     "upsampled": lambda: step(triton_upsample, logits(2, 19, 32, 64), (2, 128, 256), False),
     "upsampled, 3-D": lambda: step(triton_upsample, logits(1, 3, 8, 16, 16), (1, 16, 32, 32), True),
+    "maps of few classes": lambda: class_maps(torch.uint8, 19),
+    "maps of many classes": lambda: class_maps(torch.int64, 150),
     "few classes": lambda: classes(torch.uint8, 19),
     "many classes": lambda: classes(torch.int64, 150),
 }

@@ -28,7 +28,13 @@ PIXEL = {
     ("150 classes", "forward_kernel"): (168, 0, 12 * 4 * 54, 128),  # rounds of 32, and 22 that are left
     ("150 classes", "backward_kernel"): (168, 0, 13 * 4 * 54, 128),
 }
-LIMITS = {**PIXEL}
+MAPS = {
+    ("maps of many classes", "class_kernel"): (96, 0, 1000, 32),
+    ("maps of many classes", "spread_kernel"): (64, 1, 400, 128),
+    ("maps of many classes", "label_kernel"): (64, 1, 300, 128),
+    ("maps of many classes", "digit_kernel"): (96, 20, 2000, 128),
+}
+LIMITS = {**PIXEL, **MAPS}
 
 
 def compiled(arch: int, folder: Path) -> list[dict[str, Any]]:
