@@ -173,6 +173,11 @@ CALLS: dict[str, Wrong] = {
         meant=LABELS.repeat(1, 2, 2),
         upsample="linear",
     ),
+    "another size, (N, 1, H, W)": Wrong(
+        [(ValueError, "target.squeeze(1)")],
+        {"input": LOGITS, "target": LABELS.repeat(1, 2, 2), "upsample": "linear"},
+        wrong={"target": LABELS.repeat(1, 2, 2).unsqueeze(1), "upsample": "linear"},
+    ),
     # values that are no classes
     "0 and 255, of a class": target(
         (MASK * 255).to(torch.uint8), (IndexError, "(target == 255).long()"), meant=MASK, logits=PAIR
