@@ -34,7 +34,11 @@ MAPS = {
     ("maps of many classes", "label_kernel"): (64, 1, 300, 128),
     ("maps of many classes", "digit_kernel"): (96, 20, 2000, 128),
 }
-LIMITS = {**PIXEL, **MAPS}
+UPSAMPLED = {  # instructions as they stand, loops once
+    ("upsampled", "forward"): (80, 0, 750, 32),
+    ("upsampled", "backward"): (224, 0, 1450, 32),
+}
+LIMITS = {**PIXEL, **MAPS, **UPSAMPLED}
 
 
 def compiled(arch: int, folder: Path) -> list[dict[str, Any]]:

@@ -152,6 +152,30 @@ def test_extreme_logits() -> None:
     assert not loss.signbit().any()
 
 
+def test_small_losses_are_not_cancelled() -> None:
+    """At a margin of 17, where 1 + e^−margin rounds to 1, nothing is lost yet."""
+    margin = torch.tensor([1.0, 17.0, 25.0, 60.0], device=DEVICE)
+    input = torch.stack([margin, torch.zeros_like(margin)]).unsqueeze(0)
+    target = torch.zeros(1, 8, dtype=torch.int64, device=DEVICE)
+    loss = cross_entropy(input, target, torch.ones_like(target, dtype=torch.bool), False)
+    full = F.interpolate(input.double(), 8, mode="linear", align_corners=False)
+    torch.testing.assert_close(loss.double(), torch.log1p(torch.exp(-full[:, 0])), rtol=1e-5, atol=0)
+
+
+@ALIGN
+def test_a_class_that_is_ruled_out(align_corners: bool) -> None:
+    """A class of -inf everywhere does as if it were not there, also where its weight is 0."""
+    target, keep = labels((1, 3, 6), 2)
+    input = logits(1, 2, 2, 3)
+    more = torch.cat([input, torch.full_like(input[:, :1], -math.inf)], 1)
+    grad = torch.rand(target.shape).to(DEVICE)
+    loss: Loss = partial(cross_entropy_and_error, align_corners=align_corners)
+    got, want = (outcome(loss, x, target, keep, grad) for x in (more, input))
+    assert torch.equal(got["loss"], want["loss"])
+    assert torch.equal(got["gradient"][:, :2], want["gradient"])
+    assert not got["gradient"][:, 2].any()
+
+
 @ALIGN
 def test_without_enlarging_it_is_the_cross_entropy(align_corners: bool) -> None:
     target, keep = labels((2, 3, 4), 5)

@@ -157,6 +157,12 @@ def exp2(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def exp(x: tl.tensor) -> tl.tensor:
+    """Return e^x, as ``exp2``."""
+    return tl.exp(x) if _INTERPRETED else exp2(x * LOG2E)
+
+
+@triton.jit
 def add_classes(
     x0: tl.tensor,
     x1: tl.tensor,
@@ -171,8 +177,8 @@ def add_classes(
 ) -> tl.tensor:
     """Take the logits of the classes 0 to ``number`` - 1, at most four, into the sums of an online softmax.
 
-    top = max x, others = Σ_{k≠y} e^{x_k − top}, squares = Σ_{k≠y} e^{2 (x_k − top)}; ``top`` starts from one of the
-    logits but not below LOWEST, since -inf - -inf would be NaN. Classes are names and pixels the only axis: there is no
+    top = max x, others = Σ_{k≠y} e^{x_k − top}, squares = Σ_{k≠y} e^{2 (x_k − top)}; ``top`` starts from LOWEST,
+    since -inf - -inf would be NaN. Classes are names and pixels the only axis: there is no
     tile whose layout Triton would have to guess, and a thread has whole pixels.
     """
     new_top = tl.maximum(top, x0)
@@ -182,20 +188,20 @@ def add_classes(
         new_top = tl.maximum(new_top, x2)
     if number > 3:
         new_top = tl.maximum(new_top, x3)
-    shrink = exp2((top - new_top) * LOG2E)
-    e0 = tl.where(target == 0, 0.0, exp2((x0 - new_top) * LOG2E))
+    shrink = exp(top - new_top)
+    e0 = tl.where(target == 0, 0.0, exp(x0 - new_top))
     rest = e0
     square = e0 * e0
     if number > 1:
-        e1 = tl.where(target == 1, 0.0, exp2((x1 - new_top) * LOG2E))
+        e1 = tl.where(target == 1, 0.0, exp(x1 - new_top))
         rest += e1
         square += e1 * e1
     if number > 2:
-        e2 = tl.where(target == 2, 0.0, exp2((x2 - new_top) * LOG2E))
+        e2 = tl.where(target == 2, 0.0, exp(x2 - new_top))
         rest += e2
         square += e2 * e2
     if number > 3:
-        e3 = tl.where(target == 3, 0.0, exp2((x3 - new_top) * LOG2E))
+        e3 = tl.where(target == 3, 0.0, exp(x3 - new_top))
         rest += e3
         square += e3 * e3
     others = others * shrink + rest
@@ -212,7 +218,7 @@ def finish(top: tl.tensor, others: tl.tensor, squares: tl.tensor, own: tl.tensor
     numbers that are never negative, and where the own logit is the largest it is log(1 + others), not 0 until
     ``others`` is. With t the rounded 1 + others that is log(t) · others / (t − 1).
     """
-    total = others + exp2((own - top) * LOG2E)
+    total = others + exp(own - top)
     log_total = tl.log(total)
     above = total - 1.0
     exact = tl.where(above == 0.0, others, log_total * (others / tl.where(above == 0.0, 1.0, above)))

@@ -223,7 +223,7 @@ def _forward_kernel(
     step = tl.cast(stride_c, tl.int64)
     own = tl.load(logits + target * step, mask=inside, other=0.0).to(tl.float32)
 
-    top = tl.maximum(tl.load(logits, mask=inside, other=0.0).to(tl.float32), LOWEST)
+    top = tl.full((block,), LOWEST, tl.float32)
     others = tl.zeros((block,), tl.float32)
     squares = tl.zeros((block,), tl.float32)
     left: tl.constexpr = num_classes % unrolled

@@ -9,18 +9,18 @@ loss reads them back. Here both happen in registers. The (bi-, tri-)linear weigh
 so the pixels that use a given logit are known exactly, and forward and backward cannot disagree about them. One and
 two dimensions are three with leading axes of size 1.
 
-- Forward: a program takes a block of pixels of one row, so depth and height have one weight for all of it. It
-  interpolates the logits of a few classes at a time, each read 2, 4 or 8 times but from the cache, and keeps an online
-  softmax. It saves the log-sum-exp of each pixel.
-- Backward: a program takes a block of neighbouring low-resolution logits of one row and a few classes, walks over the
-  full-size pixels that use them, finds each pixel's probability again from the saved log-sum-exp, and adds up
-  weight · g · (p − e_y) in registers. Every element has one program: no atomics, and no buffer but the result.
-  A pixel's exponential is taken once for each logit that it uses: 4 times in two dimensions, and that is arithmetic on
-  data in the cache. A separable backward (along the width, then along the height) would take it once, but it has to
-  write and read an intermediate of full height and low width for all classes, a quarter of the logits that were to
-  be avoided; so would partial sums for each cell of the grid, which are four times the low-resolution logits. The
-  separable idea is used inside a program: the three columns of logits that a block needs are interpolated along depth
-  and height once for a row of pixels, and along the width for each pixel.
+Between two neighbouring low-resolution columns lies a cell of full-size pixels; before the first column and after the
+last lie cells whose pixels all take that column. Arithmetic has lanes alone, classes go by name: there is no tile whose
+layout Triton would have to guess.
+
+- Forward: a lane takes up to four pixels of a cell. It reads the cell's corners, neighbours in memory for neighbouring
+  lanes, once for each class, interpolates them for each pixel, and keeps an online softmax of each. It saves the
+  log-sum-exp.
+- Backward: a lane takes a low-resolution column and four classes, and a program a strip of rows. It walks down the
+  strip over the full-size pixels of the cells to its left and right, finds each pixel's probability again from what was
+  saved, and adds up weight · g · (p − e_y) for the row above and the row below, which comes next. Every element
+  has one lane: no atomics, and no buffer but the result. A pixel's exponential is taken for both of its columns, and
+  in three dimensions for both of its planes: less than it would cost to hand sums from lane to lane.
 
 A log-sum-exp is kept in float32, and what its rounding cut off in float16: at logits of 50 every probability would
 else be off by some 10⁻⁶ of itself, at 10⁴ by 5·10⁻⁴.
@@ -28,22 +28,26 @@ else be off by some 10⁻⁶ of itself, at 10⁴ by 5·10⁻⁴.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from classbalance_losses.kernels import triton_common
+from classbalance_losses.kernels import triton_common, triton_upsample_kernels
 from classbalance_losses.kernels.triton_common import OPTIONS, bytes_of, on_device_of
 
 __all__ = ["cross_entropy", "cross_entropy_and_error", "unsupported"]
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
-_CLASSES = 8  # a tile's: many would idle at 19 classes, few would read the targets often
-_PIXELS = 128
+_PIXELS = 4  # of a cell, for one lane
+_STRIP = 16  # rows of one program: it goes over one more, the cells above the first
+_LANES = 128
+_REGISTERS = (
+    184  # of a thread in backward: the compiler would take more, and fewer warps were to hide its loads
+)
 
 
 def unsupported(input: Tensor, target: Tensor) -> list[str]:
@@ -60,6 +64,8 @@ def unsupported(input: Tensor, target: Tensor) -> list[str]:
             reasons.append(
                 f"the sizes {low} and {full} of an axis are too large for whole numbers of 32 bits"
             )
+    if math.prod(target.shape[-2:]) >= 1 << 31:
+        reasons.append("the target has planes of 2^31 pixels or more")
     return reasons
 
 
@@ -89,6 +95,11 @@ class _Axis(NamedTuple):
     step: int
     shift: int
     unit: int
+
+    @property
+    def pixels(self) -> int:
+        """Return how many full-size indices a cell has at most."""
+        return min(-(-self.unit // self.step), self.full)
 
 
 def _axis(low: int, full: int, align_corners: bool) -> _Axis:
@@ -123,10 +134,12 @@ def _forward(
     if not target.numel():
         return loss, error, lse, rest
     depth, height, width = _axes(input, target, align_corners)
-    block_c, block_p = _tile(input.shape[1], width.full)
-    blocks = triton.cdiv(width.full, block_p)
+    pixels = min(width.pixels, _PIXELS)
+    rounds = triton.cdiv(width.pixels, pixels)
+    lanes = height.full * (width.low + 1)
+    blocks = triton.cdiv(lanes, _LANES)
     with on_device_of(input):
-        _forward_kernel[(target.shape[0] * depth.full * height.full * blocks,)](
+        triton_upsample_kernels.forward[(target.shape[0] * depth.full * rounds * blocks,)](
             input,
             target.contiguous(),
             bytes_of(keep),
@@ -135,7 +148,9 @@ def _forward(
             lse,
             rest,
             input.shape[1],
+            lanes,
             blocks,
+            rounds,
             *depth,
             *height,
             *width,
@@ -143,8 +158,9 @@ def _forward(
             with_error=with_error,
             deep=depth.low > 1,
             tall=height.low > 1,
-            block_c=block_c,
-            block_p=block_p,
+            pixels=pixels,
+            block=_LANES,
+            num_warps=_LANES // 32,
             **OPTIONS,
         )
     return loss, error, lse, rest
@@ -176,10 +192,12 @@ def _backward(
     if not target.numel():
         return output.zero_()
     depth, height, width = _axes(input, target, align_corners)
-    block_c, block_p = _tile(input.shape[1], width.low)
-    blocks, chunks = triton.cdiv(width.low, block_p), triton.cdiv(input.shape[1], block_c)
+    pixels = min(width.pixels, _PIXELS)
+    lanes = min((32, 64), key=lambda lanes: (triton.cdiv(width.low, lanes) * lanes, -lanes))
+    blocks, chunks = triton.cdiv(width.low, lanes), triton.cdiv(input.shape[1], 4)
+    strips = triton.cdiv(height.low, _STRIP)
     with on_device_of(input):
-        _backward_kernel[(input.shape[0] * depth.low * height.low * blocks * chunks,)](
+        triton_upsample_kernels.backward[(input.shape[0] * depth.low * strips * blocks * chunks,)](
             grad.contiguous(),
             input,
             target.contiguous(),
@@ -188,16 +206,21 @@ def _backward(
             rest,
             output,
             input.shape[1],
+            chunks,
             blocks,
+            strips,
+            triton.cdiv(width.pixels, pixels),
             *depth,
             *height,
             *width,
             *_strides(input),
             *_strides(output),
             deep=depth.low > 1,
-            tall=height.low > 1,
-            block_c=block_c,
-            block_p=block_p,
+            strip=_STRIP,
+            pixels=pixels,
+            block=lanes,
+            maxnreg=_REGISTERS,
+            num_warps=lanes // 32,
             **OPTIONS,
         )
     return output
@@ -214,10 +237,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     input, target, keep, ctx.align_corners, _ = inputs
     _, error, lse, rest = output
     ctx.mark_non_differentiable(error, lse, rest)
+    ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
     ctx.save_for_backward(input, target, keep, lse, rest)
 
 
-def _gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None, None
     input, target, keep, lse, rest = ctx.saved_tensors
     if (
         torch.is_grad_enabled()
@@ -238,296 +264,3 @@ def _differentiable(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, a
     index = torch.where(keep, target.long(), 0).unsqueeze(1)
     loss = torch.where(keep, -log_prob.gather(1, index).squeeze(1), 0)
     return torch.autograd.grad(loss, input, torch.where(keep, grad, 0), create_graph=True)[0]
-
-
-def _tile(num_classes: int, width: int) -> tuple[int, int]:
-    """Return how many classes and pixels a tile has."""
-    block_c = min(triton.next_power_of_2(num_classes), _CLASSES)
-    return block_c, min(triton.next_power_of_2(width), _PIXELS)
-
-
-@triton.jit
-def add_classes(
-    x: tl.tensor,
-    own: tl.tensor,
-    exists: tl.tensor,
-    top: tl.tensor,
-    others: tl.tensor,
-    squares: tl.tensor,
-    own_logit: tl.tensor,
-    with_error: tl.constexpr,
-) -> tl.tensor:
-    """Take a tile (classes, pixels) of logits into the sums of an online softmax.
-
-    top = max x, others = Σ_{k≠y} e^{x_k − top}, squares = Σ_{k≠y} e^{2 (x_k − top)}, own_logit = x_y.
-    """
-    x = tl.where(exists, x, float("-inf"))
-    new_top = tl.maximum(top, tl.max(x, 0))
-    shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # -inf - -inf would be NaN
-    rest = tl.where(own, 0.0, tl.exp(x - shift[None, :]))
-    shrink = tl.exp(top - shift)
-    others = others * shrink + tl.sum(rest, 0)
-    if with_error:
-        squares = squares * shrink * shrink + tl.sum(rest * rest, 0)
-    own_logit += tl.sum(tl.where(own, x, 0.0), 0)
-    return new_top, others, squares, own_logit
-
-
-@triton.jit
-def finish(top: tl.tensor, others: tl.tensor, squares: tl.tensor, own_logit: tl.tensor) -> tl.tensor:
-    """Return the cross-entropy, ‖p − e_y‖² and log Σ e^{x_k − top} of each pixel.
-
-    No difference of close numbers is taken: ‖p − e_y‖² = Σ_{k≠y} p_k² + (Σ_{k≠y} p_k)², and the loss is the sum of
-    two numbers that are never negative.
-    """
-    total = others + tl.exp(own_logit - top)
-    log_total = tl.log(total)
-    loss = log_total + (top - own_logit)
-    return loss, (squares + others * others) / (total * total), log_total
-
-
-@triton.jit
-def _taps(index: tl.tensor, low: tl.tensor, step: tl.tensor, shift: tl.tensor, unit: tl.tensor) -> tl.tensor:
-    """Return the two low-resolution indices that a full-size one lies between, and the second's weight."""
-    scaled = tl.maximum(index * step + shift, 0)
-    first = scaled // unit
-    weight = (scaled - first * unit).to(tl.float32) / unit
-    return first, tl.minimum(first + 1, low - 1), weight
-
-
-@triton.jit
-def _first(
-    tap: tl.tensor, low: tl.tensor, full: tl.tensor, step: tl.tensor, shift: tl.tensor, unit: tl.tensor
-) -> tl.tensor:
-    """Return the first full-size index whose lower tap is ``tap`` or more."""
-    distance = tl.maximum(tap * unit - shift, 0)
-    index = tl.minimum((distance + step - 1) // step, full)
-    return tl.where(tap <= 0, 0, tl.where(tap >= low, full, index))
-
-
-@triton.jit
-def _share(index: tl.tensor, low: tl.tensor, first: tl.tensor, weight: tl.tensor) -> tl.tensor:
-    """Return with which weight a pixel of taps ``first`` and ``first + 1`` uses the logit ``index``."""
-    last = tl.where(index == low - 1, 1.0, 1.0 - weight)  # at the end both taps are the same logit
-    return tl.where(first == index, last, weight)
-
-
-@triton.jit
-def _line(
-    logits: tl.tensor,
-    mask: tl.tensor,
-    y0: tl.tensor,
-    y1: tl.tensor,
-    v: tl.tensor,
-    stride_y: tl.tensor,
-    tall: tl.constexpr,
-) -> tl.tensor:
-    """Interpolate along the height."""
-    value = tl.load(logits + y0.to(tl.int64) * stride_y, mask=mask, other=0.0).to(tl.float32)
-    if tall:
-        below = tl.load(logits + y1.to(tl.int64) * stride_y, mask=mask, other=0.0).to(tl.float32)
-        value = (1.0 - v) * value + v * below
-    return value
-
-
-@triton.jit
-def _column(
-    logits: tl.tensor,
-    mask: tl.tensor,
-    z0: tl.tensor,
-    z1: tl.tensor,
-    w: tl.tensor,
-    stride_z: tl.tensor,
-    y0: tl.tensor,
-    y1: tl.tensor,
-    v: tl.tensor,
-    stride_y: tl.tensor,
-    deep: tl.constexpr,
-    tall: tl.constexpr,
-) -> tl.tensor:
-    """Interpolate along depth and height, at the low-resolution columns that ``logits`` points to."""
-    value = _line(logits + z0.to(tl.int64) * stride_z, mask, y0, y1, v, stride_y, tall)
-    if deep:
-        behind = _line(logits + z1.to(tl.int64) * stride_z, mask, y0, y1, v, stride_y, tall)
-        value = (1.0 - w) * value + w * behind
-    return value
-
-
-@triton.jit
-def _forward_kernel(
-    input_ptr: tl.tensor,
-    target_ptr: tl.tensor,
-    keep_ptr: tl.tensor,
-    loss_ptr: tl.tensor,
-    error_ptr: tl.tensor,
-    lse_ptr: tl.tensor,
-    rest_ptr: tl.tensor,
-    num_classes: tl.tensor,
-    blocks: tl.tensor,
-    low_z: tl.tensor,
-    full_z: tl.tensor,
-    step_z: tl.tensor,
-    shift_z: tl.tensor,
-    unit_z: tl.tensor,
-    low_y: tl.tensor,
-    full_y: tl.tensor,
-    step_y: tl.tensor,
-    shift_y: tl.tensor,
-    unit_y: tl.tensor,
-    low_x: tl.tensor,
-    full_x: tl.tensor,
-    step_x: tl.tensor,
-    shift_x: tl.tensor,
-    unit_x: tl.tensor,
-    stride_n: tl.tensor,
-    stride_c: tl.tensor,
-    stride_z: tl.tensor,
-    stride_y: tl.tensor,
-    stride_x: tl.tensor,
-    with_error: tl.constexpr,
-    deep: tl.constexpr,
-    tall: tl.constexpr,
-    block_c: tl.constexpr,
-    block_p: tl.constexpr,
-) -> None:
-    program = tl.program_id(0)
-    row = program // blocks
-    x = (program % blocks) * block_p + tl.arange(0, block_p)
-    inside = x < full_x
-    z0, z1, w = _taps(row // full_y % full_z, low_z, step_z, shift_z, unit_z)
-    y0, y1, v = _taps(row % full_y, low_y, step_y, shift_y, unit_y)
-    x0, x1, u = _taps(x, low_x, step_x, shift_x, unit_x)
-    image = input_ptr + (row // full_y // full_z).to(tl.int64) * stride_n
-    left = image + x0.to(tl.int64) * stride_x
-    right = image + x1.to(tl.int64) * stride_x
-    pixel = row.to(tl.int64) * full_x + x
-    kept = tl.load(keep_ptr + pixel, mask=inside, other=0) != 0
-    target = tl.where(kept, tl.load(target_ptr + pixel, mask=inside, other=0).to(tl.int32), -1)
-
-    top = tl.full((block_p,), float("-inf"), tl.float32)
-    others = tl.zeros((block_p,), tl.float32)
-    squares = tl.zeros((block_p,), tl.float32)
-    own_logit = tl.zeros((block_p,), tl.float32)
-    for start in range(0, num_classes, block_c):
-        classes = start + tl.arange(0, block_c)[:, None]
-        exists = classes < num_classes
-        offset = classes.to(tl.int64) * stride_c
-        mask = exists & inside[None, :]
-        a = _column(left[None, :] + offset, mask, z0, z1, w, stride_z, y0, y1, v, stride_y, deep, tall)
-        b = _column(right[None, :] + offset, mask, z0, z1, w, stride_z, y0, y1, v, stride_y, deep, tall)
-        value = tl.where(kept[None, :], (1.0 - u)[None, :] * a + u[None, :] * b, 0.0)
-        own = classes == target[None, :]
-        top, others, squares, own_logit = add_classes(
-            value, own, exists, top, others, squares, own_logit, with_error
-        )
-
-    loss, error, log_total = finish(top, others, squares, own_logit)
-    tl.store(loss_ptr + pixel, tl.where(kept, loss, 0.0), mask=inside)
-    lse = top + log_total
-    tl.store(lse_ptr + pixel, tl.where(kept, lse, 0.0), mask=inside)
-    rest = (top - lse) + log_total
-    tl.store(rest_ptr + pixel, tl.where(kept, rest, 0.0).to(tl.float16), mask=inside)
-    if with_error:
-        tl.store(error_ptr + pixel, tl.where(kept, error, 0.0), mask=inside)
-
-
-@triton.jit
-def _backward_kernel(
-    grad_ptr: tl.tensor,
-    input_ptr: tl.tensor,
-    target_ptr: tl.tensor,
-    keep_ptr: tl.tensor,
-    lse_ptr: tl.tensor,
-    rest_ptr: tl.tensor,
-    output_ptr: tl.tensor,
-    num_classes: tl.tensor,
-    blocks: tl.tensor,
-    low_z: tl.tensor,
-    full_z: tl.tensor,
-    step_z: tl.tensor,
-    shift_z: tl.tensor,
-    unit_z: tl.tensor,
-    low_y: tl.tensor,
-    full_y: tl.tensor,
-    step_y: tl.tensor,
-    shift_y: tl.tensor,
-    unit_y: tl.tensor,
-    low_x: tl.tensor,
-    full_x: tl.tensor,
-    step_x: tl.tensor,
-    shift_x: tl.tensor,
-    unit_x: tl.tensor,
-    stride_n: tl.tensor,
-    stride_c: tl.tensor,
-    stride_z: tl.tensor,
-    stride_y: tl.tensor,
-    stride_x: tl.tensor,
-    out_stride_n: tl.tensor,
-    out_stride_c: tl.tensor,
-    out_stride_z: tl.tensor,
-    out_stride_y: tl.tensor,
-    out_stride_x: tl.tensor,
-    deep: tl.constexpr,
-    tall: tl.constexpr,
-    block_c: tl.constexpr,
-    block_p: tl.constexpr,
-) -> None:
-    # Programs of the same pixels follow each other: what they share is in the cache.
-    chunks = tl.cdiv(num_classes, block_c)
-    program = tl.program_id(0) // chunks
-    row = program // blocks
-    n = (row // low_y // low_z).to(tl.int64)
-    own_z = row // low_y % low_z
-    own_y = row % low_y
-    own_x = (program % blocks) * block_p + tl.arange(0, block_p)
-    classes = tl.program_id(0) % chunks * block_c + tl.arange(0, block_c)[:, None]
-    mask = (classes < num_classes) & (own_x < low_x)[None, :]
-
-    image = input_ptr + n * stride_n + classes.to(tl.int64) * stride_c
-    centre_ptr = image + own_x.to(tl.int64)[None, :] * stride_x
-    left_ptr = image + tl.maximum(own_x - 1, 0).to(tl.int64)[None, :] * stride_x
-    right_ptr = image + tl.minimum(own_x + 1, low_x - 1).to(tl.int64)[None, :] * stride_x
-
-    total = tl.zeros((block_c, block_p), tl.float32)
-    stop_z = _first(own_z + 1, low_z, full_z, step_z, shift_z, unit_z)
-    stop_y = _first(own_y + 1, low_y, full_y, step_y, shift_y, unit_y)
-    start_y = _first(own_y - 1, low_y, full_y, step_y, shift_y, unit_y)
-    start_x = _first(own_x - 1, low_x, full_x, step_x, shift_x, unit_x)
-    stop_x = tl.where(own_x < low_x, _first(own_x + 1, low_x, full_x, step_x, shift_x, unit_x), 0)
-    for z in range(_first(own_z - 1, low_z, full_z, step_z, shift_z, unit_z), stop_z):
-        z0, z1, w = _taps(z, low_z, step_z, shift_z, unit_z)
-        share_z = _share(own_z, low_z, z0, w)
-        for y in range(start_y, stop_y):
-            y0, y1, v = _taps(y, low_y, step_y, shift_y, unit_y)
-            share = share_z * _share(own_y, low_y, y0, v)
-            left = _column(left_ptr, mask, z0, z1, w, stride_z, y0, y1, v, stride_y, deep, tall)
-            centre = _column(centre_ptr, mask, z0, z1, w, stride_z, y0, y1, v, stride_y, deep, tall)
-            right = _column(right_ptr, mask, z0, z1, w, stride_z, y0, y1, v, stride_y, deep, tall)
-            pixels = ((n * full_z + z) * full_y + y) * full_x
-            for i in range(0, tl.max(stop_x - start_x, 0)):
-                x = start_x + i
-                inside = x < stop_x
-                kept = tl.load(keep_ptr + pixels + x, mask=inside, other=0) != 0
-                target = tl.load(target_ptr + pixels + x, mask=inside, other=0).to(tl.int32)
-                grad = tl.load(grad_ptr + pixels + x, mask=inside, other=0.0).to(tl.float32)
-                lse = tl.load(lse_ptr + pixels + x, mask=inside, other=0.0)
-                rest = tl.load(rest_ptr + pixels + x, mask=inside, other=0.0).to(tl.float32)
-                # As in _taps, but the lower tap is this column or the one before: there is nothing to divide.
-                beyond = tl.maximum(x * step_x + shift_x, 0) - own_x * unit_x
-                before = beyond < 0
-                x0 = tl.where(before, own_x - 1, own_x)
-                u = tl.where(before, beyond + unit_x, beyond).to(tl.float32) / unit_x
-                first = tl.where(before[None, :], left, centre)
-                second = tl.where(before[None, :], centre, right)
-                value = (1.0 - u)[None, :] * first + u[None, :] * second
-                used = mask & kept[None, :]
-                power = tl.exp(tl.where(used, (value - lse[None, :]) - rest[None, :], 0.0))
-                delta = power - tl.where(classes == target[None, :], 1.0, 0.0)
-                factor = share * _share(own_x, low_x, x0, u) * grad
-                total += tl.where(used, factor[None, :] * delta, 0.0)
-
-    output = output_ptr + n * out_stride_n + classes.to(tl.int64) * out_stride_c
-    output += own_z.to(tl.int64) * out_stride_z + own_y.to(tl.int64) * out_stride_y
-    tl.store(
-        output + own_x.to(tl.int64)[None, :] * out_stride_x, total.to(output_ptr.dtype.element_ty), mask=mask
-    )
