@@ -14,7 +14,7 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import answers as module
 from benchmarks.gpu.cases import BASELINE, MAIN, QUICK, SETTINGS, contenders
 from benchmarks.gpu.plan import PLANS, Step
-from benchmarks.gpu.report import report
+from benchmarks.gpu.report import report, summary
 from benchmarks.gpu.targets import SMALL, steps
 
 
@@ -29,6 +29,21 @@ def test_steps_write_what_the_page_shows(tmp_path: Path) -> None:
     for setting in QUICK:
         assert page.count(str(setting)) == 1 + len(contenders(setting))
     assert BASELINE in page
+
+
+def test_the_summary_is_of_times_in_a_graph(tmp_path: Path) -> None:
+    row = {"setting": str(MAIN), "loss": BASELINE, "graph_us": 400.0, "host_us": 200.0}
+    rows = [
+        row,
+        row | {"loss": "DyCE", "graph_us": 100.0, "host_us": 500.0},
+        row | {"loss": "GBW", "error": "x"},
+    ]
+    machine = {"machine": {"name": "a GPU", "torch": "2"}, "triton": "3", "commit": "c"}
+    for name, content in {"timings": rows, "machine": machine}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (line,) = [line for line in summary(tmp_path).splitlines() if line.startswith("| 2×19")]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["400", "–", "–", "1.00", "0.25"]
+    assert "DyCE 2.50" in summary(tmp_path)
 
 
 def test_a_wrong_answer_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,26 +3,78 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.cases import BASELINE, MAIN
 from benchmarks.speed.table import number, table
 
 FILES = ("machine", "answers", "timings", "large")
+_SHOWN = ("weighted CE", "focal", "GBW", "DyCE")
+_KERNELS = 20  # of a step's, the dearest
 
 
 def report(found: Path, out: Path) -> Path:
     """Keep the steps' files under ``out`` and write the page beside them."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        if found != out and (found / f"{name}.json").is_file():
-            shutil.copy(found / f"{name}.json", out / f"{name}.json")
-    steps = {name: json.loads(path.read_text()) for name in FILES if (path := out / f"{name}.json").is_file()}
+    steps = read(found)
+    for name, content in steps.items():
+        (out / f"{name}.json").write_text(
+            json.dumps(_short(content)).replace('{"setting"', '\n{"setting"') + "\n"
+        )
     page = out / "README.md"
     page.write_text("\n\n".join(_page(steps)) + "\n")
     return page
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return what the steps found, by their names."""
+    return {
+        name: json.loads(path.read_text()) for name in FILES if (path := folder / f"{name}.json").is_file()
+    }
+
+
+def summary(folder: Path) -> str:
+    """The main times over torch's cross-entropy, for the project's README."""
+    steps = read(folder)
+    machine, rows = steps["machine"], steps["timings"]
+    time = {(row["setting"], row["loss"]): row for row in rows if "graph_us" in row}
+    body = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        if base := time.get((setting, BASELINE)):
+            ratios = [_ratio(time.get((setting, name)), base, "graph_us") for name in _SHOWN]
+            body.append([setting, number(base["graph_us"]), *ratios])
+    main = {name: time.get((str(MAIN), name)) for name in (BASELINE, *_SHOWN)}
+    base = main.pop(BASELINE) or {}
+    hosts = ", ".join(f"{name} {_ratio(row, base, 'host_us')}" for name, row in main.items())
+    about = machine["machine"]
+    return "\n\n".join(
+        [
+            f"{about['name']}, torch {about['torch']}, Triton {machine['triton']}, commit {machine['commit']}. "
+            "The device's time of a forward and a backward pass, replayed as a CUDA graph, over `F.cross_entropy`'s "
+            "(with `→`: over `F.interpolate`'s and its).",
+            table(["logits", f"`{BASELINE}`, µs", *_SHOWN], body),
+            "Without a graph the host hands a step over launch by launch, and where it is not ahead of the device, "
+            f"the step takes as long as that. At {MAIN}, over `{BASELINE}`'s {number(base['host_us'])} µs: {hosts}. "
+            f"Every number: [the full page](benchmarks/results/{folder.name}/README.md).",
+        ]
+    )
+
+
+def _ratio(row: dict[str, Any] | None, base: dict[str, Any], name: str) -> str:
+    return "–" if row is None else number(row[name] / base[name])
+
+
+def _short(content: Any) -> Any:
+    """Four digits of each number, and a step's dearest kernels."""
+    if isinstance(content, float):
+        return float(f"{content:.4g}")
+    if isinstance(content, list):
+        return [_short(item) for item in content]
+    if isinstance(content, dict):
+        return {k: _short(v[:_KERNELS] if k == "kernels" else v) for k, v in content.items()}
+    return content
 
 
 def _page(steps: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.gpu import report as gpu
 from benchmarks.readme_block import update
 from benchmarks.speed import compare
 from benchmarks.speed import table as tables
@@ -13,7 +14,8 @@ from benchmarks.speed.results import FILE, Results, read_results
 ROOT = Path(__file__).parents[2]
 FOLDER = Path("benchmarks/results")
 NO_FILE = "No result file is committed yet: `make bench` writes one."
-NO_GPU = "GPU figures are not measured yet: `make bench-gpu` measures them, on a machine that has one."
+GPU_FILE = "timings.json"
+NO_GPU = "GPU figures are not measured yet: `make gpu` measures them, on a machine that has one."
 
 
 def speed_block(root: Path = ROOT) -> str:
@@ -21,9 +23,9 @@ def speed_block(root: Path = ROOT) -> str:
     folders = sorted(path.parent for path in (root / FOLDER).glob(f"*/{FILE}"))
     measured = [(folder, results) for folder in folders if (results := read_results(folder))]
     parts = [_machine(results, folder.relative_to(root)) for folder, results in measured]
-    devices = {results.machine["device"] for _, results in measured}
     parts += [] if measured else [NO_FILE]
-    parts += [] if "cuda" in devices else [NO_GPU]
+    gpus = [gpu.summary(path.parent) for path in sorted((root / FOLDER).glob(f"*/{GPU_FILE}"))]
+    parts += gpus or [NO_GPU]
     return "\n\n".join(parts)
 
 
