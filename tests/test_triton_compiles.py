@@ -24,7 +24,7 @@ PIXEL = {
     ("bfloat16", "forward_kernel"): (128, 0, 16 * 4 * 19, 128),
     ("bfloat16", "backward_kernel"): (128, 0, 16 * 4 * 19, 128),
     ("channels last", "forward_kernel"): (64, 0, 28 * 19, 32),
-    ("channels last", "backward_kernel"): (64, 0, 20 * 19, 32),
+    ("channels last", "rows_backward_kernel"): (64, 0, 40 * 8, 128),
     ("150 classes", "forward_kernel"): (168, 0, 12 * 4 * 54, 128),  # rounds of 32, and 22 that are left
     ("150 classes", "backward_kernel"): (168, 0, 13 * 4 * 54, 128),
 }

@@ -52,7 +52,7 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
     "contiguous": lambda: logits(2, 5, 6, 7),
     "two blocks": two_blocks,
     "channels last": lambda: logits(2, 5, 6, 7).contiguous(memory_format=torch.channels_last),
-    "channels last, flat": lambda: logits(64, 5),
+    "channels last, flat": lambda: logits(300, 5),
     "cropped": lambda: logits(2, 5, 8, 11)[:, :, 1:-1, 2:-2],
     "cropped, wide": lambda: logits(2, 5, 8, 44)[:, :, 1:-1, 2:-2],
     "every second": lambda: logits(2, 5, 12, 14)[:, :, ::2, ::2],

@@ -39,6 +39,7 @@ __all__ = ["cross_entropy", "cross_entropy_and_error", "unsupported"]
 
 _UNROLLED = 32  # classes of one round: a multiple of 4
 _WARPS = 4
+_ROW_LOGITS = 1024  # of a program, where a pixel's logits are neighbours
 
 
 def cross_entropy(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
@@ -118,6 +119,10 @@ def _backward(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, norm: T
     layout = pixel_layout(input, output)
     if layout is None:
         return output.copy_(_backward(grad, input.contiguous(), target, keep, norm))
+    rows = (0, 0, 0, input.shape[1])
+    if input.stride(1) == output.stride(1) == layout.outer == 1 and layout.strides == (rows, rows):
+        _rows_backward(grad, input, target, keep, norm, output)
+        return output
     block = _block(input, layout)
     blocks = layout.blocks(block)
     with on_device_of(input):
@@ -144,6 +149,26 @@ def _backward(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, norm: T
             **OPTIONS,
         )
     return output
+
+
+def _rows_backward(
+    grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, norm: Tensor, output: Tensor
+) -> None:
+    """Write the gradient where a pixel's logits are neighbours and nothing lies between pixels."""
+    with on_device_of(input):
+        _rows_backward_kernel[(triton.cdiv(input.numel(), _ROW_LOGITS),)](
+            grad.contiguous(),
+            input,
+            target.contiguous(),
+            bytes_of(keep),
+            norm,
+            output,
+            target.numel(),
+            num_classes=input.shape[1],
+            block=_ROW_LOGITS,
+            num_warps=_WARPS,
+            **OPTIONS,
+        )
 
 
 @_backward.register_fake
@@ -356,3 +381,33 @@ def _delta(
     """Return (p − [own]) · grad, selected where kept: elsewhere it may be NaN."""
     p = exp2((x - top) * LOG2E - log_total * LOG2E)
     return tl.where(kept, p * grad - tl.where(own, grad, 0.0), 0.0)
+
+
+@triton.jit
+def _rows_backward_kernel(
+    grad_ptr: tl.tensor,
+    input_ptr: tl.tensor,
+    target_ptr: tl.tensor,
+    keep_ptr: tl.tensor,
+    norm_ptr: tl.tensor,
+    output_ptr: tl.tensor,
+    num_pixels: tl.tensor,
+    num_classes: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    """Go over the logits as they lie, so that stores are wide; what belongs to a pixel comes from the cache."""
+    start = tl.program_id(0).to(tl.int64) * block
+    first = start // num_classes
+    lane = tl.arange(0, block)
+    logit = (start - first * num_classes).to(tl.int32) + lane
+    inside = start + lane < num_pixels * tl.cast(num_classes, tl.int64)
+    # Beyond the end it is the last pixel's: a bound costs less than a mask and what masked loads give.
+    row = tl.minimum(logit // num_classes, (num_pixels - 1 - first).to(tl.int32))
+    kept = tl.load(keep_ptr + first + row) != 0
+    own = tl.load(target_ptr + first + row).to(tl.int32) == logit - row * num_classes
+    grad = tl.load(grad_ptr + first + row).to(tl.float32)
+    top = tl.load(norm_ptr + first + row)
+    log_total = tl.load(norm_ptr + num_pixels + first + row)
+    x = tl.load(input_ptr + start + lane, mask=inside, other=0.0).to(tl.float32)
+    delta = _delta(x, own, kept, grad, top, log_total)
+    tl.store(output_ptr + start + lane, delta.to(output_ptr.dtype.element_ty), mask=inside)
