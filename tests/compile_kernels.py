@@ -24,7 +24,13 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from classbalance_losses.kernels import triton_classes, triton_pixel, triton_select, triton_upsample
+from classbalance_losses.kernels import (
+    triton_classes,
+    triton_mean,
+    triton_pixel,
+    triton_select,
+    triton_upsample,
+)
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -95,14 +101,6 @@ def step(
     ).sum().backward()  # last: its kernel is what is measured
 
 
-def classes(label: torch.dtype, num_classes: int) -> None:
-    target, keep = torch.zeros(4096, dtype=label), torch.ones(4096, dtype=torch.bool)
-    triton_select.class_counts(target, keep, num_classes)
-    triton_select.class_sums(torch.zeros(4096), target, keep, num_classes)
-    for bits in (torch.zeros(1, 4096, dtype=torch.int32), torch.zeros(1, 4096, dtype=torch.int64)):
-        triton_select.histogram16(bits, keep[None], torch.zeros(1, dtype=torch.int64), 16)
-
-
 def class_maps(label: torch.dtype, num_classes: int) -> None:
     pixels = 1 << 16
     target, value = torch.zeros(pixels, dtype=label), torch.zeros(pixels, requires_grad=True)
@@ -111,6 +109,18 @@ def class_maps(label: torch.dtype, num_classes: int) -> None:
         value.detach()[None], keep[None], triton_select.Share(1, 0, 26, 1)
     )
     hard = triton_classes.Hard(value.detach(), bits, share)
+    for gamma in (0.0, 1.5):
+        weight = torch.ones(num_classes)
+        triton_mean.weighted_mean(
+            value,
+            target,
+            keep,
+            weight,
+            value.detach(),
+            gamma=gamma,
+            by_weight=True,
+            plain=lambda loss: (loss, loss),
+        )[0].backward()
     for which in (triton_classes.Hard(), hard):
         triton_classes.class_sums(target, keep, num_classes, value, value.detach(), hard=which)
         triton_classes.class_sums(target, keep, num_classes, value, hard=which).value.sum().backward()
@@ -131,8 +141,6 @@ CASES: dict[str, Any] = {
     "upsampled, 3-D": lambda: step(triton_upsample, logits(1, 3, 8, 16, 16), (1, 16, 32, 32), True),
     "maps of few classes": lambda: class_maps(torch.uint8, 19),
     "maps of many classes": lambda: class_maps(torch.int64, 150),
-    "few classes": lambda: classes(torch.uint8, 19),
-    "many classes": lambda: classes(torch.int64, 150),
 }
 
 

@@ -32,6 +32,8 @@ MAPS = {
     ("maps of many classes", "class_kernel"): (96, 0, 1000, 32),
     ("maps of many classes", "spread_kernel"): (64, 1, 400, 128),
     ("maps of many classes", "label_kernel"): (64, 1, 300, 128),
+    ("maps of many classes", "mean_kernel"): (96, 4, 1000, 128),
+    ("maps of many classes", "gradient_kernel"): (96, 2, 600, 128),
     ("maps of many classes", "digit_kernel"): (96, 20, 2000, 128),
 }
 UPSAMPLED = {  # instructions as they stand, loops once

@@ -77,6 +77,8 @@ def class_sums(
         hard: The threshold, if there is one.
     """
     maps = (target, keep, num_classes, rows, value, squared, weight, *hard)
+    if value is None or not value.requires_grad:
+        return ClassSums(*torch.ops.classbalance_losses.class_table(*maps))
     return ClassSums(*_Sums.apply(*maps))  # type: ignore[no-untyped-call]
 
 

@@ -25,10 +25,11 @@ from classbalance_losses._validate import (
     check_range,
 )
 from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.fused import hard_class_sums
 from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.mining import hardest, with_weight
+from classbalance_losses.ops.mining import Mining, hardest, with_weight
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
-from classbalance_losses.ops.reduction import reduce_loss
+from classbalance_losses.ops.reduction import reduce_loss, reduce_total
 from classbalance_losses.ops.weights import inverse_power, kept_weight, scaled
 
 
@@ -65,13 +66,24 @@ def dyce_loss(
     target = long_target(target)
     keep = with_weight(valid_pixels(target, ignore_index), pixel_weight)
     loss = pixel_cross_entropy(logits_for(input, target, upsample, align_corners), target, keep)
-    hard = hardest(
-        loss, keep, fraction=hard_fraction, min_kept=min_kept, scope=scope, process_group=process_group
-    ).by_class(target, input.shape[1])
-    count = all_reduce_sum(hard.counts(), process_group)  # f_c = Σ h_i
+    mining: Mining = {
+        "fraction": hard_fraction,
+        "min_kept": min_kept,
+        "scope": scope,
+        "process_group": process_group,
+    }
+    fused = None
+    if reduction != "none":
+        fused = hard_class_sums(loss, target, keep, input.shape[1], pixel_weight, **mining)
+    if fused is None:
+        hard = hardest(loss, keep, **mining).by_class(target, input.shape[1])
+    count = all_reduce_sum(hard.counts() if fused is None else fused[0], process_group)  # f_c = Σ h_i
     coefficient = inverse_power(count, 1 - omega, loss.dtype)  # f_c^-(1-ω)
     normalizer = count.sum() ** omega if normalize == "paper" else (coefficient * count).sum()
 
+    if fused is not None:
+        total = (coefficient * fused[1]).sum()
+        return reduce_total(total, reduction=reduction, normalizer=normalizer, process_group=process_group)
     weight = hard.per_pixel(coefficient)  # h_i f_c^-(1-ω)
     weighted = scaled(loss, weight, kept_weight(pixel_weight, keep, loss.dtype))
     return reduce_loss(weighted, reduction=reduction, normalizer=normalizer, process_group=process_group)

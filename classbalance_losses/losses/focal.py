@@ -23,6 +23,7 @@ from classbalance_losses._validate import (
 )
 from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.losses._base import VectorLoss
+from classbalance_losses.ops.fused import fused_mean
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
@@ -60,7 +61,21 @@ def focal_loss(
     target = long_target(target)
     keep = valid_pixels(target, ignore_index)
     logits = logits_for(input, target, upsample, align_corners)
-    loss = focal_modulated(pixel_cross_entropy(logits, target, keep), gamma)
+    loss = pixel_cross_entropy(logits, target, keep)
+    if alpha is None:
+        fused = fused_mean(
+            loss,
+            target,
+            keep,
+            None,
+            pixel_weight,
+            gamma=gamma,
+            reduction=reduction,
+            process_group=process_group,
+        )
+        if fused is not None:
+            return fused
+    loss = focal_modulated(loss, gamma)
     balance = _balance(alpha, input, target, keep, loss.dtype)
     weighted = scaled(loss, balance, kept_weight(pixel_weight, keep, loss.dtype))
     valid = global_sum(keep, process_group)

@@ -31,6 +31,7 @@ from classbalance_losses._validate import (
 )
 from classbalance_losses._validate_features import check_last_layer_features
 from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.ops.fused import fused_mean
 from classbalance_losses.ops.gradients import READINGS, Pixels, gather_pixels, squared_norms
 from classbalance_losses.ops.logits import Logits, full_size_features, logits_for
 from classbalance_losses.ops.pixel import long_target, valid_pixels
@@ -237,6 +238,17 @@ def _weigh(loss: Tensor, pixels: Pixels, class_weight: Tensor, apply: str, reduc
     """Return the loss under given class weights v (C,)."""
     if apply == "class":
         class_weight = class_weight * inverse_power(pixels.n, 1, loss.dtype)  # v_c / n_c
+    fused = fused_mean(
+        loss,
+        pixels.target,
+        pixels.keep,
+        class_weight,
+        pixels.weight,
+        reduction="sum" if reduction == "mean" and apply == "class" else reduction,
+        process_group=pixels.process_group,
+    )
+    if fused is not None:
+        return fused
     weight = per_pixel(class_weight, pixels.target, pixels.keep, loss.dtype)
     weighted = scaled(loss, weight, pixels.weight)
     # Equation 2 is a sum of class means: its division is in the weights already.

@@ -28,6 +28,7 @@ from classbalance_losses.kernels.blocks import accumulation_dtype
 from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.counts import class_counts
+from classbalance_losses.ops.fused import fused_mean
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, pixel_function, valid_pixels
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
@@ -74,6 +75,19 @@ def weighted_cross_entropy_loss(
     class_weight = _class_weight(weight, input, loss, target, keep, process_group)
     class_weight = class_weight.to(loss.dtype)
 
+    if label_smoothing == 0:
+        fused = fused_mean(
+            loss,
+            target,
+            keep,
+            class_weight,
+            pixel_weight,
+            by_weight=normalize == "weights",
+            reduction=reduction,
+            process_group=process_group,
+        )
+        if fused is not None:
+            return fused
     own = per_pixel(class_weight, target, keep, loss.dtype)
     weighted = scaled(loss, own)
     if label_smoothing > 0:

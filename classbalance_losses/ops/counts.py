@@ -8,6 +8,7 @@ from torch import Tensor
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses.kernels import blocked_classes
 from classbalance_losses.kernels.numba_threads import MAY_COMPILE
+from classbalance_losses.kernels.plain import is_constant
 
 _BLOCK = 1 << 6  # pixels that are added one after the other: a table of at most a 64th of the logits' size
 
@@ -17,14 +18,24 @@ def blocked_from(*, has_loop: bool) -> int:
     return 1 << 13 if has_loop and MAY_COMPILE else 1 << 17
 
 
+def has_kernels(loss: Tensor, target: Tensor, keep: Tensor, *weights: Tensor | None) -> bool:
+    """Whether the kernels that add maps up can be used: eagerly, on float32, with weights that are constant."""
+    given = [weight for weight in weights if weight is not None]
+    return (
+        not torch.compiler.is_compiling()
+        and loss.dtype == torch.float32
+        and all(is_constant(weight) for weight in given)
+        and backend_for(loss, target, keep, *given, blocked_from=loss.numel() + 1) == "triton"
+    )
+
+
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
     """Return the number of kept pixels of each class, (C,) of int64."""
     backend = backend_for(target, keep, blocked_from=blocked_from(has_loop=True))
     if backend == "triton":
-        from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
+        from classbalance_losses.kernels import triton_classes  # noqa: PLC0415 - an optional dependency
 
-        counts: Tensor = triton_select.class_counts(target, keep, num_classes)
-        return counts
+        return triton_classes.class_sums(target, keep, num_classes).number[0]
     if backend == "blocked":  # bincount is quicker than a scatter, but synchronises elsewhere
         return blocked_classes.class_counts(target, keep, num_classes)
     index = torch.where(keep, target, 0).flatten()
@@ -42,10 +53,9 @@ def class_sums(value: Tensor, target: Tensor, keep: Tensor, num_classes: int) ->
     first = blocked_from(has_loop=value.dtype == torch.float32)
     backend = backend_for(value, target, keep, blocked_from=first)
     if backend == "triton" and value.dtype == torch.float32:
-        from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
+        from classbalance_losses.kernels import triton_classes  # noqa: PLC0415 - an optional dependency
 
-        sums: Tensor = triton_select.class_sums(value.detach(), target, keep, num_classes)
-        return sums.to(dtype)
+        return triton_classes.class_sums(target, keep, num_classes, value.detach()).value[0]
     if backend == "blocked":
         return blocked_classes.class_sums(value.detach(), target, keep, num_classes).to(dtype)
     blocks = -(-target.numel() // _BLOCK)

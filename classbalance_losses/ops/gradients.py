@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
-from classbalance_losses.ops.counts import class_counts, class_means, class_sums
+from classbalance_losses.ops.counts import class_counts, class_means, class_sums, has_kernels
 from classbalance_losses.ops.logits import Logits
 from classbalance_losses.ops.pixel import (
     pixel_cross_entropy,
@@ -32,6 +32,9 @@ class Pixels(NamedTuple):
     logits: Logits  # detached
     loss: Tensor  # ℓ (N, *), detached
     squared_error: Tensor | None  # ‖δ‖² (N, *), for the readings that need no more than it
+    squared_sum: (
+        Tensor | None
+    )  # Σ ‖q δ‖² over each class's pixels of this rank (C,), where a kernel has added it up
     target: Tensor  # (N, *), int64
     keep: Tensor  # (N, *), bool
     weight: Tensor | None  # q, (N, *), or None for 1; the one that may have a graph
@@ -74,11 +77,33 @@ def gather_pixels(
         loss, squared_error = pixel_cross_entropy_and_error(logits, target, keep)
     else:
         loss = pixel_cross_entropy(logits, target, keep)
-    count = all_reduce_sum(class_counts(target, keep, logits.input.shape[1]), process_group)
     weight = kept_weight(pixel_weight, keep, loss.dtype)
+    own, squared_sum = _counts(squared_error, target, keep, logits.input.shape[1], weight)
     return loss, Pixels(
-        logits.detach(), loss.detach(), squared_error, target, keep, weight, features, count, process_group
+        logits=logits.detach(),
+        loss=loss.detach(),
+        squared_error=squared_error,
+        squared_sum=squared_sum,
+        target=target,
+        keep=keep,
+        weight=weight,
+        features=features,
+        n=all_reduce_sum(own, process_group),
+        process_group=process_group,
     )
+
+
+def _counts(
+    squared_error: Tensor | None, target: Tensor, keep: Tensor, num_classes: int, weight: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return this rank's n_c and, where one kernel adds up both, Σ ‖q δ‖² (C,)."""
+    if squared_error is None or not has_kernels(squared_error, target, keep):
+        return class_counts(target, keep, num_classes), None
+    from classbalance_losses.kernels import triton_classes  # noqa: PLC0415 - an optional dependency
+
+    constant = None if weight is None else weight.detach()
+    sums = triton_classes.class_sums(target, keep, num_classes, None, squared_error, constant)
+    return sums.number[0], sums.squared[0]
 
 
 def squared_norms(pixels: Pixels, reading: str) -> Tensor:
@@ -89,6 +114,8 @@ def squared_norms(pixels: Pixels, reading: str) -> Tensor:
 
 def _pixel_mean(pixels: Pixels) -> Tensor:
     # g_c = 1/n_c Σ ‖q_i δ_i‖²
+    if pixels.squared_sum is not None:
+        return class_means(all_reduce_sum(pixels.squared_sum, pixels.process_group), pixels.n)
     if pixels.squared_error is None:
         raise ValueError("this reading is of squared errors, which were not gathered")
     norms = scaled(pixels.squared_error, pixels.weight, pixels.weight)

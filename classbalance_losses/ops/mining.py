@@ -9,7 +9,8 @@ entries tie with it, is known then, too. k may live on the device, and ranks exc
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,14 @@ from classbalance_losses._validate import is_transformed
 from classbalance_losses.kernels import blocked_select
 from classbalance_losses.kernels.masks import bits_of
 from classbalance_losses.kernels.numba_threads import MAY_COMPILE
-from classbalance_losses.ops.counts import class_counts
+from classbalance_losses.ops.counts import class_counts, has_kernels
 from classbalance_losses.ops.reduction import row_sums
 from classbalance_losses.ops.weights import per_pixel
 
 _DIGIT = 16
 _BINS = 1 << _DIGIT
 _SHORT = _BINS
+_SHORT_FOR_KERNEL = 1 << 11  # entries: half of the bins of its histograms
 _COMPILED_FROM = 1 << 14  # entries of a row, where numba may compile a loop
 
 
@@ -54,6 +56,15 @@ class _Bits(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], value: Tensor) -> tuple[Tensor, int | None]:
         return ordered_bits(value), in_dims[0]
+
+
+class Mining(TypedDict):
+    """How H is chosen: see `hardest`."""
+
+    fraction: float
+    min_kept: int
+    scope: str
+    process_group: ProcessGroup
 
 
 class Entries(Protocol):
@@ -135,9 +146,16 @@ def hardest(
     k = max(min_kept, floor(fraction · kept)). Of T pixels that tie for the last k − A places each enters H with
     h = (k − A) / T, so that H's size is k, and does not depend on the order of the pixels.
     """
-    rows = (loss.shape[0], -1) if scope == "image" and loss.numel() else (1, loss.numel())
+    rows = rows_of(loss, scope)
     group = None if scope == "image" else process_group
     value, kept = loss.detach().reshape(rows), keep.reshape(rows)
+    kernel = kth_by_kernel(loss, keep, fraction, min_kept, scope, process_group)
+    if kernel is not None:
+        bits, share = kernel
+        mask, tied = BitEntries(ordered_bits(value), kept).members(
+            torch.where(share > 0, bits - 1, bits).long()
+        )
+        return HardPixels(mask.reshape(loss.shape), tied.reshape(loss.shape), share)
     valid = row_sums(kept)
     k = hard_count(all_reduce_sum(valid, group), fraction, min_kept)
 
@@ -161,6 +179,34 @@ def hardest(
     return HardPixels(mask.reshape(loss.shape), tied.reshape(loss.shape), share)
 
 
+def rows_of(loss: Tensor, scope: str) -> tuple[int, int]:
+    """Return how many rows of how many pixels are mined, each for itself."""
+    rows = loss.shape[0] if scope == "image" and loss.numel() else 1
+    return rows, loss.numel() // rows
+
+
+def kth_by_kernel(
+    loss: Tensor, keep: Tensor, fraction: float, min_kept: int, scope: str, process_group: ProcessGroup
+) -> tuple[Tensor, Tensor] | None:
+    """Return the bits of the k-th largest loss and h, (R,); ``None`` where kernels cannot, or rows are short.
+
+    Where k is 0 they are the largest integer, and 0.
+    """
+    rows = rows_of(loss, scope)
+    group = None if scope == "image" else resolve(process_group)
+    if not has_kernels(loss, keep, keep) or (rows[0] > 1 and rows[1] < _SHORT_FOR_KERNEL):
+        return None
+    from classbalance_losses.kernels import triton_select  # noqa: PLC0415 - an optional dependency
+
+    value, kept = loss.detach().reshape(rows), keep.reshape(rows)
+    share = triton_select.Share(*fixed_point(fraction), min_kept)
+    if group is None:
+        return triton_select.kth_largest(value, kept, share)
+    return triton_select.kth_largest_of_ranks(
+        value, kept, share, partial(all_reduce_sum, process_group=group)
+    )
+
+
 def hard_count(valid: Tensor, fraction: float, min_kept: int) -> Tensor:
     """Return k = max(min_kept, floor(fraction · valid)), at most ``valid``; the product is rounded as in float64."""
     return torch.minimum(floored_product(valid, fraction).clamp(min=min_kept), valid)
@@ -172,13 +218,19 @@ def floored_product(count: Tensor, fraction: float) -> Tensor:
     The product of fraction's 53 bits with a count below 2^35 is high · 2^26 + low. Half a unit in its 53rd place, as
     rounding to the nearest float64 adds it, is a power of two, below high / 2^27.
     """
-    mantissa, exponent = math.frexp(fraction)
-    head, tail = divmod(int(math.ldexp(mantissa, 53)), 1 << 26)
+    head, tail, shift = fixed_point(fraction)
     low = count * tail
     high, low = count * head + (low >> 26), low & ((1 << 26) - 1)
     powers = 1 << torch.arange(36, dtype=torch.int64, device=count.device)
     half = torch.where(powers <= (high >> 27).unsqueeze(-1), powers, 0).amax(-1)
-    return (high + ((low + half) >> 26)) >> min(27 - exponent, 63)
+    return (high + ((low + half) >> 26)) >> shift
+
+
+def fixed_point(fraction: float) -> tuple[int, int, int]:
+    """Return (head, tail, shift): fraction = (head · 2^26 + tail) / 2^(26 + shift), where it is not below 2^-37."""
+    mantissa, exponent = math.frexp(fraction)
+    head, tail = divmod(int(math.ldexp(mantissa, 53)), 1 << 26)
+    return head, tail, min(27 - exponent, 63)
 
 
 def kth_by_digits(entries: Entries, k: Tensor, digits: int, process_group: ProcessGroup) -> KthLargest:
@@ -195,18 +247,13 @@ def kth_by_digits(entries: Entries, k: Tensor, digits: int, process_group: Proce
 
 
 class BitEntries(NamedTuple):
-    """Entries by their ordered bits (R, P), in plain PyTorch or, for the histogram, by a kernel."""
+    """Entries by their ordered bits (R, P), in plain PyTorch."""
 
     bits: Tensor
     keep: Tensor
 
     def histogram(self, prefix: Tensor, shift: int) -> Tensor:
         """See `Entries`."""
-        if backend_for(self.bits, self.keep, blocked_from=0) == "triton":
-            from classbalance_losses.kernels.triton_select import histogram16  # noqa: PLC0415 - optional
-
-            counts: Tensor = histogram16(self.bits, self.keep, prefix, shift)
-            return counts
         digit = (self.bits >> shift) & (_BINS - 1)
         # At the first digit everything is active; a shift by all 64 bits would be undefined.
         active = self.keep & ((self.bits >> min(shift + _DIGIT, 63)) == prefix.unsqueeze(1))

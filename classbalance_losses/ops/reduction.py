@@ -22,7 +22,15 @@ def reduce_loss(
     """
     if reduction == "none":
         return weighted
-    total = weighted.sum()
+    return reduce_total(
+        weighted.sum(), reduction=reduction, normalizer=normalizer, process_group=process_group
+    )
+
+
+def reduce_total(
+    total: Tensor, *, reduction: str, normalizer: Tensor, process_group: ProcessGroup = None
+) -> Tensor:
+    """Return the same from this rank's sum."""
     if reduction == "mean":
         total = total / torch.where(normalizer > 0, normalizer, 1).to(total.dtype)
     return joined_value(total, process_group)
