@@ -38,8 +38,8 @@ def fused_mean(
 
     def plain(value: Tensor) -> tuple[Tensor, Tensor]:
         own = None if weight is None else per_pixel(weight, target, keep, loss.dtype)
-        weighted = scaled(focal_modulated(value, gamma), own, kept_weight(pixels, keep, loss.dtype))
-        total = torch.where(keep, weighted, 0).sum()
+        shaped = focal_modulated(torch.where(keep, value, 0), gamma)
+        total = scaled(shaped, own, kept_weight(pixels, keep, loss.dtype)).sum()
         return reduce_total(total, reduction="mean", normalizer=norm), total
 
     mean, total, norm = weighted_mean(
