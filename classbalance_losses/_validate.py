@@ -139,7 +139,8 @@ def check_upsample(upsample: str | None, align_corners: bool) -> None:
     """Check the two options of the interpolation."""
     if upsample not in (None, "linear"):
         raise ValueError(
-            f'Expected upsample="linear", which is bilinear or trilinear in 2 or 3 axes, or None, got {upsample!r}.'
+            f"Expected upsample to be one of 'linear', got {upsample!r}. In 2 or 3 axes it is bilinear or trilinear: "
+            'pass upsample="linear".'
         )
     if not isinstance(align_corners, bool):
         raise TypeError(f"Expected align_corners to be a bool, got {type(align_corners).__name__}.")

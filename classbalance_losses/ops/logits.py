@@ -34,7 +34,7 @@ def logits_for(input: Tensor, target: Tensor, upsample: str | None, align_corner
         return Logits(input)
     resize = Resize(tuple(target.shape[1:]), align_corners)
     if can_read_values(input) and is_thin(input.shape[1], resize.size):  # 1-D, and tall with short rows
-        return Logits(resize(input))
+        return Logits(resize(input.to(accumulation_dtype(input.dtype))))  # a half would lose digits
     return Logits(input, resize)
 
 
