@@ -11,13 +11,17 @@ from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 on_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")
-marks = [
-    pytest.mark.usefixtures("poisoned"),
+WARNINGS = [
     # The interpreter of Triton 3.2, on numpy 1: a loop's bounds are arrays of one element.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
     # Logits may be infinite, and what is selected away anything: the interpreter's numpy warns of it.
     pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
+    # torch's compiler makes one where it traces an autograd.Function.
+    pytest.mark.filterwarnings(
+        "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
+    ),
 ]
+marks = [pytest.mark.usefixtures("poisoned"), *WARNINGS]
 Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, DEFAULTS, Case, Sample, close, grad, over, sample
-from kernel_checks import DEVICE
+from kernel_checks import DEVICE, WARNINGS
 from test_upsample import expected, pair
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,8 +18,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from classbalance_losses import DualFocalLoss, DyCELoss, use_backend
 from classbalance_losses.kernels import blocks
 
-# The interpreter of Triton 3.2, on numpy 1: a loop's bounds are arrays of one element.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+pytestmark = WARNINGS
 WITHOUT_KERNELS = {"DualFocalLoss", "DualCrossEntropyLoss"}
 TRITON = [case for case in CASES if case.loss not in WITHOUT_KERNELS and "smoothing" not in case.variant]
 TRITON_DEFAULTS = [case for case in TRITON if case in DEFAULTS]

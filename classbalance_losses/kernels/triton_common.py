@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from classbalance_losses.kernels.plain import is_plain
+
 LOGITS = (torch.float16, torch.bfloat16, torch.float32)
 TARGETS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FEWEST_LANES = 32
@@ -97,6 +99,11 @@ def merge(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[tuple[
         else:
             pairs.append((size, tuple(steps)))
     return pairs[::-1] or [(1, (0,) * len(strides))]
+
+
+def by_torch(grad: Tensor) -> bool:
+    """Whether a gradient has to be made of torch's operations: to be differentiated again, or for any kind of grad."""
+    return torch.is_grad_enabled() or not (torch.compiler.is_compiling() or is_plain(grad))
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[None]:

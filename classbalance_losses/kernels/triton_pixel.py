@@ -25,6 +25,7 @@ from classbalance_losses.kernels.triton_common import (
     OPTIONS,
     Layout,
     add_classes,
+    by_torch,
     bytes_of,
     exp2,
     finish,
@@ -34,6 +35,7 @@ from classbalance_losses.kernels.triton_common import (
     place,
     unsupported,
 )
+from classbalance_losses.kernels.triton_library import define
 
 __all__ = ["cross_entropy", "cross_entropy_and_error", "unsupported"]
 
@@ -48,22 +50,38 @@ def cross_entropy(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     ``input`` (N, C, *) in float16, bfloat16 or float32 and of any strides, ``target`` (N, *) of any integer type,
     ``keep`` (N, *) of bool. Kept targets are in [0, C).
     """
-    loss: Tensor = _forward(input, target, keep, False)[0]
+    loss: Tensor = _CrossEntropy.apply(input, target, keep, False)[0]  # type: ignore[no-untyped-call]
     return loss
 
 
 def cross_entropy_and_error(input: Tensor, target: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy and, without a gradient, :math:`\lVert p_i - e_{y_i} \rVert^2`, both (N, *)."""
-    loss, error, _ = _forward(input, target, keep, True)
+    loss, error = _CrossEntropy.apply(input, target, keep, True)  # type: ignore[no-untyped-call]
     return loss, error
 
 
-# custom_op rather than triton_op: the latter takes no interpreted kernel, and these are tested as interpreted ones.
-@torch.library.custom_op(
-    "classbalance_losses::pixel_forward",
-    mutates_args=(),
-    schema="(Tensor input, Tensor target, Tensor keep, bool with_error) -> (Tensor, Tensor, Tensor)",
-)
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, keep: Tensor, with_error: bool
+    ) -> tuple[Tensor, Tensor]:
+        loss, error, norm = torch.ops.classbalance_losses.pixel_forward(input, target, keep, with_error)
+        ctx.mark_non_differentiable(error)
+        ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
+        ctx.save_for_backward(input, target, keep, norm)
+        return loss, error
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None
+        input, target, keep, norm = ctx.saved_tensors
+        if by_torch(grad):
+            return _differentiable(grad, input, target, keep), None, None, None
+        gradient: Tensor = torch.ops.classbalance_losses.pixel_backward(grad, input, target, keep, norm)
+        return gradient, None, None, None
+
+
 def _forward(input: Tensor, target: Tensor, keep: Tensor, with_error: bool) -> tuple[Tensor, Tensor, Tensor]:
     layout = pixel_layout(input)
     if layout is None:
@@ -99,7 +117,6 @@ def _forward(input: Tensor, target: Tensor, keep: Tensor, with_error: bool) -> t
     return loss, error, norm
 
 
-@_forward.register_fake
 def _outputs(input: Tensor, target: Tensor, keep: Tensor, with_error: bool) -> tuple[Tensor, Tensor, Tensor]:
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=input.device)
@@ -107,11 +124,6 @@ def _outputs(input: Tensor, target: Tensor, keep: Tensor, with_error: bool) -> t
     return new(*target.shape), new(*target.shape) if with_error else new(0), new(2, *target.shape)
 
 
-@torch.library.custom_op(
-    "classbalance_losses::pixel_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor input, Tensor target, Tensor keep, Tensor norm) -> Tensor",
-)
 def _backward(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, norm: Tensor) -> Tensor:
     output = torch.empty_like(input)
     if not output.numel():
@@ -171,31 +183,20 @@ def _rows_backward(
         )
 
 
-@_backward.register_fake
-def _(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, norm: Tensor) -> Tensor:
+def _like_input(grad: Tensor, input: Tensor, *_: object) -> Tensor:
     return torch.empty_like(input)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    input, target, keep, _ = inputs
-    _, error, norm = output
-    ctx.mark_non_differentiable(error, norm)
-    ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
-    ctx.save_for_backward(input, target, keep, norm)
-
-
-def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return None, None, None, None
-    input, target, keep, norm = ctx.saved_tensors
-    if (
-        torch.is_grad_enabled()
-    ):  # somebody will differentiate the gradient: it has to be made of torch's operations
-        return _differentiable(grad, input, target, keep), None, None, None
-    return _backward(grad, input, target, keep, norm), None, None, None
-
-
-_forward.register_autograd(_gradient, setup_context=_save)
+define(
+    "pixel_forward(Tensor input, Tensor target, Tensor keep, bool with_error) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _outputs,
+)
+define(
+    "pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor keep, Tensor norm) -> Tensor",
+    _backward,
+    _like_input,
+)
 
 
 def _differentiable(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:

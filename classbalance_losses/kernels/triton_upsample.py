@@ -37,7 +37,8 @@ import triton
 from torch import Tensor
 
 from classbalance_losses.kernels import triton_common, triton_upsample_kernels
-from classbalance_losses.kernels.triton_common import OPTIONS, bytes_of, on_device_of
+from classbalance_losses.kernels.triton_common import OPTIONS, by_torch, bytes_of, on_device_of
+from classbalance_losses.kernels.triton_library import define
 
 __all__ = ["cross_entropy", "cross_entropy_and_error", "unsupported"]
 
@@ -75,7 +76,7 @@ def cross_entropy(input: Tensor, target: Tensor, keep: Tensor, align_corners: bo
     The same as ``F.interpolate(input, target.shape[1:], mode, align_corners=align_corners)`` with mode "linear",
     "bilinear" or "trilinear", then the cross-entropy in float32; 0 where not kept.
     """
-    loss: Tensor = _forward(input, target, keep, align_corners, False)[0]
+    loss: Tensor = _CrossEntropy.apply(input, target, keep, align_corners, False)[0]  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -83,8 +84,35 @@ def cross_entropy_and_error(
     input: Tensor, target: Tensor, keep: Tensor, align_corners: bool
 ) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy and, without a gradient, :math:`\lVert p - e_y \rVert^2`, both (N, *full)."""
-    loss, error, _, _ = _forward(input, target, keep, align_corners, True)
+    loss, error = _CrossEntropy.apply(input, target, keep, align_corners, True)  # type: ignore[no-untyped-call]
     return loss, error
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, keep: Tensor, align_corners: bool, with_error: bool
+    ) -> tuple[Tensor, Tensor]:
+        loss, error, lse, rest = torch.ops.classbalance_losses.upsampled_forward(
+            input, target, keep, align_corners, with_error
+        )
+        ctx.align_corners = align_corners
+        ctx.mark_non_differentiable(error)
+        ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
+        ctx.save_for_backward(input, target, keep, lse, rest)
+        return loss, error
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
+        input, target, keep, lse, rest = ctx.saved_tensors
+        if by_torch(grad):
+            return _differentiable(grad, input, target, keep, ctx.align_corners), *(None,) * 4
+        gradient: Tensor = torch.ops.classbalance_losses.upsampled_backward(
+            grad, input, target, keep, lse, rest, ctx.align_corners
+        )
+        return gradient, *(None,) * 4
 
 
 class _Axis(NamedTuple):
@@ -121,12 +149,6 @@ def _strides(logits: Tensor) -> tuple[int, ...]:
     return (*logits.stride()[:2], *[0] * (5 - logits.ndim), *logits.stride()[2:])
 
 
-@torch.library.custom_op(
-    "classbalance_losses::upsampled_forward",
-    mutates_args=(),
-    schema="(Tensor input, Tensor target, Tensor keep, bool align_corners, bool with_error)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
 def _forward(
     input: Tensor, target: Tensor, keep: Tensor, align_corners: bool, with_error: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -166,7 +188,6 @@ def _forward(
     return loss, error, lse, rest
 
 
-@_forward.register_fake
 def _outputs(
     input: Tensor, target: Tensor, keep: Tensor, align_corners: bool, with_error: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -177,12 +198,6 @@ def _outputs(
     return new(), error, new(), new(torch.float16)
 
 
-@torch.library.custom_op(
-    "classbalance_losses::upsampled_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor input, Tensor target, Tensor keep, Tensor lse, Tensor rest, bool align_corners)"
-    " -> Tensor",
-)
 def _backward(
     grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, lse: Tensor, rest: Tensor, align_corners: bool
 ) -> Tensor:
@@ -226,41 +241,30 @@ def _backward(
     return output
 
 
-@_backward.register_fake
-def _(
-    grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, lse: Tensor, rest: Tensor, align_corners: bool
-) -> Tensor:
+def _like_input(grad: Tensor, input: Tensor, *_: object) -> Tensor:
     return torch.empty_like(input)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, target, keep, ctx.align_corners, _ = inputs
-    _, error, lse, rest = output
-    ctx.mark_non_differentiable(error, lse, rest)
-    ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
-    ctx.save_for_backward(input, target, keep, lse, rest)
-
-
-def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return None, None, None, None, None
-    input, target, keep, lse, rest = ctx.saved_tensors
-    if (
-        torch.is_grad_enabled()
-    ):  # somebody will differentiate the gradient: it has to be made of torch's operations
-        gradient = _differentiable(grad, input, target, keep, ctx.align_corners)
-    else:
-        gradient = _backward(grad, input, target, keep, lse, rest, ctx.align_corners)
-    return gradient, None, None, None, None
-
-
-_forward.register_autograd(_gradient, setup_context=_save)
+define(
+    "upsampled_forward(Tensor input, Tensor target, Tensor keep, bool align_corners, bool with_error)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _outputs,
+)
+define(
+    "upsampled_backward(Tensor grad, Tensor input, Tensor target, Tensor keep, Tensor lse, Tensor rest, "
+    "bool align_corners) -> Tensor",
+    _backward,
+    _like_input,
+)
 
 
 def _differentiable(grad: Tensor, input: Tensor, target: Tensor, keep: Tensor, align_corners: bool) -> Tensor:
     size, mode = target.shape[1:], _MODES[input.ndim - 2]
-    full = F.interpolate(input.float(), size, mode=mode, align_corners=align_corners)
-    log_prob = torch.where(keep.unsqueeze(1), full, 0).log_softmax(1)
-    index = torch.where(keep, target.long(), 0).unsqueeze(1)
-    loss = torch.where(keep, -log_prob.gather(1, index).squeeze(1), 0)
-    return torch.autograd.grad(loss, input, torch.where(keep, grad, 0), create_graph=True)[0]
+    has_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        full = F.interpolate(input.float(), size, mode=mode, align_corners=align_corners)
+        log_prob = torch.where(keep.unsqueeze(1), full, 0).log_softmax(1)
+        index = torch.where(keep, target.long(), 0).unsqueeze(1)
+        loss = torch.where(keep, -log_prob.gather(1, index).squeeze(1), 0)
+    return torch.autograd.grad(loss, input, torch.where(keep, grad, 0), create_graph=has_graph)[0]
