@@ -18,11 +18,10 @@ from classbalance_losses.kernels.blocked_forms import DualCrossEntropy
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import (
-    long_target,
+    counted_pixels,
     pick_class,
     pixel_function,
     sum_of_others,
-    valid_pixels,
 )
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.weights import kept_weight, scaled
@@ -55,8 +54,7 @@ def dual_cross_entropy_loss(
         process_group=process_group,
     )
 
-    target = long_target(target)
-    keep = valid_pixels(target, ignore_index)
+    target, keep = counted_pixels(target, input.shape[1], ignore_index)
     logits = logits_for(input, target, upsample, align_corners)
     pixel_loss = partial(_pixel_loss, alpha=alpha, beta=beta)
     loss = pixel_function(logits, target, keep, pixel_loss, DualCrossEntropy(alpha, beta))

@@ -19,11 +19,10 @@ from classbalance_losses.kernels.blocked_forms import DualFocal
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.pixel import (
-    long_target,
+    counted_pixels,
     pick_class,
     pixel_function,
     sum_of_others,
-    valid_pixels,
 )
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.shape import log_complement, power
@@ -59,8 +58,7 @@ def dual_focal_loss(
         process_group=process_group,
     )
 
-    target = long_target(target)
-    keep = valid_pixels(target, ignore_index)
+    target, keep = counted_pixels(target, input.shape[1], ignore_index)
     logits = logits_for(input, target, upsample, align_corners)
     pixel_loss = partial(_pixel_loss, alpha=alpha, beta=beta, gamma=gamma, rho=rho)
     loss = pixel_function(logits, target, keep, pixel_loss, DualFocal(alpha, beta, gamma, rho))

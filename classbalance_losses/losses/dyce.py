@@ -28,7 +28,7 @@ from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.fused import hard_class_sums
 from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.mining import Mining, hardest, with_weight
-from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
+from classbalance_losses.ops.pixel import counted_pixels, pixel_cross_entropy
 from classbalance_losses.ops.reduction import reduce_loss, reduce_total
 from classbalance_losses.ops.weights import inverse_power, kept_weight, scaled
 
@@ -63,8 +63,8 @@ def dyce_loss(
         process_group=process_group,
     )
 
-    target = long_target(target)
-    keep = with_weight(valid_pixels(target, ignore_index), pixel_weight)
+    target, keep = counted_pixels(target, input.shape[1], ignore_index)
+    keep = with_weight(keep, pixel_weight)
     loss = pixel_cross_entropy(logits_for(input, target, upsample, align_corners), target, keep)
     mining: Mining = {
         "fraction": hard_fraction,

@@ -25,7 +25,7 @@ from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.fused import fused_mean
 from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
+from classbalance_losses.ops.pixel import counted_pixels, pixel_cross_entropy
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.shape import focal_modulated
 from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
@@ -58,8 +58,7 @@ def focal_loss(
         process_group=process_group,
     )
 
-    target = long_target(target)
-    keep = valid_pixels(target, ignore_index)
+    target, keep = counted_pixels(target, input.shape[1], ignore_index)
     logits = logits_for(input, target, upsample, align_corners)
     loss = pixel_cross_entropy(logits, target, keep)
     if alpha is None:

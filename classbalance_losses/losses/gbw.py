@@ -34,7 +34,7 @@ from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.fused import fused_mean
 from classbalance_losses.ops.gradients import READINGS, Pixels, gather_pixels, squared_norms
 from classbalance_losses.ops.logits import Logits, full_size_features, logits_for
-from classbalance_losses.ops.pixel import long_target, valid_pixels
+from classbalance_losses.ops.pixel import counted_pixels
 from classbalance_losses.ops.projection import free_weights, project_to_simplex, solve_with_cvxpy
 from classbalance_losses.ops.reduction import reduce_loss
 from classbalance_losses.ops.weights import inverse_power, per_pixel, scaled
@@ -222,11 +222,11 @@ def _prepare(
     process_group: ProcessGroup,
 ) -> tuple[Tensor, Pixels]:
     """Return the cross-entropy (N, *) with its graph, and the batch as constants."""
-    target = long_target(target)
+    target, keep = counted_pixels(target, logits.input.shape[1], ignore_index)
     return gather_pixels(
         logits,
         target,
-        valid_pixels(target, ignore_index),
+        keep,
         gradient,
         pixel_weight=pixel_weight,
         features=features,

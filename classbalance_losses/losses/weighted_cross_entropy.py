@@ -30,7 +30,7 @@ from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.counts import class_counts
 from classbalance_losses.ops.fused import fused_mean
 from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, pixel_function, valid_pixels
+from classbalance_losses.ops.pixel import counted_pixels, pixel_cross_entropy, pixel_function
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
 
@@ -66,8 +66,7 @@ def weighted_cross_entropy_loss(
         process_group=process_group,
     )
 
-    target = long_target(target)
-    keep = valid_pixels(target, ignore_index)
+    target, keep = counted_pixels(target, input.shape[1], ignore_index)
     if label_smoothing > 0:  # half gradients of two terms would each be rounded before they are added
         input = input.to(accumulation_dtype(input.dtype))
     logits = logits_for(input, target, upsample, align_corners)

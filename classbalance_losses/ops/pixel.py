@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
+from classbalance_losses._validate import check_target_range, out_of_bounds
 from classbalance_losses.kernels import blocked_function, blocked_pixel, numba_threads
 from classbalance_losses.kernels.blocked_function import ClosedForm
 from classbalance_losses.kernels.blocks import (
@@ -44,6 +45,26 @@ def long_target(target: Tensor) -> Tensor:
 def valid_pixels(target: Tensor, ignore_index: int) -> Tensor:
     """Return the mask (N, *) of the pixels that count; ``target`` is int64."""
     return target != ignore_index
+
+
+def counted_pixels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Return the class indices as int64 and the mask (N, *) of the pixels that count.
+
+    On CUDA it is asserted, without synchronising, that these have a class; on the CPU that has been checked.
+    """
+    on_device = target.device.type == "cuda"
+    compiling = torch.compiler.is_compiling()
+    if not compiling and backend_for(target, blocked_from=target.numel() + 1) == "triton":
+        from classbalance_losses.kernels.triton_classes import checked_labels  # noqa: PLC0415 - optional
+
+        keep, fit = checked_labels(target, num_classes, ignore_index)
+        if on_device:
+            torch._assert_async(fit, out_of_bounds(num_classes))
+        return long_target(target), keep
+    if on_device:
+        check_target_range(target, num_classes, ignore_index)
+    target = long_target(target)
+    return target, valid_pixels(target, ignore_index)
 
 
 def pixel_log_softmax(input: Tensor, keep: Tensor) -> Tensor:
