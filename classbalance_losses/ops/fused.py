@@ -79,5 +79,5 @@ def hard_class_sums(
     hard = Hard(loss.detach(), *found)
     sums = class_sums(target, keep, num_classes, loss, None, weight, rows=rows[0], hard=hard)
     if rows[0] == 1:
-        return sums.number[0], sums.value[0]
+        return sums.number.squeeze(0), sums.value.squeeze(0)  # a view, whose gradient is one
     return sums.number.sum(0), sums.value.sum(0)
