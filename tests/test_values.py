@@ -78,16 +78,6 @@ def test_module_is_its_functional_twin(case: Case) -> None:
 
 
 @over(CORE)
-def test_pixel_weight_is_a_constant(case: Case) -> None:
-    here = sample(2, weighted=True).leaf()
-    assert here.pixel_weight is not None
-    weight = here.pixel_weight.clone().requires_grad_()
-    loss = case(replace(here, pixel_weight=weight))
-    assert torch.autograd.grad(loss, weight, allow_unused=True, retain_graph=True)[0] is None
-    assert torch.equal(grad(loss, here), grad(case(here), here))
-
-
-@over(CORE)
 def test_inputs_are_left_alone(case: Case) -> None:
     here = sample(2, weighted=True).leaf()
     before = [

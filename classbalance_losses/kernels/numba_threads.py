@@ -40,14 +40,14 @@ def can_compile() -> bool:
 def _failure() -> str | None:
     """Compile the loops over maps, run one, and return what went wrong; ``None`` if nothing did."""
     try:
-        from numba.core.errors import NumbaError  # noqa: PLC0415 - an optional dependency, slow to import
+        import numba  # noqa: PLC0415 - an optional dependency, slow to import
     except ImportError as error:
         return f"{type(error).__name__}: {error}"
     try:
         from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - the same
 
         numba_maps.count(torch.ones(1, dtype=torch.bool, device="cpu"))
-    except (NumbaError, ImportError, RuntimeError, OSError) as error:
+    except (numba.core.errors.NumbaError, ImportError, RuntimeError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

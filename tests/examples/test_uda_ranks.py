@@ -35,7 +35,7 @@ def _same_gradients(alone: dict[int, Any], joined: dict[int, Any]) -> None:
     for number, one in alone.items():
         gradient, other = one["exp_avg"], joined[number]["exp_avg"]
         difference = float((gradient - other).abs().max())
-        assert difference <= 5e-7 + 2e-3 * float(gradient.abs().max()), number
+        assert difference <= 5e-7 + 5e-3 * float(gradient.abs().max()), number
 
 
 def test_two_ranks_are_one_process(uda_place, tmp_path):
