@@ -73,6 +73,28 @@ def test_every_loss_of_enlarged_logits(
     close(gradient.cpu(), slope.numpy(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("scope", ["batch", "image"])
+@pytest.mark.parametrize("omega", [0.5, 1.0])
+def test_ties_and_weightless_pixels_in_mining(omega: float, scope: str) -> None:
+    """Half of the losses are equal, and some are 0: as the reference has it, which the laws of mining hold to."""
+    loss = DyCELoss(omega=omega, scope=scope, hard_fraction=0.3, ignore_index=255)
+    draw = torch.Generator().manual_seed(0)
+    input = torch.randn(2, 3, 50, 60, generator=draw).round() * 2  # rows long enough for the search by digits
+    target = torch.randint(0, 3, (2, 50, 60), generator=draw)
+    input.scatter_add_(1, target.unsqueeze(1), 100.0 * (torch.rand(2, 1, 50, 60, generator=draw) < 0.5))
+    weight = (torch.rand(2, 50, 60, generator=draw) * 3).floor()
+    target[:, :5] = 255
+    outcomes = []
+    for backend, device in (("reference", "cpu"), ("triton", DEVICE)):
+        leaf = input.to(device).requires_grad_()
+        with use_backend(backend):
+            value = loss(leaf, target.to(device), pixel_weight=weight.to(device))
+        outcomes += [(value.detach().cpu(), torch.autograd.grad(value, leaf)[0].cpu())]
+    (value, gradient), (other, slope) = outcomes
+    torch.testing.assert_close(other, value, rtol=1e-5, atol=0)
+    torch.testing.assert_close(slope, gradient, rtol=1e-4, atol=1e-7)
+
+
 class Ours(TorchDispatchMode):
     """The names of this library's operators that run."""
 
