@@ -144,13 +144,13 @@ CASES: dict[str, Any] = {
 }
 
 
-def main(arch: int) -> None:
-    for case, launch in CASES.items():
+def main(arch: int, cases: list[str]) -> None:
+    for case in cases or CASES:
         with compiled_only(arch) as kernels:
-            launch()
+            CASES[case]()
         for name, kernel in kernels.items():
             print(json.dumps({"case": case, "kernel": name.strip("_"), **facts(kernel)}), flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -33,7 +33,7 @@ MAPS = {
     ("maps of many classes", "spread_kernel"): (64, 1, 400, 128),
     ("maps of many classes", "label_kernel"): (64, 1, 300, 128),
     ("maps of many classes", "mean_kernel"): (96, 4, 1000, 128),
-    ("maps of many classes", "gradient_kernel"): (96, 2, 600, 128),
+    ("maps of many classes", "gradient_kernel"): (96, 2, 750, 128),
     ("maps of many classes", "digit_kernel"): (96, 20, 2000, 128),
 }
 UPSAMPLED = {  # instructions as they stand, loops once
@@ -43,11 +43,12 @@ UPSAMPLED = {  # instructions as they stand, loops once
 LIMITS = {**PIXEL, **MAPS, **UPSAMPLED}
 
 
-def compiled(arch: int, folder: Path) -> list[dict[str, Any]]:
+def compiled(folder: Path, arch: int, *cases: str) -> list[dict[str, Any]]:
+    """What came out of the cases, or of all."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
     environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
-        [sys.executable, "-W", "error", str(SCRIPT), str(arch)],
+        [sys.executable, "-W", "error", str(SCRIPT), str(arch), *cases],
         env=environment,
         capture_output=True,
         text=True,
@@ -57,14 +58,20 @@ def compiled(arch: int, folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler for CUDA is for Linux")
-@pytest.mark.parametrize("arch", [80, 90], ids=["Ampere", "Hopper"])
-def test_compiles_for_cuda(arch: int, tmp_path: Path) -> None:
-    found = {(fact["case"], fact["kernel"]): fact for fact in compiled(arch, tmp_path)}
-    assert LIMITS.keys() <= found.keys()
-    if arch < 90:
-        return  # The limits are for one machine code: on Ampere upsampling's backward spills.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler for CUDA is for Linux"),
+]
+
+
+def test_compiles_for_ampere(tmp_path: Path) -> None:
+    """One case of each file: what is compiled there differs little, and takes as long."""
+    cases = ("float32", "upsampled", "maps of few classes")
+    assert {fact["case"] for fact in compiled(tmp_path, 80, *cases)} == set(cases)
+
+
+def test_is_lean_on_hopper(tmp_path: Path) -> None:
+    found = {(fact["case"], fact["kernel"]): fact for fact in compiled(tmp_path, 90)}
     for fact in found.values():
         assert fact["spills"] == 0, fact
     for key, (registers, barriers, instructions, bits) in LIMITS.items():
