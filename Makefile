@@ -6,6 +6,8 @@ FLOOR := .venv-floor
 FLOOR_PYTHON ?= python3.10
 LATEST := .venv-latest
 DATA ?= ../shared/data/camvid-small
+# The options that count the branches which the tests reach: CI sets them, for they cost time.
+COVERAGE ?=
 # Runs of the accuracy benchmark side by side, a thread each. nproc takes OMP_NUM_THREADS for the number of cores.
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
@@ -24,8 +26,8 @@ demo: $(VENV)/.installed  ## train and compare five losses on the embedded data 
 compare: $(VENV)/.installed  ## the same on a real folder: make compare DATA=folder
 	$(BIN)/python -m benchmarks.accuracy compare --data $(DATA) --jobs $(JOBS)
 
-test: $(VENV)/.installed  ## the whole test suite, with branch coverage
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
+test: $(VENV)/.installed  ## the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(COVERAGE)
 
 test-gpu:  ## the checks that need a CUDA device, with the Python that has one
 	$(PYTHON) -m pytest tests/test_cuda.py tests/test_triton_*.py
