@@ -1,0 +1,89 @@
+"""What a backend is asked, and what it answers: the same few named tuples for all three."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return float64 for float64 and float32 for all else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Labels(NamedTuple):
+    """Class indices of a call (N, *), as they came: uint8, int16, int32 or int64, of any strides.
+
+    Those that count are in [0, C), or about to be refused; those equal to ``ignore_index`` do not count.
+    """
+
+    target: Tensor
+    num_classes: int
+    ignore_index: int
+
+
+class Resize(NamedTuple):
+    """Linear interpolation to a spatial size, as ``F.interpolate`` does it without antialiasing."""
+
+    size: tuple[int, ...]
+    align_corners: bool
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """Resize (N, C, *) of one, two or three spatial axes."""
+        mode = _MODES[len(self.size)]
+        return F.interpolate(input, self.size, mode=mode, align_corners=self.align_corners)
+
+
+class Logits(NamedTuple):
+    """Logits (N, C, *) and, where they are of another size than the target, how to resize them.
+
+    It has no properties: torch 2.6 cannot trace those of a named tuple.
+    """
+
+    input: Tensor
+    resize: Resize | None = None
+
+    def full_size(self) -> Tensor:
+        """Return the logits at the target's size."""
+        return self.input if self.resize is None else self.resize(self.input)
+
+
+class Hard(NamedTuple):
+    """H of each row, where a row is an image or the whole batch: pixels above a threshold, and a part of those at it.
+
+    A float without its sign has its bits in the order of the floats: bits are compared, not numbers.
+    """
+
+    ranked: Tensor
+    """The losses that were ranked, float32 or float64 (N, *), constant."""
+    bits: Tensor
+    """The threshold's bits, without the sign, for each row: int64 (R,)."""
+    share: Tensor
+    """h, the part in which pixels at the threshold belong to H (R,), in the losses' dtype; 0: H is empty."""
+
+
+class ClassSums(NamedTuple):
+    """Sums over the pixels that count of each row and class, (R, C)."""
+
+    number: Tensor
+    """How many, int64; over H they are Σ h_i in the map's dtype."""
+    value: Tensor | None
+    """Σ h_i q_i value_i, with the gradient of the map."""
+    squared: Tensor | None
+    """Σ h_i q_i² squared_i, constant."""
+
+
+class WeightedSums(NamedTuple):
+    """Scalars; where the norm is 0 nothing counts, and the mean is the total, 0."""
+
+    mean: Tensor
+    """total / norm, with the gradient of the map."""
+    total: Tensor
+    """Σ w_y q value, with the gradient of the map."""
+    norm: Tensor
+    """Σ w'_y, or the number of pixels that count: constant, unless w' is learned."""

@@ -1,0 +1,156 @@
+r"""The forms in plain PyTorch: what they are. Their parameters are what the other backends get.
+
+A form φ is a function of a pixel's log-probabilities :math:`\log p_k` and its label y. Its slope
+:math:`u_k = \partial \varphi / \partial \log p_k`, which autograd finds here, gives the gradient in the logits,
+:math:`u_k - p_k \sum_j u_j`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from classbalance_losses.kernels.call import accumulation_dtype
+
+HOPELESS = 104.0  # a cross-entropy whose probability is 0 in float32, and far below rounding in float64
+SURE = math.log(0.75)  # of a pixel's classes, one at most is as probable
+
+
+class CrossEntropy(NamedTuple):
+    r""":math:`\ell = -\log p_y`."""
+
+    def value(self, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        r"""Return ℓ (N, *) of logits (N, C, *), 0 where not kept, as :math:`\log \sum_k e^{x_k - m} - (x_y - m)`.
+
+        m is the largest logit. log1p is given what exceeds 1 in the sum: where y has the largest logit that is the
+        others' part, however small. The sum itself would be rounded to 1, and ℓ to 0, from a margin of 17 on.
+        """
+        index = torch.where(keep, target, 0).unsqueeze(1)
+        x = torch.where(keep.unsqueeze(1), input, 0).to(accumulation_dtype(input.dtype))
+        shifted = x - x.detach().amax(1, keepdim=True)  # the loss does not depend on m
+        own = shifted.gather(1, index)
+        others = shifted.exp().scatter(1, index, 0).sum(1, keepdim=True)
+        return torch.where(keep, (torch.log1p(others + torch.expm1(own)) - own).squeeze(1), 0)
+
+
+class Focal(NamedTuple):
+    r""":math:`(1 - p_y)^\gamma\, \ell` for γ > 0."""
+
+    gamma: float
+
+    def value(self, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        """Return φ (N, *), 0 where not kept."""
+        return self.of_loss(CrossEntropy().value(input, target, keep))
+
+    def of_loss(self, loss: Tensor) -> Tensor:
+        r"""Return :math:`(1 - e^{-\ell})^\gamma \ell`."""
+        # At ℓ = 0 the derivative of the power alone is infinite for γ < 1; the product's is 0, and is what
+        # selecting (inside and outside) gives. Asked this way round, a NaN stays a NaN.
+        # A hopeless ℓ, which may be infinite, is itself: its e^-ℓ is below all that rounding sees.
+        perfect, hopeless = loss <= 0, loss > HOPELESS
+        safe = torch.where(perfect | hopeless, 1, loss)
+        modulated = (-torch.expm1(-safe)) ** self.gamma * safe
+        return torch.where(perfect, 0, torch.where(hopeless, loss, modulated))
+
+
+class Smoothed(NamedTuple):
+    r""":math:`(1 - \varepsilon) w_y \ell + \frac{\varepsilon}{C} \sum_c w_c (-\log p_c)`, what label smoothing makes of ℓ.
+
+    A class of weight 0 adds nothing, whatever its probability.
+    """
+
+    label_smoothing: float
+    weight: Tensor  # w (C,), in the loss's dtype
+
+    def value(self, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        """Return φ (N, *), 0 where not kept."""
+        loss = CrossEntropy().value(input, target, keep)
+        own = torch.where(keep, self.weight[torch.where(keep, target, 0)], 0)
+        surprise = -_log_prob(input, keep)
+        weight = self.weight.view(-1, *[1] * (input.ndim - 2))
+        weighted = torch.where((weight == 0) & (surprise == torch.inf), 0, surprise) * weight
+        spread = torch.where(keep, weighted.mean(1), 0)
+        loss = torch.where((own == 0) & (loss == torch.inf), 0, loss)
+        return (1 - self.label_smoothing) * own * loss + self.label_smoothing * spread
+
+
+class DualCrossEntropy(NamedTuple):
+    r""":math:`\ell + \beta \sum_{j \ne y} \log(\alpha + p_j)`."""
+
+    alpha: float
+    beta: float
+
+    def value(self, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        """Return φ (N, *), 0 where not kept."""
+        log_prob = _log_prob(input, keep)
+        log_shifted = math.log(self.alpha) + torch.log1p(log_prob.exp() / self.alpha)
+        return self.beta * _sum_of_others(log_shifted, target, keep) - _own(log_prob, target, keep)
+
+
+class DualFocal(NamedTuple):
+    r""":math:`\ell - \beta \sum_{j \ne y} \log(\rho - p_j) + \alpha \big[(1 - p_y)^\gamma + \sum_{j \ne y} p_j^\gamma\big]`."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    rho: float
+
+    def value(self, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        """Return φ (N, *), 0 where not kept."""
+        # log(1 - p) by complement and powers as exp(γ log ·): finite, with finite gradients, at saturation.
+        log_prob = _log_prob(input, keep)
+        log_rest = _log_complement(log_prob)
+        log_room = log_rest if self.rho == 1 else torch.log(self.rho - log_prob.exp())
+        loss = -_own(log_prob, target, keep)
+        if self.beta:  # its sum may be infinite
+            loss = loss - self.beta * _sum_of_others(log_room, target, keep)
+        missed = torch.where(keep, _power(_own(log_rest, target, keep), self.gamma), 0)
+        spilt = _sum_of_others(_power(log_prob, self.gamma), target, keep)
+        return loss + self.alpha * (missed + spilt)
+
+
+Form = CrossEntropy | Focal | Smoothed | DualCrossEntropy | DualFocal
+
+
+def _log_prob(input: Tensor, keep: Tensor) -> Tensor:
+    """Return log-probabilities (N, C, *); logits that do not count may be NaN or inf, and are replaced."""
+    return F.log_softmax(
+        torch.where(keep.unsqueeze(1), input, 0), dim=1, dtype=accumulation_dtype(input.dtype)
+    )
+
+
+def _own(values: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    """Return ``values[n, target, ...]`` (N, *) out of (N, C, *), and 0 where not kept."""
+    index = torch.where(keep, target, 0).unsqueeze(1)
+    return torch.where(keep, values.gather(1, index).squeeze(1), 0)
+
+
+def _sum_of_others(values: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    """Return the sum of (N, C, *) over the classes other than the target, (N, *), and 0 where not kept."""
+    classes = torch.arange(values.shape[1], dtype=torch.int64, device=values.device)
+    other = (classes.view(-1, *[1] * (values.ndim - 2)) != target.unsqueeze(1)) & keep.unsqueeze(1)
+    return torch.where(other, values, 0).sum(1)
+
+
+def _power(log_value: Tensor, exponent: float) -> Tensor:
+    r"""Return :math:`x^\gamma` from :math:`\log x`; for γ = 0 it is 1 of any x, 0 included."""
+    return torch.ones_like(log_value) if exponent == 0 else torch.exp(exponent * log_value)
+
+
+def _log_complement(log_prob: Tensor) -> Tensor:
+    r"""Return :math:`\log(1 - p_k)` (N, C, *) from log-probabilities, finite wherever those are finite.
+
+    For a probability near 1, :math:`1 - p` would round to 0; there it is the sum of the others, and -inf, a constant,
+    where those are all exactly 0.
+    """
+    is_sure = log_prob > SURE
+    others = torch.where(is_sure, -torch.inf, log_prob)
+    nothing = torch.isneginf(others).all(1, keepdim=True)
+    others = torch.where(nothing, 0, others).logsumexp(1, keepdim=True)
+    others = torch.where(nothing, -torch.inf, others)
+    safe = torch.where(is_sure, -1.0, log_prob)
+    return torch.where(is_sure, others, torch.log1p(-safe.exp()))
