@@ -95,17 +95,17 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
 
     def __init__(self, name: str) -> None:
         global _chosen  # noqa: PLW0603 - one setting a process, like torch.backends
+        self.name = name
         if name in _FORMER:
             warnings.warn(
                 f'use_backend("{name}") is called use_backend("{_FORMER[name]}") now; the former name will go.',
                 FutureWarning,
                 stacklevel=2,
             )
-            name = "reference" if name == "blocked" and not _HAS["cpu"] else _FORMER[name]
-        check_choice("backend", name, BACKENDS)
-        self.name = name
+            self.name = "reference" if name == "blocked" and not _HAS["cpu"] else _FORMER[name]
+        check_choice("backend", self.name, BACKENDS)
         self._previous = _chosen
-        _chosen = name
+        _chosen = self.name
 
     def __enter__(self) -> None:
         """Keep the choice until the block ends."""

@@ -37,6 +37,11 @@ def _bits_of(values: Tensor) -> Tensor:
     return values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
 
 
+def infinite_bits(dtype: torch.dtype) -> int:
+    """Return what `ordered_bits` has for infinity: all numbers are at most that, and NaNs above."""
+    return 0x7FF0_0000_0000_0000 if dtype == torch.float64 else 0x7F80_0000
+
+
 class _Bits(torch.autograd.Function):
     """The bits of a float, with a rule for vmap: they are element by element."""
 
