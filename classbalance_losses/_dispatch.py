@@ -208,10 +208,18 @@ def _package(name: str) -> Any:
     return cuda
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@cache
 def _failure(name: str, device: str) -> str | None:
-    """Why a backend whose package is installed cannot run there: tried once for each device, and said by a warning."""
+    """Why a backend whose package is installed cannot run there."""
+    return _tried(name, device)
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler: a graph has the answer, not the try.
+_failure._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _tried(name: str, device: str) -> str | None:
+    """Try a backend once for each device, and warn if it does not work."""
     try:
         failure: str | None = _package(name).failure(torch.device(device))
     except (ImportError, RuntimeError, OSError) as error:

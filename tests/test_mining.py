@@ -14,22 +14,21 @@ from hypothesis import strategies as st
 from strategies import mining_losses
 from torch import Tensor
 
-from classbalance_losses import use_backend
-from classbalance_losses.kernels import numba_threads
-from classbalance_losses.ops import mining
+from classbalance_losses import _dispatch, use_backend
+from classbalance_losses.kernels import selection
+from classbalance_losses.kernels.reference import members
+from classbalance_losses.ops.counts import kept_labels
 from classbalance_losses.ops.mining import hardest
 
 DTYPES = [torch.float32, torch.float64]
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-@pytest.fixture(params=["histograms", "sorting", "digits", "compiled digits"], autouse=True)
+@pytest.fixture(params=["histograms", "sorting", "loops"], autouse=True)
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(mining, "_SHORT", 1 << 16 if request.param == "sorting" else 0)
-    monkeypatch.setattr(mining, "_COMPILED_FROM", 0)
-    if request.param == "digits":
-        monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
-    with use_backend("blocked" if request.param.endswith("digits") else "reference"):
+    monkeypatch.setattr(selection, "_SHORT", 1 << 16 if request.param == "sorting" else 0)
+    monkeypatch.setattr(_dispatch, "_CPU_FROM", 0)
+    with use_backend("auto" if request.param == "loops" else "reference"):
         yield
 
 
@@ -45,11 +44,13 @@ def by_sorting(loss: Tensor, keep: Tensor, fraction: float, min_kept: int) -> Te
 
 def shares(loss: Tensor, keep: Tensor, **settings: Any) -> Tensor:
     """h of each pixel, in float64."""
-    hard = hardest(loss, keep, **settings)
-    assert not (hard.tied & ~hard.mask).any()
-    assert not (hard.mask & ~keep).any()
+    labels = kept_labels(torch.zeros_like(keep, dtype=torch.int64), keep, 2)
+    hard = hardest(loss, labels, backend=_dispatch.backend_for_maps(labels, loss), **settings)
+    mask, tied = members(hard, keep)
+    assert not (tied & ~mask).any()
+    assert not (mask & ~keep).any()
     share = hard.share.double().view(-1, *[1] * (loss.ndim - 1))
-    return torch.where(hard.tied, share, hard.mask.double())
+    return torch.where(tied, share, mask.double())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -120,7 +121,7 @@ def test_k_needs_no_float64() -> None:
         near = (few.double() / fraction).round().clamp(max=1 << 33).long()  # whole products, or nearly
         for count in (few, many, near, near + 1):
             expected = (count.double() * fraction).floor().long()
-            assert torch.equal(mining.floored_product(count, fraction), expected), fraction
+            assert torch.equal(selection.floored_product(count, fraction), expected), fraction
 
 
 @given(mining_losses(), st.floats(0.0, 1.0))
