@@ -1,0 +1,1 @@
+"""The backend "cpu": loops that numba compiles, on torch's own threads."""
