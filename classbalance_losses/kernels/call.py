@@ -53,6 +53,13 @@ class Logits(NamedTuple):
         return self.input if self.resize is None else self.resize(self.input)
 
 
+class Share(NamedTuple):
+    """How many of a row's candidates are in H: k = max(at_least, floor(part · candidates)), at most all of them."""
+
+    part: float
+    at_least: int
+
+
 class Hard(NamedTuple):
     """H of each row, where a row is an image or the whole batch: pixels above a threshold, and a part of those at it.
 
