@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,24 @@ _INT = ir.IntType(64)
 _TASK = types.void(types.voidptr)
 
 
-def task(function: Any) -> Any:
-    """Compile what threads call on a pointer, and keep it on the disk, if there is a place that can be written."""
-    try:
-        return cfunc(_TASK, cache=True)(function)
-    except RuntimeError:
-        return cfunc(_TASK)(function)
+class Task:
+    """What threads call on a pointer: compiled when it is first run, and kept on the disk if there is a place."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    @cached_property
+    def compiled(self) -> Any:
+        """The function, compiled."""
+        try:
+            return cfunc(_TASK, cache=True)(self._function)
+        except RuntimeError:  # no place to write to
+            return cfunc(_TASK)(self._function)
+
+
+def task(function: Any) -> Task:
+    """Make a function of a pointer to its job a task for `threads.run`."""
+    return Task(function)
 
 
 @intrinsic

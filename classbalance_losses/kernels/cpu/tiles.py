@@ -41,6 +41,7 @@ from classbalance_losses.kernels.forms.cpu import (
 
 PITCH = 512
 ROWS = 9
+_APART = 4
 _HIGHEST, _OWN, _LOG_SUM, _OTHERS, _TIES, _VALUE, _TOTAL, _LOG_REST, _SLOPE = range(0, ROWS * PITCH, PITCH)
 _SQUARES = _TIES  # forward
 _PULL, _GIVEN = _OTHERS, _VALUE  # backward
@@ -78,10 +79,10 @@ def forward_tile(
     elif form.code == SMOOTHED:
         _smooth(form, x, stride, classes, label, maps)
     elif form.code == DUAL_CROSS_ENTROPY:
-        _add_terms(form, x, stride, classes, label, maps, dual_cross_entropy_term, dual_cross_entropy_value)
+        _dual_cross_entropy_terms(form, x, stride, classes, label, maps)
     elif form.code == DUAL_FOCAL:
         _log_rest(x, stride, classes, label.size, maps)
-        _add_terms(form, x, stride, classes, label, maps, dual_focal_term, dual_focal_value)
+        _dual_focal_terms(form, x, stride, classes, label, maps)
     _write_kept(maps, _VALUE, label, value)
     if error:
         _write_kept(maps, _SQUARES, label, error)
@@ -125,11 +126,11 @@ def backward_tile(
     if form.code == DUAL_CROSS_ENTROPY:
         for p in range(label.size):
             maps[_OWN + p] = -_ONE
-        _put_through(form, x, stride, classes, label, maps, gradient, gradient_stride, dual_cross_entropy_slope)
+        _dual_cross_entropy_gradient(form, x, stride, classes, label, maps, gradient, gradient_stride)
     elif form.code == DUAL_FOCAL:
         _own(x, stride, classes, label, maps)
         _prepare_dual_focal(form, x, stride, classes, label, maps)
-        _put_through(form, x, stride, classes, label, maps, gradient, gradient_stride, dual_focal_slope)
+        _dual_focal_gradient(form, x, stride, classes, label, maps, gradient, gradient_stride)
     else:
         if form.code == FOCAL:
             _own(x, stride, classes, label, maps)
@@ -140,6 +141,33 @@ def backward_tile(
             place = floats(gradient + 4 * k * gradient_stride, label.size)
             spread = form.smoothing / np.float32(classes) * weight[k] if form.code == SMOOTHED else _ZERO
             _slope_of_class(row, label, np.int32(k), spread, maps, place)
+
+
+@compiled
+def error_tile(
+    x: int, stride: int, classes: int, label: Any, maps: Any, weight: int, squared: int, sums: Any
+) -> None:
+    """Add p_k - [k = y], times a weight of each pixel if its address is not 0, or its square, to sums of (k, y)."""
+    _largest(x, stride, classes, label.size, maps)
+    _sum_beside_largest(x, stride, classes, label.size, maps)
+    factor = floats(weight, label.size if weight else 0)
+    for p in range(label.size):
+        maps[_LOG_SUM + p] = log1p(maps[_OTHERS + p])
+        maps[_SLOPE + p] = factor[p] if weight else _ONE
+    # Neighbours, which often have one label, are added apart: none waits for the other. The last is for the ignored.
+    apart = np.empty((classes + 1, _APART), np.float64)
+    for k in range(classes):
+        row = floats(x + 4 * k * stride, label.size)
+        for p in range(label.size):
+            prob = exp(row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p])
+            delta = prob - _ONE if label[p] == np.int32(k) else prob
+            maps[_TOTAL + p] = delta * delta if squared else delta * maps[_SLOPE + p]
+        apart[:] = 0
+        for p in range(label.size):
+            apart[label[p] if label[p] >= 0 else classes, p % _APART] += maps[_TOTAL + p]
+        for y in range(classes):
+            for i in range(_APART):
+                sums[k * classes + y] += apart[y, i]
 
 
 @compiled
@@ -175,9 +203,7 @@ def _sum_beside_largest(x: int, stride: int, classes: int, size: int, maps: Any)
 
 
 @compiled
-def _sum_beside_label(
-    x: int, stride: int, classes: int, label: Any, error: int, maps: Any
-) -> None:
+def _sum_beside_label(x: int, stride: int, classes: int, label: Any, error: int, maps: Any) -> None:
     """Write Σ e^(x - max) less 1 and, if asked, ‖p - e_y‖²: where the label is the largest, what the others sum to."""
     for p in range(label.size):
         maps[_OTHERS + p], maps[_SQUARES + p] = _ZERO, _ZERO
@@ -233,23 +259,29 @@ def _smooth(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any)
         maps[_VALUE + p] = (_ONE - form.smoothing) * own * loss + share * spread
 
 
-@compiled
-def _add_terms(
-    form: Any, x: int, stride: int, classes: int, label: Any, maps: Any, term: Any, value: Any
-) -> None:
-    """Make φ of ℓ by the terms of the other classes."""
-    for p in range(label.size):
-        maps[_TOTAL + p] = _ZERO
-    for k in range(classes):
-        row = floats(x + 4 * k * stride, label.size)
+def _terms(term: Any, value: Any) -> Any:
+    """Return a loop that makes φ of ℓ by the terms of the other classes."""
+
+    @compiled
+    def add_terms(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any) -> None:
         for p in range(label.size):
-            log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
-            addend = term(log_prob, maps[_LOG_REST + p], form)
-            maps[_TOTAL + p] += addend if label[p] != np.int32(k) else _ZERO
-    for p in range(label.size):
-        maps[_VALUE + p] = value(
-            maps[_VALUE + p], maps[_TOTAL + p], classes, maps[_OWN + p], maps[_LOG_REST + p], form
-        )
+            maps[_TOTAL + p] = _ZERO
+        for k in range(classes):
+            row = floats(x + 4 * k * stride, label.size)
+            for p in range(label.size):
+                log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
+                addend = term(log_prob, maps[_LOG_REST + p], form)
+                maps[_TOTAL + p] += addend if label[p] != np.int32(k) else _ZERO
+        for p in range(label.size):
+            maps[_VALUE + p] = value(
+                maps[_VALUE + p], maps[_TOTAL + p], classes, maps[_OWN + p], maps[_LOG_REST + p], form
+            )
+
+    return add_terms
+
+
+_dual_cross_entropy_terms = _terms(dual_cross_entropy_term, dual_cross_entropy_value)
+_dual_focal_terms = _terms(dual_focal_term, dual_focal_value)
 
 
 @compiled
@@ -290,7 +322,11 @@ def _pull(form: Any, classes: int, label: Any, maps: Any) -> None:
     for p in range(label.size):
         slope = maps[_SLOPE + p]
         if form.code == FOCAL:
-            slope = slope * focal_slope(maps[_LOG_SUM + p] - maps[_OWN + p], form.gamma) if label[p] >= 0 else _ZERO
+            slope = (
+                slope * focal_slope(maps[_LOG_SUM + p] - maps[_OWN + p], form.gamma)
+                if label[p] >= 0
+                else _ZERO
+            )
         maps[_PULL + p] = maps[_OWN + p] = slope
     if form.code == SMOOTHED:
         weight, total = floats(form.weight, classes), _ZERO
@@ -321,40 +357,34 @@ def _prepare_dual_focal(form: Any, x: int, stride: int, classes: int, label: Any
         maps[_OWN + p] = dual_focal_own(own, rest, form) if is_kept else _ZERO
 
 
-@compiled
-def _put_through(
-    form: Any,
-    x: int,
-    stride: int,
-    classes: int,
-    label: Any,
-    maps: Any,
-    gradient: int,
-    gradient_stride: int,
-    slope: Any,
-) -> None:
-    """Write g (u_k - p_k Σ u): the slope put through the softmax."""
-    for p in range(label.size):
-        maps[_TOTAL + p] = _ZERO
-    for k in range(classes):
-        row, place = (
-            floats(x + 4 * k * stride, label.size),
-            floats(gradient + 4 * k * gradient_stride, label.size),
-        )
+def _through_softmax(slope: Any) -> Any:
+    """Return a loop that writes g (u_k - p_k Σ u)."""
+
+    @compiled
+    def put(
+        form: Any, x: int, stride: int, classes: int, label: Any, maps: Any, gradient: int, step: int
+    ) -> None:
         for p in range(label.size):
-            log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
-            is_own = label[p] == np.int32(k)
-            u = slope(log_prob, is_own, maps[_OWN + p], maps[_LOG_REST + p], maps[_GIVEN + p], form)
-            maps[_TOTAL + p] += u
-            place[p] = u
-    for k in range(classes):
-        row, place = (
-            floats(x + 4 * k * stride, label.size),
-            floats(gradient + 4 * k * gradient_stride, label.size),
-        )
-        for p in range(label.size):
-            prob = exp_or_zero(row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p])
-            place[p] = maps[_SLOPE + p] * (place[p] - prob * maps[_TOTAL + p])
+            maps[_TOTAL + p] = _ZERO
+        for k in range(classes):
+            row, place = floats(x + 4 * k * stride, label.size), floats(gradient + 4 * k * step, label.size)
+            for p in range(label.size):
+                log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
+                is_own = label[p] == np.int32(k)
+                u = slope(log_prob, is_own, maps[_OWN + p], maps[_LOG_REST + p], maps[_GIVEN + p], form)
+                maps[_TOTAL + p] += u
+                place[p] = u
+        for k in range(classes):
+            row, place = floats(x + 4 * k * stride, label.size), floats(gradient + 4 * k * step, label.size)
+            for p in range(label.size):
+                prob = exp_or_zero(row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p])
+                place[p] = maps[_SLOPE + p] * (place[p] - prob * maps[_TOTAL + p])
+
+    return put
+
+
+_dual_cross_entropy_gradient = _through_softmax(dual_cross_entropy_slope)
+_dual_focal_gradient = _through_softmax(dual_focal_slope)
 
 
 @compiled

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from classbalance_losses.kernels.cpu.math import (
@@ -22,6 +23,7 @@ from classbalance_losses.kernels.cpu.math import (
     log_difference,
     logarithm,
 )
+from classbalance_losses.kernels.cpu.memory import address
 from classbalance_losses.kernels.forms import reference
 
 CROSS_ENTROPY, FOCAL, SMOOTHED, DUAL_CROSS_ENTROPY, DUAL_FOCAL = range(5)
@@ -57,7 +59,7 @@ _HOPELESS = np.float32(reference.HOPELESS)
 def parameters(form: reference.Form) -> tuple[int, list[float], Tensor | None]:
     """Return what an operator takes in the place of a form: its code, its numbers and its vector."""
     if isinstance(form, reference.Smoothed):
-        return SMOOTHED, [form.label_smoothing], form.weight
+        return SMOOTHED, [form.label_smoothing], form.weight.contiguous()
     return _CODES[type(form)], list(form), None
 
 
@@ -68,15 +70,16 @@ def form_of(code: int, numbers: Sequence[float], weight: Tensor | None) -> refer
     return {code: form for form, code in _CODES.items()}[code](*numbers)
 
 
-def record(code: int, numbers: Sequence[float], weight: int) -> Any:
-    """Return a ``FORM`` for the loops; ``weight`` is an address."""
-    form = np.zeros(1, FORM)
-    form["code"], form["weight"] = code, weight
+def fill(form: Any, code: int, numbers: Sequence[float], weight: Tensor | None, classes: int) -> None:
+    """Write what the loops get: a ``FORM``; the caller keeps the vector alive."""
+    form["code"] = code
     for name, number in zip(_NUMBERS[code], numbers, strict=True):
         form[name] = number
     if code == DUAL_CROSS_ENTROPY:
         form["log_alpha"] = math.log(numbers[0])
-    return form
+    if weight is not None:
+        is_laid_out = weight.is_contiguous()
+        form["weight"] = address("weight", weight, torch.float32, (classes,), is_laid_out=is_laid_out)
 
 
 @compiled
@@ -107,7 +110,9 @@ def dual_cross_entropy_value(loss: Any, total: Any, classes: int, own: Any, log_
 
 
 @compiled
-def dual_cross_entropy_slope(log_prob: Any, is_own: bool, own: Any, log_rest: Any, given: Any, form: Any) -> Any:
+def dual_cross_entropy_slope(
+    log_prob: Any, is_own: bool, own: Any, log_rest: Any, given: Any, form: Any
+) -> Any:
     """Return u of a class."""
     prob = exp_or_zero(log_prob)
     return own if is_own else form.beta * prob / (form.alpha + prob)
