@@ -9,45 +9,41 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from numba.core.errors import NumbaError
 
 _LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 
 
-@cache
-def failure() -> str | None:
-    """Why loops cannot run here, found once by running one; ``None`` if they can."""
-    if find_spec("numba") is None:
-        return "numba is not installed"
+def failure(device: torch.device) -> str | None:
+    """Why loops cannot run on a device, tried by running one; ``None`` if they can."""
+    if device.type != "cpu":
+        return f"they are loops on the CPU, and not on {device}"
     if _openmp() is None:
-        return "torch has no OpenMP"
-    try:
-        import numba  # noqa: PLC0415 - an optional dependency, slow to import
-    except ImportError as error:
-        return f"{type(error).__name__}: {error}"
-    try:
-        from classbalance_losses.kernels.cpu import probe  # noqa: PLC0415 - the same
+        return "torch has no OpenMP, whose threads they could share"
+    from classbalance_losses.kernels.cpu import probe  # noqa: PLC0415 - it needs `run`
 
+    try:
         probe.run_one()
-    except (numba.core.errors.NumbaError, ImportError, RuntimeError, OSError) as error:
+    except (NumbaError, ImportError, RuntimeError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def run(task: Any, job: Any) -> None:
-    """Have every thread call a compiled ``task``, a ``cfunc`` of one pointer, on the memory of ``job``.
+    """Have every thread call a `math.Task` on the memory of ``job``.
 
     The job's first number, 0 at first, counts the parts that threads have taken: see `math.take`.
     """
+    function = task.compiled
     address, threads, start = job.ctypes.data, torch.get_num_threads(), _openmp()
     if threads == 1 or start is None:
-        task.ctypes(address)
+        function.ctypes(address)
     else:
-        start(task.address, address, threads, 0)
+        start(function.address, address, threads, 0)
 
 
 @cache
