@@ -1,0 +1,20 @@
+"""The backend "cpu": loops that numba compiles, on torch's own threads. Importing it imports numba."""
+
+from __future__ import annotations
+
+from classbalance_losses.kernels.call import Labels, Logits
+from classbalance_losses.kernels.cpu.pixel import cross_entropy_and_error, error_sums, pixel_values
+from classbalance_losses.kernels.cpu.pixel_loops import TYPES
+from classbalance_losses.kernels.cpu.threads import failure
+
+__all__ = ["cross_entropy_and_error", "error_sums", "failure", "pixel_values", "reasons"]
+
+
+def reasons(logits: Logits | None, labels: Labels) -> list[str]:
+    """Why the loops cannot take the logits, if there are any, and labels."""
+    found = []
+    if labels.target.device.type != "cpu":
+        found.append(f"it needs tensors on the CPU, got labels on {labels.target.device}")
+    if logits is not None and logits.input.dtype not in TYPES:
+        found.append(f"it takes float32, bfloat16 and float16, got logits of {logits.input.dtype}")
+    return found
