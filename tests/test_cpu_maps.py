@@ -27,9 +27,15 @@ from classbalance_losses.kernels.cpu.select import kth_largest
 if threads.failure(torch.device("cpu")) is not None:
     pytest.skip("loops cannot run here", allow_module_level=True)
 
+INFINITY = 0x7F800000  # its bits
 LARGE = 2 * map_loops.PART + 77  # pixels of more than two parts
 DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64]
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _threads_share_little_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "_WORTH_A_THREAD", 0)
 
 
 @pytest.fixture(params=[1, 3])
@@ -56,14 +62,13 @@ def spoilt(labels: Labels, values: Tensor, value: float) -> Tensor:
 
 
 def some_hard(labels: Labels, rows: int) -> Hard:
-    """H with ties at the threshold; the last of many rows is empty."""
+    """H with ties at the threshold, and a NaN; k of the last of many rows is 0."""
     ranked = torch.rand(labels.target.shape).mul(8).floor().div(4)
-    ranked[..., -1] = torch.tensor(map_loops.LARGEST, dtype=torch.int32).view(torch.float32)  # a NaN
-    bits = torch.full((rows,), 1.25).view(torch.int32).long()
-    share = torch.linspace(0.3, 0.7, rows)
+    ranked[..., -1] = -math.nan
+    threshold, share = torch.full((rows,), 1.25), torch.linspace(0.3, 0.7, rows)
     if rows > 1:
-        bits[-1], share[-1] = map_loops.LARGEST, 0
-    return Hard(ranked, bits, share)
+        threshold[-1], share[-1] = math.inf, 0
+    return Hard(ranked, threshold.view(torch.int32).long(), share)
 
 
 def belonging(labels: Labels, hard: Hard | None) -> Tensor:
@@ -329,14 +334,14 @@ def test_maps_of_any_strides() -> None:
 
 
 def by_sorting(ranked: Tensor, labels: Labels, rows: int, share: Share) -> list[tuple[int, float]]:
-    """The threshold's bits and h of each row; None where H is empty."""
+    """The threshold's bits and h of each row; where k is 0, infinity's and 0."""
     found = []
     bits = ranked.abs().view(torch.int32).reshape(rows, -1)
     for values, keep in zip(bits, counting(labels).reshape(rows, -1), strict=True):
         ordered = sorted(values[keep].tolist(), reverse=True)
         k = min(max(share.at_least, math.floor(share.part * len(ordered))), len(ordered))
         if not k:
-            found.append((0x7FFFFFFF, 0.0))
+            found.append((INFINITY, 0.0))
             continue
         last = ordered[k - 1]
         wanted, tied = k - sum(b > last for b in ordered), ordered.count(last)
@@ -381,10 +386,11 @@ def test_selection(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> Non
             plain = reference.kth_largest(ranked, labels, rows, share, None)
             assert torch.equal(found.bits, plain.bits)
             assert torch.equal(found.share, plain.share)
-            size = class_sums(labels, rows=rows, hard=found).number.sum(1)
-            number = counting(labels).reshape(rows, -1).sum(1)
-            k = [min(max(share.at_least, math.floor(share.part * n)), n) for n in number.tolist()]
-            near(size, torch.tensor(k))
+            valid = counting(labels).reshape(rows, -1).sum(1)
+            k = [min(max(share.at_least, math.floor(share.part * n)), n) for n in valid.tolist()]
+            broken = (ranked.isnan() & counting(labels)).reshape(rows, -1).sum(1)
+            size = torch.where(torch.tensor(k) > 0, torch.tensor(k), broken)  # no NaN is hidden
+            near(class_sums(labels, rows=rows, hard=found).number.sum(1), size)
 
 
 def test_a_share_is_rounded_as_float64_rounds_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,6 +485,18 @@ def arguments() -> tuple[Tensor, ...]:
         torch.rand(2, 40),
         torch.rand(5),
     )
+
+
+def test_a_thread_alone_goes_over_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    ran: list[Any] = []
+    monkeypatch.setattr(maps, "run", lambda task, job: ran.append(task))
+    for pixels, wakes in ((1 << 17, False), (1 << 20, True)):
+        ran.clear()
+        number = class_sums(Labels(torch.zeros(pixels, dtype=torch.uint8), 2, -100)).number
+        assert (number[0, 0] == pixels) != wakes
+        assert bool(ran) == wakes
 
 
 @pytest.mark.slow

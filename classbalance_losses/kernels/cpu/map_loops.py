@@ -30,7 +30,6 @@ from classbalance_losses.kernels.cpu.memory import Field
 PART = 1 << 14  # pixels, fixed: sums have one order, whatever the threads
 COLUMNS = 4  # of sums: pixels as a whole, pixels in part, the value, the squared value
 BINS = 1 << 16
-LARGEST = 0x7FFFFFFF  # as bits no float without its sign has larger ones
 _CHUNK = 1 << 10  # pixels whose numbers stay in the first-level cache
 
 _NUMBERS = ("taken", "rows", "pixels", "parts", "classes", "cells", "lanes", "prefix", "shift")
@@ -61,7 +60,7 @@ def _outside(labels: Any, ignored: int, classes: int) -> int:
 @compiled
 def _ordered(bits: int) -> Any:
     """Return what sorts as the non-negative floats do: -0.0 and NaN may have a sign."""
-    return bits & np.int32(LARGEST)
+    return bits & np.int32(0x7FFFFFFF)
 
 
 @compiled

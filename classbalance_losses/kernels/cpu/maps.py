@@ -20,6 +20,8 @@ from classbalance_losses.kernels.plain import needs_reference
 _LANES = 4
 _FEW = 1 << 6  # pixels of a part for each class, up to which lanes cost more than they give
 _FACTORS = ("weight", "ranked", "bits", "share")  # of a pixel: q, and what h follows from
+# Pixels that other threads take off this one: for fewer, to wake and await them takes longer where cores are busy.
+_WORTH_A_THREAD = 3 << 16
 _ALL = (None, None, None)  # pixels count, not those of H
 
 
@@ -97,7 +99,11 @@ def run_on_maps(
     laid_out = {name: values.contiguous() for name, values in tensors.items() if values is not None}
     hand_over_labels(job, target, labels.ignore_index, (rows, pixels))
     hand_over(job, loops.FIELDS, laid_out)
-    run(task, job)
+    threads = torch.get_num_threads()
+    if rows * pixels * (threads - 1) < _WORTH_A_THREAD * threads:
+        task.compiled.ctypes(job.ctypes.data)
+    else:
+        run(task, job)
 
 
 def _sizes(labels: Labels, rows: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from classbalance_losses.kernels.call import Hard, Labels, Share
 from classbalance_losses.kernels.cpu import map_loops as loops
 from classbalance_losses.kernels.cpu.maps import run_on_maps
 from classbalance_losses.kernels.cpu.operators import define
-from classbalance_losses.kernels.selection import Joined
+from classbalance_losses.kernels.selection import Joined, infinite_bits
 
 _SHORT = 1 << 14  # pixels: fewer are sorted sooner than counted
 
@@ -64,7 +64,7 @@ def _by_digits(
     ]
     bits, wanted, tied = torch.tensor(found, dtype=torch.int64, device="cpu").view(rows, 3).unbind(1)
     h = wanted.to(torch.float32) / tied.to(torch.float32)
-    return torch.where(wanted > 0, bits, loops.LARGEST), torch.where(wanted > 0, h, 0)
+    return torch.where(wanted > 0, bits, infinite_bits(torch.float32)), torch.where(wanted > 0, h, 0)
 
 
 def _of_row(ranked: Tensor, labels: Labels, share: Share, joined: Joined) -> tuple[int, int, int]:
