@@ -220,7 +220,7 @@ def _error_sums(
         weight = weight.contiguous()
         hand_over(job, loops.FIELDS, {"slope": weight})
     run(loops.pixel_pass, job)
-    return sums.sum(0).T.float()
+    return sums.sum(0).T.float().contiguous()
 
 
 def _table(input: Tensor, *_: object) -> Tensor:
