@@ -78,8 +78,8 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
     "cuda"        Triton kernels for CUDA, from the extra ``[triton]``.
     ============= ==============================================================================================
 
-    All give the same loss and gradient up to rounding. Double backward and batched gradients work with each: what
-    a fast path lacks, the reference computes. The loops and kernels stay in the graph of ``torch.compile``.
+    All give the same loss and gradient up to rounding. Double backward, batched gradients and gradients of learned
+    weights work with each: what a fast path lacks, the reference computes. The loops and kernels stay in the graph of ``torch.compile``.
 
     The former names "blocked" and "triton" mean "cpu" (without numba: "reference") and "cuda", and warn.
 
@@ -132,11 +132,10 @@ def backend_for(logits: Logits, labels: Labels, *others: Tensor | None, constant
     Raises:
         ValueError: if the backend that the user chose cannot take the tensors.
     """
-    size = labels.target.numel() * labels.num_classes
-    reasons = _reasons_against_memory(logits.input, labels.target, *others)
     if not constant:
-        reasons.append("a weight is learned, or inside a transform")
-    return _backend(logits, labels, size, reasons)
+        return reference
+    size = labels.target.numel() * labels.num_classes
+    return _backend(logits, labels, size, _reasons_against_memory(logits.input, labels.target, *others))
 
 
 def backend_for_maps(labels: Labels, *others: Tensor | None) -> Backend:
@@ -186,9 +185,10 @@ def _reasons(name: str, logits: Logits | None, labels: Labels) -> list[str]:
     """Why a backend cannot run here, or not on these tensors."""
     if not _HAS[name]:
         return [f"{_EXTRA[name]} is not installed (pip install 'classbalance_losses[{_EXTRA[name]}]')"]
-    failure = _failure(name, str(labels.target.device))
-    if failure is not None:
-        return [failure]
+    if name == "cpu" or labels.target.is_cuda:  # kernels that are interpreted need no device
+        failure = _failure(name, name if name == "cpu" else str(labels.target.device))
+        if failure is not None:
+            return [failure]
     reasons: list[str] = _package(name).reasons(logits, labels)
     return reasons
 

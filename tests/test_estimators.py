@@ -68,7 +68,9 @@ def estimate(estimator: ClassWeightEstimator, loss: Tensor, target: Tensor) -> T
     return estimator(sums_of(loss, target))
 
 
-def sums_of(loss: Tensor, target: Tensor, num_classes: int = CLASSES, process_group: str | None = None) -> BatchSums:
+def sums_of(
+    loss: Tensor, target: Tensor, num_classes: int = CLASSES, process_group: str | None = None
+) -> BatchSums:
     return BatchSums.of_maps(loss, target, target != IGNORE, num_classes, process_group)
 
 
