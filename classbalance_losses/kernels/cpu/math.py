@@ -215,7 +215,7 @@ def logarithm(x: Any) -> Any:
 
 @inlined
 def log1p(x: Any) -> Any:
-    """Return log(1 + x) for x ≥ 0, however small, or NaN: what rounding takes from the sum is given back."""
+    """Return log(1 + x) for x > -0.9, however small, or NaN: what rounding takes from the sum is given back."""
     total = _ONE + x
     return _logarithm(total, x - (total - _ONE))
 

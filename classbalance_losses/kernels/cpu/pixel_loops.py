@@ -81,9 +81,7 @@ def backward(memory: Any) -> None:
             gradient, gradient_stride = job.gradient + 4 * place, job.gradient_class
         else:
             gradient, gradient_stride = np.int64(slopes.ctypes.data), label.size
-        backward_tile(
-            form, x, stride, job.classes, label, maps, slope, log_sum, gradient, gradient_stride
-        )
+        backward_tile(form, x, stride, job.classes, label, maps, slope, log_sum, gradient, gradient_stride)
         if not is_direct:
             _put(job, place, label.size, slopes)
         part = take(memory)

@@ -243,13 +243,13 @@ def _smooth(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any)
             row = floats(x + 4 * k * stride, label.size)
             for p in range(label.size):
                 maps[_TOTAL + p] += w * (maps[_HIGHEST + p] - row[p])
+    for p in range(label.size):  # apart, for it is not done in vectors
+        maps[_OTHERS + p] = (_ONE - form.smoothing) * weight[max(label[p], 0)]
     share = form.smoothing / np.float32(classes)
     for p in range(label.size):
-        own = weight[max(label[p], 0)]
-        loss = maps[_VALUE + p]
+        own, loss = maps[_OTHERS + p], maps[_VALUE + p]
         loss = _ZERO if (own == _ZERO) & (loss == _INF) else loss
-        spread = maps[_TOTAL + p] + total * maps[_LOG_SUM + p]
-        maps[_VALUE + p] = (_ONE - form.smoothing) * own * loss + share * spread
+        maps[_VALUE + p] = own * loss + share * (maps[_TOTAL + p] + total * maps[_LOG_SUM + p])
 
 
 @compiled
