@@ -36,7 +36,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         return
     for group in ENVIRONMENTS:
         for shape in settings.contention_shapes:
-            for name in TASKS:
+            for name in TASKS[:1] if settings.quick else TASKS:
                 task = pixel_task(name)
                 loops = [c for c in task.own if c.backend == BACKENDS[1]]
                 for contender in [task.baseline, *loops] if name == TASKS[0] else loops:
