@@ -78,8 +78,8 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
     "cuda"        Triton kernels for CUDA, from the extra ``[triton]``.
     ============= ==============================================================================================
 
-    All give the same loss and gradient up to rounding. Double backward and batched gradients work with each: what
-    a fast path lacks, the reference computes. The loops and kernels stay in the graph of ``torch.compile``.
+    All give the same loss and gradient up to rounding. Double backward, batched gradients and gradients of learned
+    weights work with each: what a fast path lacks, the reference computes. The loops and kernels stay in the graph of ``torch.compile``.
 
     The former names "blocked" and "triton" mean "cpu" (without numba: "reference") and "cuda", and warn.
 
@@ -95,17 +95,17 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
 
     def __init__(self, name: str) -> None:
         global _chosen  # noqa: PLW0603 - one setting a process, like torch.backends
+        self.name = name
         if name in _FORMER:
             warnings.warn(
                 f'use_backend("{name}") is called use_backend("{_FORMER[name]}") now; the former name will go.',
                 FutureWarning,
                 stacklevel=2,
             )
-            name = "reference" if name == "blocked" and not _HAS["cpu"] else _FORMER[name]
-        check_choice("backend", name, BACKENDS)
-        self.name = name
+            self.name = "reference" if name == "blocked" and not _HAS["cpu"] else _FORMER[name]
+        check_choice("backend", self.name, BACKENDS)
         self._previous = _chosen
-        _chosen = name
+        _chosen = self.name
 
     def __enter__(self) -> None:
         """Keep the choice until the block ends."""
@@ -132,11 +132,10 @@ def backend_for(logits: Logits, labels: Labels, *others: Tensor | None, constant
     Raises:
         ValueError: if the backend that the user chose cannot take the tensors.
     """
-    size = labels.target.numel() * labels.num_classes
-    reasons = _reasons_against_memory(logits.input, labels.target, *others)
     if not constant:
-        reasons.append("a weight is learned, or inside a transform")
-    return _backend(logits, labels, size, reasons)
+        return reference
+    size = labels.target.numel() * labels.num_classes
+    return _backend(logits, labels, size, _reasons_against_memory(logits.input, labels.target, *others))
 
 
 def backend_for_maps(labels: Labels, *others: Tensor | None) -> Backend:
@@ -186,9 +185,10 @@ def _reasons(name: str, logits: Logits | None, labels: Labels) -> list[str]:
     """Why a backend cannot run here, or not on these tensors."""
     if not _HAS[name]:
         return [f"{_EXTRA[name]} is not installed (pip install 'classbalance_losses[{_EXTRA[name]}]')"]
-    failure = _failure(name, str(labels.target.device))
-    if failure is not None:
-        return [failure]
+    if name == "cpu" or labels.target.is_cuda:  # kernels that are interpreted need no device
+        failure = _failure(name, name if name == "cpu" else str(labels.target.device))
+        if failure is not None:
+            return [failure]
     reasons: list[str] = _package(name).reasons(logits, labels)
     return reasons
 
@@ -208,10 +208,18 @@ def _package(name: str) -> Any:
     return cuda
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@cache
 def _failure(name: str, device: str) -> str | None:
-    """Why a backend whose package is installed cannot run there: tried once for each device, and said by a warning."""
+    """Why a backend whose package is installed cannot run there."""
+    return _tried(name, device)
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler: a graph has the answer, not the try.
+_failure._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _tried(name: str, device: str) -> str | None:
+    """Try a backend once for each device, and warn if it does not work."""
     try:
         failure: str | None = _package(name).failure(torch.device(device))
     except (ImportError, RuntimeError, OSError) as error:

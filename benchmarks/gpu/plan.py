@@ -65,6 +65,7 @@ PLANS: dict[str, tuple[Step, ...]] = {
             ),
         ),
         _NCU,
+        Step("speed-compile", 90, (*_SPEED, "--only", "compile", "--out", "{out}/speed")),
     ),
     "second": (
         _MACHINE,

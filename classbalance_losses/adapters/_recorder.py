@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._options import Common
 from classbalance_losses._recompute import is_recomputation
+from classbalance_losses.kernels.forms.reference import CrossEntropy
 from classbalance_losses.kernels.reference import indices, members
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.losses.dyce import DyCELoss
@@ -87,7 +88,7 @@ class ClassRecorder:
 
     def _add(self, loss: PixelLoss, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> None:
         batch = Batch(input.detach(), target, None, {**loss.common, "process_group": None})
-        number, sums, pixel_loss, _ = batch.class_sums(batch.cross_entropy())
+        number, sums, pixel_loss, _ = batch.class_sums(batch.values(CrossEntropy(ranked=True)))
         former = self._totals or (torch.zeros_like(sums), torch.zeros_like(number))
         self._totals = former[0] + sums, former[1] + number
         if isinstance(loss, DyCELoss):

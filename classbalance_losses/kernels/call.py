@@ -69,9 +69,12 @@ class Hard(NamedTuple):
     ranked: Tensor
     """The losses that were ranked, float32 or float64 (N, *), constant."""
     bits: Tensor
-    """The threshold's bits, without the sign, for each row: int64 (R,)."""
+    """The threshold's bits, without the sign, for each row: int64 (R,).
+
+    Where k is 0 they are infinity's, for a NaN, which is above it, is not to be hidden.
+    """
     share: Tensor
-    """h, the part in which pixels at the threshold belong to H (R,), in the losses' dtype; 0: H is empty."""
+    """h, the part in which pixels at the threshold belong to H (R,), in the losses' dtype; 0 where k is 0."""
 
 
 class ClassSums(NamedTuple):

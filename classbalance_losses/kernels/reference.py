@@ -17,7 +17,7 @@ from classbalance_losses.kernels.call import (
 )
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 from classbalance_losses.kernels.plain import can_read_values
-from classbalance_losses.kernels.selection import Joined, hard_count, ordered_bits
+from classbalance_losses.kernels.selection import Joined, hard_count, infinite_bits, ordered_bits
 from classbalance_losses.kernels.selection import kth_largest as _kth_largest
 
 _BLOCK = 1 << 6  # pixels that are added one after the other: a table of at most a 64th of the logits' size
@@ -52,8 +52,8 @@ def class_sums(
     else:
         keep, tied = members(hard, keep)
         share = torch.where(tied.reshape(rows, -1), hard.share.unsqueeze(1), 1).view(keep.shape)
-        whole, part = (table.sums(those.long()).to(share.dtype) for those in (keep & ~tied, tied))
-        number = whole + hard.share.unsqueeze(1) * part
+        every, part = (table.sums(those.long()) for those in (keep, tied))
+        number = (every - part).to(share.dtype) + hard.share.unsqueeze(1) * part.to(share.dtype)
 
     def total(values: Tensor, *factors: Tensor | None) -> Tensor:
         return table.sums(scaled(torch.where(keep, values, 0), *factors, share))
@@ -99,10 +99,8 @@ def kth_largest(ranked: Tensor, labels: Labels, rows: int, share: Share, joined:
     k = hard_count(valid if joined is None else joined(valid), share)
     digits = ranked.element_size() // 2
     found = _kth_largest(ordered_bits(ranked).reshape(keep.shape), keep, k, digits, joined)
-    # Where k is 0 nothing is hard. The largest integer may be a loss's bits: those of a NaN.
-    largest = torch.iinfo(torch.int64 if ranked.dtype == torch.float64 else torch.int32).max
     part = torch.where(k > 0, found.wanted.to(ranked.dtype) / found.tied.to(ranked.dtype), 0)
-    return Hard(ranked, torch.where(k > 0, found.bits, largest), part)
+    return Hard(ranked, torch.where(k > 0, found.bits, infinite_bits(ranked.dtype)), part)
 
 
 def error_sums(logits: Logits, labels: Labels, weight: Tensor | None, *, squared: bool) -> Tensor:

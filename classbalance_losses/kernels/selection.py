@@ -22,6 +22,7 @@ Joined = Callable[[Tensor], Tensor]  # adds a table of counts up over the ranks
 
 _DIGIT = 16
 _BINS = 1 << _DIGIT
+_SHORT = _BINS  # entries of a row that are cheaper to sort than to count
 
 
 def ordered_bits(value: Tensor) -> Tensor:
@@ -35,6 +36,11 @@ def ordered_bits(value: Tensor) -> Tensor:
 
 def _bits_of(values: Tensor) -> Tensor:
     return values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
+
+
+def infinite_bits(dtype: torch.dtype) -> int:
+    """Return what `ordered_bits` has for infinity: all numbers are at most that, and NaNs above."""
+    return 0x7FF0_0000_0000_0000 if dtype == torch.float64 else 0x7F80_0000
 
 
 class _Bits(torch.autograd.Function):
@@ -92,9 +98,8 @@ def fixed_point(fraction: float) -> tuple[int, int, int]:
 
 def kth_largest(bits: Tensor, keep: Tensor, k: Tensor, digits: int, joined: Joined | None) -> KthLargest:
     """Find the k-th largest of each row of ordered bits (R, P) among those kept, and over all ranks that are joined."""
-    # A row with fewer entries than a histogram has bins is cheaper to sort, and many such rows (images of one
-    # pixel, say) would need far more memory for their histograms than they have entries.
-    if not 0 < bits.shape[1] < _BINS or joined is not None:
+    # Many short rows (images of one pixel, say) would need far more memory for histograms than they have entries.
+    if not 0 < bits.shape[1] < _SHORT or joined is not None:
         return _by_digits(bits, keep, k, digits, joined)
     ordered = torch.where(keep, bits, -1).sort(1, descending=True).values
     found = ordered.gather(1, (k - 1).clamp(min=0).unsqueeze(1))

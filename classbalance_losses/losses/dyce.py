@@ -21,6 +21,7 @@ from typing_extensions import Unpack
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses.kernels.forms.reference import CrossEntropy
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.weights import inverse_power
@@ -43,7 +44,7 @@ def dyce_loss(
     """Functional form of :class:`classbalance_losses.DyCELoss`, which describes the arguments."""
     _check(omega, hard_fraction, scope, min_kept, normalize)
     batch = Batch(input, target, pixel_weight, common, skip_weightless=True)
-    loss = batch.cross_entropy()
+    loss = batch.values(CrossEntropy(ranked=True))
     hard = batch.hardest(loss, fraction=hard_fraction, min_kept=min_kept, scope=scope)
     sums = batch.class_sums(loss, hard)  # f_c = Σ h_i and Σ h_i q_i ℓ_i
     coefficient = inverse_power(sums.number, 1 - omega, loss.dtype)  # f_c^-(1-ω)

@@ -359,14 +359,9 @@ def estimate(estimator: Callable[..., Tensor], sums: BatchSums) -> Tensor:
 
 def takes_maps(estimator: Callable[..., Tensor]) -> bool:
     """Whether an estimator has the former signature, of five arguments."""
-    function = type(estimator).forward if isinstance(estimator, nn.Module) else estimator
-    takes: bool = _takes_maps(function)
-    return takes
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _takes_maps(function: Callable[..., Tensor]) -> bool:
-    return len(inspect.signature(function).parameters) >= _OF_MAPS
+    if isinstance(estimator, nn.Module):  # a graph may be traced here, which takes no signature
+        return type(estimator).forward.__code__.co_argcount > _OF_MAPS
+    return len(inspect.signature(estimator).parameters) >= _OF_MAPS
 
 
 def _warn_of_maps(what: str) -> None:

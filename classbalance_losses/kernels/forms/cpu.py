@@ -64,7 +64,8 @@ def parameters(form: reference.Form) -> tuple[int, list[float], Tensor | None]:
     """Return what an operator takes in the place of a form: its code, its numbers and its vector."""
     if isinstance(form, reference.Smoothed):
         return SMOOTHED, [form.label_smoothing], form.weight.contiguous()
-    return _CODES[type(form)], list(form), None
+    code = _CODES[type(form)]
+    return code, [] if code == CROSS_ENTROPY else list(form), None
 
 
 def form_of(code: int, numbers: Sequence[float], weight: Tensor | None) -> reference.Form:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses.kernels.call import accumulation_dtype
-from classbalance_losses.kernels.plain import can_read_values
+from classbalance_losses.kernels.plain import can_read_values, is_plain
 
 HOPELESS = 104.0  # a cross-entropy whose probability is 0 in float32, and far below rounding in float64
 SURE = math.log(0.75)  # of a pixel's classes, one at most is as probable
@@ -23,13 +23,20 @@ _SMALL = 1 / 16  # a loss from which the rounding of a sum above 1 costs it more
 
 
 class CrossEntropy(NamedTuple):
-    r""":math:`\ell = -\log p_y`."""
+    r""":math:`\ell = -\log p_y`.
+
+    ``ranked``: two pixels with the same logits for other classes have the same ℓ to the last bit, and tie. All backends
+    but the reference, which is quicker without, have it so.
+    """
+
+    ranked: bool = False
 
     def value(self, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
         """Return ℓ (N, *) of logits (N, C, *), 0 where not kept."""
         input = input.to(accumulation_dtype(input.dtype))
         index = torch.where(keep, target, 0)
-        loss = _looked_at(input, index, keep) if can_read_values(input) else _from_margins(input, index, keep)
+        can_look = not self.ranked and can_read_values(input) and is_plain(input, keep)
+        loss = _looked_at(input, index, keep) if can_look else _from_margins(input, index, keep)
         return torch.where(keep, loss, 0)
 
 
