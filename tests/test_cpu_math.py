@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-numba = pytest.importorskip("numba")
+pytest.importorskip("numba")
+
+import numba
 
 from classbalance_losses.kernels.cpu import math
 

@@ -10,7 +10,6 @@ half precision, which are few, are copied to float32 first.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -189,11 +188,11 @@ def _backward(
     job = _job(x, target, ignore_index, align_corners)
     fill(job["form"], code, numbers, weight, input.shape[1])
     hand_over(job, loops.FIELDS, {"log_sum": log_sum, "slope": grad, "gradient": gradient})
-    axes = job["axes"][0]
-    cells = -(-axes[:, loops.LOW] // axes[:, loops.GROUP])
-    axes[:, loops.APART] = 2
-    for turn in product(*(range(min(number, 2)) for number in cells)):
-        axes[:, loops.TURN], job["taken"] = turn, 0
+    axes = [job[name] for name in loops.AXES]
+    for turns in product(*(range(2 if axis["low"] > axis["group"] else 1) for axis in axes)):
+        for axis, turn in zip(axes, turns, strict=True):
+            axis["turn"], axis["apart"] = turn, 2
+        job["taken"] = 0
         run(loops.pixel_pass, job)
     return gradient.to(input.dtype)
 
@@ -228,7 +227,7 @@ def _table(input: Tensor, *_: object) -> Tensor:
 
 
 def _single(input: Tensor) -> Tensor:
-    return input.detach().to(dtype=torch.float32, memory_format=torch.contiguous_format).contiguous()
+    return input.detach().float().contiguous()
 
 
 def _job(x: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> Any:
@@ -238,33 +237,30 @@ def _job(x: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> A
     job["sources"], job["pixels"] = x.numel(), target.numel()
     hand_over(job, loops.FIELDS, {"x": x})
     hand_over_labels(job, target, ignore_index, target.shape)
-    sizes = zip(x.shape[2:], target.shape[1:], strict=True)
-    axes = [_axis(low, full, align_corners) for low, full in sizes if (low, full) != (1, 1)]
-    job["axes"] = [_axis(1, 1, align_corners)] * (3 - len(axes)) + axes
+    sizes = [pair for pair in zip(x.shape[2:], target.shape[1:], strict=True) if pair != (1, 1)]
+    for name, (low, full) in zip(loops.AXES, [(1, 1)] * (3 - len(sizes)) + sizes, strict=True):
+        job[name] = _axis(low, full, align_corners)
     _cut(job)
     return job
 
 
-def _axis(low: int, full: int, align_corners: bool) -> list[int]:
-    """Return the numbers of an axis, as `upsample_loops` has them, in cells of one index."""
+def _axis(low: int, full: int, align_corners: bool) -> tuple[int, ...]:
+    """Return an axis, in cells of one index."""
     if align_corners:
-        return [low, full, low - 1, 0, max(full - 1, 1), 1, 0, 1]
-    return [low, full, 2 * low, low - full, 2 * full, 1, 0, 1]
+        return low, full, low - 1, 0, max(full - 1, 1), 1, 0, 1
+    return low, full, 2 * low, low - full, 2 * full, 1, 0, 1
 
 
 def _cut(job: Any) -> None:
     """Choose the cells: columns by what a tile holds, lines by what the cache does, beside it; threads have no say."""
     images, classes = int(job["images"][0]), int(job["classes"][0])
-    axes = job["axes"][0]
-    _, tall, wide = axes
-    low, full, step, shift, unit = wide[: loops.GROUP].tolist()
+    (depth,), (height,) = job["deep"]["low"].tolist(), job["tall"]["low"].tolist()
+    low, full, step, shift, unit = job["wide"][0].tolist()[:5]
     columns = max(min(_PIXELS, _LOGITS // classes, full), 1)
     group = low if full <= columns else max((columns * step + min(shift, 0)) // unit, 1)
-    wide[loops.GROUP] = -(-low // -(-low // group))  # all about as large
-    cells = images * math.prod(axes[:, loops.LOW].tolist()) // group
-    lines = min(_LINES, _BLOCK // (classes * columns) - 1, cells // _CELLS, tall[loops.LOW])
-    tall[loops.GROUP] = max(lines, 1)
-    job["columns"] = columns
+    parts = -(-low // group)
+    lines = min(_LINES, _BLOCK // (classes * columns) - 1, images * depth * height * parts // _CELLS, height)
+    job["columns"], job["wide"]["group"], job["tall"]["group"] = columns, -(-low // parts), max(lines, 1)
 
 
 _FORWARD = define(

@@ -22,9 +22,6 @@ from classbalance_losses.kernels.cpu.memory import Field
 from classbalance_losses.kernels.cpu.tiles import PITCH, ROWS, backward_tile, error_tile, forward_tile
 from classbalance_losses.kernels.forms.cpu import FORM
 
-# Index i of an axis of the target lies at max(step · i + shift, 0) / unit of the logits'. A cell has ``GROUP`` of the
-# logits' indices; those whose turn it is are the one numbered ``TURN``, and others ``APART`` from each other.
-LOW, FULL, STEP, SHIFT, UNIT, GROUP, TURN, APART = range(8)
 FIELDS = {
     "x": Field(torch.float32, ("sources",)),
     "gradient": Field(torch.float32, ("sources",)),
@@ -32,25 +29,24 @@ FIELDS = {
     "sums": Field(torch.float64, ("parts", "classes", "classes")),
 }
 _NUMBERS = (
-    *(
-        "taken",
-        "images",
-        "classes",
-        "pixels",
-        "sources",
-    ),  # pixels and sources: entries of maps, and of logits
-    *(
-        "columns",
-        "parts",
-        "squared",
-    ),  # columns: pixels to which a line is widened at once; parts: of the sums
+    *("taken", "images", "classes", "sources", "pixels"),  # entries of the logits, and of maps
+    "columns",  # pixels to which a line is widened at once
     *("label", "label_bytes", "ignored"),
+    *("parts", "squared"),  # of the sums
 )
+# Pixel i of an axis lies at max(step · i + shift, 0) / unit of the logits'. A cell has a group of the logits' indices;
+# those whose turn it is are the one that "turn" says, and others at distances of "apart".
+AXIS = np.dtype(
+    [(name, np.int64) for name in ("low", "full", "step", "shift", "unit", "group", "turn", "apart")]
+)
+AXES = ("deep", "tall", "wide")
 JOB = np.dtype(
     [
         *((name, np.int64) for name in (*_NUMBERS, *FIELDS)),
-        *(("axes", np.int64, (3, 8)), ("form", FORM)),
-    ]
+        *((name, AXIS) for name in AXES),
+        ("form", FORM),
+    ],
+    align=True,
 )
 _ONE = np.float32(1)
 
@@ -92,7 +88,7 @@ def pixel_pass(memory: Any) -> None:
     """Write maps of pixels or, if there is memory for a gradient, add it up, or p - e_y, if there is for sums."""
     job = carray(memory, 1, JOB)[0]
     room = _room(job)
-    cells = _turns(job.axes[0]) * _turns(job.axes[1]) * _turns(job.axes[2])
+    cells = _turns(job.deep) * _turns(job.tall) * _turns(job.wide)
     total = job.images * cells
     parts = job.parts if job.sums else total
     part = take(memory)
@@ -104,7 +100,7 @@ def pixel_pass(memory: Any) -> None:
 
 @compiled
 def _room(job: Any) -> Any:
-    planes, lines = _corners(job.axes[0], job.axes[0][GROUP]), _corners(job.axes[1], job.axes[1][GROUP])
+    planes, lines = _corners(job.deep, job.deep.group), _corners(job.tall, job.tall.group)
     block, tile = lines * job.classes * job.columns, job.classes * PITCH
     back = 1 if job.gradient else 0
     return _Room(
@@ -117,7 +113,7 @@ def _room(job: Any) -> Any:
         np.empty(job.columns, np.int32),
         np.empty(job.columns, np.int32),
         np.empty(job.columns, np.float32),
-        np.empty(job.axes[2][GROUP] + 1, np.int64),
+        np.empty(job.wide.group + 1, np.int64),
         np.empty(PITCH, np.int32),
         np.empty(ROWS * PITCH, np.float32),
     )
@@ -125,7 +121,7 @@ def _room(job: Any) -> Any:
 
 @compiled
 def _take_cell(job: Any, room: Any, image: int, turn: int, part: int) -> None:
-    deep, tall, wide = job.axes[0], job.axes[1], job.axes[2]
+    deep, tall, wide = job.deep, job.tall, job.wide
     column, width, start, end = _cell(wide, turn % _turns(wide))
     line, height, first_row, end_row = _cell(tall, turn // _turns(wide) % _turns(tall))
     plane, _, first_plane, end_plane = _cell(deep, turn // (_turns(wide) * _turns(tall)))
@@ -155,19 +151,19 @@ def _take_cell(job: Any, room: Any, image: int, turn: int, part: int) -> None:
 def _take_plane(job: Any, room: Any, cell: Any, plane: int, part: int) -> None:
     """Go over the cell's pixels of a plane."""
     lines, line_slopes, block = room.lines, room.line_slopes, cell.lines * job.classes * cell.size
-    _, share = _place(job.axes[0], plane)
+    _, share = _place(job.deep, plane)
     if cell.planes == 2:
         lines, line_slopes = room.mixed, room.mixed_slopes
         _mix(room.lines[:block], room.lines[block:], share, lines[:block])
         if job.gradient:
             _clear(line_slopes[:block])
     # Of whole rows, several lie side by side in maps.
-    step = max(PITCH // cell.size, 1) if cell.size == job.axes[2][FULL] else 1
+    step = max(PITCH // cell.size, 1) if cell.size == job.wide.full else 1
     for first in range(cell.first_row, cell.end_row, step):
         rows = min(step, cell.end_row - first)
         _load_rows(job, cell, first, rows, lines, room.x)
-        row = (cell.image * job.axes[0][FULL] + plane) * job.axes[1][FULL] + first
-        _take_tile(job, room, row * job.axes[2][FULL] + cell.first, rows * cell.size, part)
+        row = (cell.image * job.deep.full + plane) * job.tall.full + first
+        _take_tile(job, room, row * job.wide.full + cell.first, rows * cell.size, part)
         if job.gradient:
             _store_rows(job, cell, first, rows, room.slope, line_slopes)
     if cell.planes == 2 and job.gradient:
@@ -193,45 +189,45 @@ def _take_tile(job: Any, room: Any, pixel: int, size: int, part: int) -> None:
 @compiled
 def _turns(axis: Any) -> Any:
     """Return how many cells of an axis have their turn."""
-    cells = (axis[LOW] + axis[GROUP] - 1) // axis[GROUP]
-    return (cells - axis[TURN] + axis[APART] - 1) // axis[APART]
+    cells = (axis.low + axis.group - 1) // axis.group
+    return (cells - axis.turn + axis.apart - 1) // axis.apart
 
 
 @compiled
 def _cell(axis: Any, turn: int) -> Any:
     """Return a cell's first index of the logits' and their number, and the first pixel and the one after the last."""
-    first = (axis[TURN] + turn * axis[APART]) * axis[GROUP]
-    size = min(axis[GROUP], axis[LOW] - first)
+    first = (axis.turn + turn * axis.apart) * axis.group
+    size = min(axis.group, axis.low - first)
     return first, size, _first(axis, first), _first(axis, first + size)
 
 
 @compiled
 def _corners(axis: Any, size: int) -> int:
     """Return how many of the logits' indices a cell of some size reads: one more than it has, if there is another."""
-    return size + 1 if axis[LOW] > 1 else 1
+    return size + 1 if axis.low > 1 else 1
 
 
 @compiled
 def _first(axis: Any, index: int) -> Any:
     """Return the first pixel that lies at an index of the logits' or beyond."""
-    if index >= axis[LOW]:
-        return axis[FULL]
-    place = index * axis[UNIT] - axis[SHIFT]
-    return min((place + axis[STEP] - 1) // axis[STEP], axis[FULL]) if index > 0 and place > 0 else 0
+    if index >= axis.low:
+        return axis.full
+    place = index * axis.unit - axis.shift
+    return min((place + axis.step - 1) // axis.step, axis.full) if index > 0 and place > 0 else 0
 
 
 @compiled
 def _place(axis: Any, pixel: int) -> Any:
     """Return the index behind which a pixel lies, and the share that the next one has in it."""
-    place = max(axis[STEP] * pixel + axis[SHIFT], 0)
-    return place // axis[UNIT], np.float32(place % axis[UNIT] / axis[UNIT])
+    place = max(axis.step * pixel + axis.shift, 0)
+    return place // axis.unit, np.float32(place % axis.unit / axis.unit)
 
 
 @compiled
 def _places(axis: Any, first: int, column: int, size: int, room: Any) -> None:
     """Write the same of pixels from the ``first`` on, in vectors: the columns are counted from the cell's first."""
-    step, shift, unit = np.float64(axis[STEP]), np.float64(axis[SHIFT]), np.float64(axis[UNIT])
-    low, high, share, last = room.low, room.high, room.share, np.int32(axis[LOW] - 1 - column)
+    step, shift, unit = np.float64(axis.step), np.float64(axis.shift), np.float64(axis.unit)
+    low, high, share, last = room.low, room.high, room.share, np.int32(axis.low - 1 - column)
     for p in range(size):
         place = max(step * np.float64(first + p) + shift, 0.0)  # whole, and as such exact
         whole = np.floor(place / unit)
@@ -243,11 +239,11 @@ def _places(axis: Any, first: int, column: int, size: int, room: Any) -> None:
 @compiled
 def _source(job: Any, logits: int, cell: Any, i: int) -> Any:
     """Return the logits of a cell's i-th line and class, from its first column on; beyond an end stands the last."""
-    deep, tall, wide = job.axes[0], job.axes[1], job.axes[2]
-    plane = min(cell.plane + i // (cell.lines * job.classes), deep[LOW] - 1)
-    line = min(cell.line + i // job.classes % cell.lines, tall[LOW] - 1)
-    row = ((cell.image * job.classes + i % job.classes) * deep[LOW] + plane) * tall[LOW] + line
-    return floats(logits + 4 * (row * wide[LOW] + cell.column), wide[LOW] - cell.column)
+    deep, tall, wide = job.deep, job.tall, job.wide
+    plane = min(cell.plane + i // (cell.lines * job.classes), deep.low - 1)
+    line = min(cell.line + i // job.classes % cell.lines, tall.low - 1)
+    row = ((cell.image * job.classes + i % job.classes) * deep.low + plane) * tall.low + line
+    return floats(logits + 4 * (row * wide.low + cell.column), wide.low - cell.column)
 
 
 @compiled
@@ -273,13 +269,13 @@ def _narrow(values: Any, room: Any, width: int, row: Any) -> None:
 @compiled
 def _load_rows(job: Any, cell: Any, first: int, rows: int, lines: Any, x: Any) -> None:
     """Mix rows of pixels, side by side for each class, of the cell's lines in a plane."""
-    tall, size, block = job.axes[1], cell.size, job.classes * cell.size
+    tall, size, block = job.tall, cell.size, job.classes * cell.size
     for r in range(rows):
         line, share = _place(tall, first + r)
         for k in range(job.classes):
             low = (line - cell.line) * block + k * size
             out = x[(k * rows + r) * size : (k * rows + r + 1) * size]
-            if tall[LOW] > 1:
+            if tall.low > 1:
                 _mix(lines[low : low + size], lines[low + block : low + block + size], share, out)
             else:
                 _copy(lines[low : low + size], out)
@@ -288,13 +284,13 @@ def _load_rows(job: Any, cell: Any, first: int, rows: int, lines: Any, x: Any) -
 @compiled
 def _store_rows(job: Any, cell: Any, first: int, rows: int, slope: Any, lines: Any) -> None:
     """Add to the lines what the gradient of such rows gives them."""
-    tall, size, block = job.axes[1], cell.size, job.classes * cell.size
+    tall, size, block = job.tall, cell.size, job.classes * cell.size
     for r in range(rows):
         line, share = _place(tall, first + r)
         for k in range(job.classes):
             low = (line - cell.line) * block + k * size
             values = slope[(k * rows + r) * size : (k * rows + r + 1) * size]
-            if tall[LOW] > 1:
+            if tall.low > 1:
                 _unmix(values, share, lines[low : low + size], lines[low + block : low + block + size])
             else:
                 _add(values, lines[low : low + size])
