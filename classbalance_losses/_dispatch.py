@@ -1,48 +1,87 @@
-"""Which backend runs: the only place that asks.
-
-"reference" is plain PyTorch, "blocked" goes over the pixels in cache-sized blocks on the CPU, "triton" has kernels
-for CUDA. The reference is what the others are tested against.
-"""
+"""Which backend runs: the only place that asks, once a call."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from types import TracebackType
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import can_read_values, check_choice
+from classbalance_losses._validate import check_choice
+from classbalance_losses.kernels import reference
+from classbalance_losses.kernels.call import ClassSums, Hard, Labels, Logits, Share, WeightedSums
+from classbalance_losses.kernels.forms.reference import Form
 from classbalance_losses.kernels.plain import is_plain
+from classbalance_losses.kernels.selection import Joined
 
-Reasons = Callable[[], list[str]]
+BACKENDS = ("auto", "reference", "cpu", "cuda")
+_FORMER = {"blocked": "cpu", "triton": "cuda"}
 
-BACKENDS = ("auto", "reference", "blocked", "triton")
-
-_HAS_TRITON = find_spec("triton") is not None
+_CPU_FROM = 1 << 17  # full-size logits from which the compiled loops were measured to be quicker
 
 _chosen = "auto"
+
+
+class Backend(Protocol):
+    """What each backend, a module, offers: the two primitives, and selection."""
+
+    def pixel_values(self, logits: Logits, labels: Labels, form: Form) -> Tensor:
+        """Return φ of each pixel (N, *), 0 where the label does not count."""
+
+    def cross_entropy_and_error(self, logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
+        r"""Return the cross-entropy, and the constant :math:`\\lVert p_i - e_{y_i} \\rVert^2` (N, *)."""
+
+    def class_sums(
+        self,
+        labels: Labels,
+        value: Tensor | None = None,
+        squared: Tensor | None = None,
+        weight: Tensor | None = None,
+        *,
+        rows: int = 1,
+        hard: Hard | None = None,
+    ) -> ClassSums:
+        """Return the sums of maps over the pixels of each row and class, (R, C)."""
+
+    def weighted_sums(
+        self,
+        value: Tensor,
+        labels: Labels,
+        weight: Tensor | None,
+        norm_weight: Tensor | None,
+        pixel_weight: Tensor | None,
+    ) -> WeightedSums:
+        """Return a map's sum under weights of classes and pixels, and the mean."""
+
+    def kth_largest(
+        self, ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined | None
+    ) -> Hard:
+        """Return each row's pixels with the largest values."""
+
+    def error_sums(self, logits: Logits, labels: Labels, weight: Tensor | None, *, squared: bool) -> Tensor:
+        r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2`, (C, C), a constant."""
 
 
 class use_backend:  # noqa: N801 - a setter that is a context manager too, as torch.no_grad is
     """Choose what computes the losses, for this process: as a setter, or as a context manager.
 
     ============= ==============================================================================================
-    "auto"        The fastest that can take the input: on the CPU "blocked" from a hundred thousand logits on with
-                  numba, half a million without; on CUDA "triton" where it is installed and works; the reference
-                  inside ``torch.compile`` (the compiler fuses it) and ``torch.func`` transforms, for
-                  forward-mode tangents and for tensor subclasses.
+    "auto"        The fastest that can take the input and works here: "cpu" from a hundred thousand logits on,
+                  "cuda" on CUDA; the reference for ``torch.func`` transforms, forward-mode tangents, tensor
+                  subclasses, float64 and learned weights.
     "reference"   Plain PyTorch, everywhere.
-    "blocked"     Blocks of pixels that fit a CPU's cache: full-size probabilities never exist. In loops that numba
-                  compiles, from the extra ``[numba]``; where it is absent, in functions of torch's.
-    "triton"      Kernels for CUDA, from the extra ``[triton]``.
+    "cpu"         Loops that numba compiles, from the extra ``[numba]``: full-size probabilities never exist.
+    "cuda"        Triton kernels for CUDA, from the extra ``[triton]``.
     ============= ==============================================================================================
 
     All give the same loss and gradient up to rounding. Double backward, batched gradients and gradients of learned
-    weights work with each: what a fast path lacks, the reference computes.
+    weights work with each: what a fast path lacks, the reference computes. The loops and kernels stay in the graph of ``torch.compile``.
+
+    The former names "blocked" and "triton" mean "cpu" (without numba: "reference") and "cuda", and warn.
 
     Raises:
         ValueError: for an unknown name; and when a loss is called on input that the chosen backend cannot take,
@@ -56,10 +95,17 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
 
     def __init__(self, name: str) -> None:
         global _chosen  # noqa: PLW0603 - one setting a process, like torch.backends
-        check_choice("backend", name, BACKENDS)
         self.name = name
+        if name in _FORMER:
+            warnings.warn(
+                f'use_backend("{name}") is called use_backend("{_FORMER[name]}") now; the former name will go.',
+                FutureWarning,
+                stacklevel=2,
+            )
+            self.name = "reference" if name == "blocked" and not _HAS["cpu"] else _FORMER[name]
+        check_choice("backend", self.name, BACKENDS)
         self._previous = _chosen
-        _chosen = name
+        _chosen = self.name
 
     def __enter__(self) -> None:
         """Keep the choice until the block ends."""
@@ -78,85 +124,116 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
         return f"use_backend({self.name!r})"
 
 
-def backend_for(
-    tensor: Tensor,
-    *others: Tensor,
-    size: int | None = None,
-    blocked_from: int,
-    unsupported: Reasons | None = None,
-) -> str:
-    """Return "reference", "blocked" or "triton" for an operation on ``tensor``, and on ``others`` beside it.
+def backend_for(logits: Logits, labels: Labels, *others: Tensor | None, constant: bool = True) -> Backend:
+    """Return the backend for a call on logits and labels, and other tensors beside them.
 
-    ``size`` is the number of entries that the operation goes over, where it is not the tensor's own, and
-    ``blocked_from`` the size from which its blocks cost less than they save.
-    ``unsupported`` gives the reasons why its Triton kernel cannot run; ``None``: any tensor on the device will do.
+    ``constant`` says that no weight is learned: the reference alone differentiates those.
 
     Raises:
-        ValueError: if the backend that the user chose cannot take the tensor.
+        ValueError: if the backend that the user chose cannot take the tensors.
     """
-    if _chosen == "reference":
-        return "reference"
-    if _chosen == "blocked":
-        return _required("blocked", _not_blocked(tensor, *others))
-    if _chosen == "triton":
-        return _required("triton", _not_triton(unsupported, tensor, *others))
-    if tensor.device.type == "cuda":
-        left_to_the_compiler = torch.compiler.is_compiling()
-        return "reference" if left_to_the_compiler or _not_triton(unsupported, tensor, *others) else "triton"
-    size = tensor.numel() if size is None else size
-    return "blocked" if size >= blocked_from and not _not_blocked(tensor, *others) else "reference"
+    if not constant:
+        return reference
+    size = labels.target.numel() * labels.num_classes
+    return _backend(logits, labels, size, _reasons_against_memory(logits.input, labels.target, *others))
 
 
-def _required(name: str, reasons: list[str]) -> str:
-    if reasons:
+def backend_for_maps(labels: Labels, *others: Tensor | None) -> Backend:
+    """Return the backend for sums over classes of maps alone; logits stand behind each pixel."""
+    reasons = _reasons_against_memory(labels.target, *others)
+    if any(other is not None and other.dtype != torch.float32 for other in others):
+        reasons.append("a map is not float32")
+    return _backend(None, labels, labels.target.numel() * labels.num_classes, reasons)
+
+
+def is_eager_on_cpu(*tensors: Tensor) -> bool:
+    """Whether shapes may depend on values, and torch's kernels without a rule for transforms may run."""
+    return (
+        _chosen != "reference"
+        and all(tensor.device.type == "cpu" for tensor in tensors)
+        and not torch.compiler.is_compiling()
+        and is_plain(*tensors)
+    )
+
+
+def _backend(logits: Logits | None, labels: Labels, size: int, reasons: list[str]) -> Backend:
+    device = labels.target.device.type
+    name = _chosen if _chosen != "auto" else device
+    if name not in ("cpu", "cuda"):
+        return reference
+    if _chosen == "auto":
+        if reasons or (name == "cpu" and size < _CPU_FROM):
+            return reference
+        return reference if _reasons(name, logits, labels) else _module(name)
+    if reasons := reasons + _reasons(name, logits, labels):
         raise ValueError(f'The backend "{name}" cannot run: {"; ".join(reasons)}. Use use_backend("auto").')
-    return name
+    return _module(name)
 
 
-def _not_blocked(*tensors: Tensor) -> list[str]:
-    for tensor in tensors:
-        if tensor.device.type != "cpu":
-            return [f"it needs a tensor on the CPU, got one on {tensor.device}"]
-    if not can_read_values(tensors[0]):
-        return ["it runs eagerly, outside torch.compile and torch.func"]
-    return _more_than_memory(*tensors)
-
-
-def _more_than_memory(*tensors: Tensor) -> list[str]:
+def _reasons_against_memory(*tensors: Tensor | None) -> list[str]:
     """Why the reference alone can take the tensors, on any device."""
-    if torch.compiler.is_compiling() or is_plain(*tensors):
+    if torch.compiler.is_compiling() or is_plain(*(tensor for tensor in tensors if tensor is not None)):
         return []
     return ["a tensor is inside a transform of torch.func, a subclass, or has a forward-mode tangent"]
 
 
+_HAS = {"cpu": find_spec("numba") is not None, "cuda": find_spec("triton") is not None}
+_EXTRA = {"cpu": "numba", "cuda": "triton"}
+
+
+def _reasons(name: str, logits: Logits | None, labels: Labels) -> list[str]:
+    """Why a backend cannot run here, or not on these tensors."""
+    if not _HAS[name]:
+        return [f"{_EXTRA[name]} is not installed (pip install 'classbalance_losses[{_EXTRA[name]}]')"]
+    if name == "cpu" or labels.target.is_cuda:  # kernels that are interpreted need no device
+        failure = _failure(name, name if name == "cpu" else str(labels.target.device))
+        if failure is not None:
+            return [failure]
+    reasons: list[str] = _package(name).reasons(logits, labels)
+    return reasons
+
+
+def _module(name: str) -> Backend:
+    return cast("Backend", _package(name))
+
+
+def _package(name: str) -> Any:
+    # Here and not above, for numba and triton are optional, and slow to import.
+    if name == "cpu":
+        from classbalance_losses.kernels import cpu  # noqa: PLC0415
+
+        return cpu
+    from classbalance_losses.kernels import cuda  # noqa: PLC0415
+
+    return cuda
+
+
+def _failure(name: str, device: str) -> str | None:
+    """Why a backend whose package is installed cannot run there."""
+    return _tried(name, device)
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler: a graph has the answer, not the try.
+_failure._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @cache
-def _triton_failure(device: torch.device) -> str | None:
-    """Why Triton, which is installed, cannot run there: tried once for each device, and said by a warning."""
+def _tried(name: str, device: str) -> str | None:
+    """Try a backend once for each device, and warn if it does not work."""
     try:
-        from classbalance_losses.kernels import triton_probe  # noqa: PLC0415 - an optional dependency
-    except ImportError as error:
-        failure: str | None = f"{type(error).__name__}: {error}"
-    else:
-        failure = triton_probe.failure(device)
-    if failure is not None:
-        warnings.warn(
-            f"Triton is installed and does not work on {device}, so the losses run there in plain PyTorch, which is "
-            f"slower: {failure}. Triton needs a C compiler and Python's headers (gcc and python3-dev), and a device of "
-            'compute capability 7.5 or more. With use_backend("reference") this is not tried.',
-            stacklevel=2,
-        )
+        failure: str | None = _package(name).failure(torch.device(device))
+    except (ImportError, RuntimeError, OSError) as error:
+        failure = f"{type(error).__name__}: {error}"
+    if failure is None:
+        return None
+    remedy = {
+        "cpu": "Update numba and numpy together (pip install -U numba numpy), or uninstall numba.",
+        "cuda": "Triton needs a C compiler and Python's headers (gcc and python3-dev), and a device of compute "
+        "capability 7.5 or more.",
+    }[name]
+    warnings.warn(
+        f"{_EXTRA[name]} is installed and does not work on {device}, so the losses run there in plain PyTorch, which "
+        f'is slower: {failure}. {remedy} With use_backend("reference") this is not tried.',
+        stacklevel=2,
+    )
     return failure
-
-
-def _not_triton(unsupported: Reasons | None, tensor: Tensor, *others: Tensor) -> list[str]:
-    if not _HAS_TRITON:
-        return ["triton is not installed (pip install 'classbalance_losses[triton]')"]
-    if reasons := _more_than_memory(tensor, *others):
-        return reasons
-    if tensor.is_cuda and not torch.compiler.is_compiling() and (failure := _triton_failure(tensor.device)):
-        return [f"Triton does not work on {tensor.device} ({failure})"]
-    if unsupported is not None:
-        return unsupported()
-    from classbalance_losses.kernels.triton_common import INTERPRETED  # noqa: PLC0415 - an optional dependency
-
-    return [] if tensor.is_cuda or INTERPRETED else [f"the tensor is on {tensor.device.type}, not on CUDA"]

@@ -15,8 +15,8 @@ from torch import Tensor
 from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses import _validate_remedies as remedies
 from classbalance_losses._distributed import ProcessGroup
-from classbalance_losses.kernels import numba_threads
-from classbalance_losses.kernels.blocks import accumulation_dtype
+from classbalance_losses.kernels.call import accumulation_dtype
+from classbalance_losses.kernels.plain import can_read_values
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -25,24 +25,6 @@ Numbers = Tensor | Sequence[float] | np.ndarray[Any, Any]  # one for each class
 
 # Masks of a whole map would be fresh memory, whose page faults cost more than the check.
 _LABELS_AT_ONCE = 1 << 17
-
-
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether vmap or grad of ``torch.func`` has wrapped the tensor; there is no public test for it."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-
-
-def can_read_values(tensor: Tensor) -> bool:
-    """Whether a value may be looked at: on the CPU, eagerly, outside ``torch.func`` transforms and tracers.
-
-    Elsewhere a look would synchronise the device or break the graph.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and not is_transformed(tensor)
-    )
 
 
 def check_tensor(name: str, value: object, axes: int | None = None) -> None:
@@ -84,9 +66,7 @@ def check_input_target(input: Tensor, target: Tensor, ignore_index: int, upsampl
             f"Expected target of shape {_target_shape(input, upsample)} for input of shape {tuple(input.shape)}, "
             f"got {tuple(target.shape)}. {label_remedies.of_target_shape(input, target, ignore_index, upsample)}"
         )
-    if (
-        target.device.type != "cuda"
-    ):  # there it is asserted by what reads the labels: `ops.pixel.counted_pixels`
+    if target.device.type != "cuda":  # there it is asserted by what reads the labels
         check_target_range(target, input.shape[1], ignore_index)
 
 
@@ -157,7 +137,7 @@ def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> N
         index = target.long()
         fits = (index == ignore_index) | ((index >= 0) & (index < num_classes))
         torch._assert_async(fits.all(), out_of_bounds(num_classes))
-    elif target.numel() and can_read_values(target) and not _fits(target, num_classes, ignore_index):
+    elif target.numel() and can_read_values(target):
         for labels in torch.split(target.flatten(), _LABELS_AT_ONCE):
             _check_labels(labels, target, num_classes, ignore_index)
 
@@ -165,15 +145,6 @@ def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> N
 def out_of_bounds(num_classes: int) -> str:
     """Say what an assertion on the device found."""
     return f"A target is out of bounds for {num_classes} classes."
-
-
-def _fits(target: Tensor, num_classes: int, ignore_index: int) -> bool:
-    """Whether a compiled loop, where there is one, has found no label outside."""
-    if target.dtype != torch.int64 or target.numel() < _LABELS_AT_ONCE or not numba_threads.can_compile():
-        return False
-    from classbalance_losses.kernels import numba_maps  # noqa: PLC0415 - an optional dependency
-
-    return numba_maps.labels_outside(target, num_classes, ignore_index) == 0
 
 
 def _check_labels(labels: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:

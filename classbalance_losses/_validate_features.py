@@ -11,12 +11,12 @@ from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses._validate import (
     FLOATS,
     INDICES,
-    can_read_values,
     check_choice,
     check_range,
     check_target_range,
     check_tensor,
 )
+from classbalance_losses.kernels.plain import can_read_values
 
 
 def check_floats(name: str, value: Tensor) -> None:

@@ -24,7 +24,6 @@ from classbalance_losses import (
     PromptLoss,
     WeightedCrossEntropyLoss,
     functional,
-    use_backend,
 )
 
 LARGE = (2, 128, 130)  # with 8 classes, 2^18 logits
@@ -65,16 +64,6 @@ def of_case(case: Case, here: Sample, what: str, **over: Any) -> Call:
     return of_logits(f"{case.id} {what}", make, here, **case.extras(here))
 
 
-def backed(name: str, call: Call) -> Call:
-    """The same call by a backend of the user's choice."""
-
-    def run() -> dict[str, Tensor]:
-        with use_backend(name):
-            return call.run()
-
-    return Call(f"{call.name} {name}", run)
-
-
 def losses() -> Iterator[Call]:
     """All losses on logits, small; with other dtypes and lower resolution a row each."""
     small = sample(2, weighted=True, dtype=torch.float32)
@@ -110,12 +99,6 @@ def large_losses() -> Iterator[Call]:
         kind, options = ESTIMATORS[name]
         make = partial(lambda kind, options: WeightedCrossEntropyLoss(kind(**options)), kind, options)
         yield of_logits(f"estimator {name} large", make, large)
-
-
-def doubles() -> Iterator[Call]:
-    """The losses of float64 logits, in blocks of torch's functions."""
-    for case in DEFAULTS:
-        yield backed("blocked", of_case(case, sample(2), "float64"))
 
 
 def vision_language() -> Iterator[Call]:
@@ -186,4 +169,4 @@ def small_calls() -> list[Call]:
 
 
 def all_calls() -> list[Call]:
-    return [*small_calls(), *large_losses(), *doubles()]
+    return [*small_calls(), *large_losses()]

@@ -15,9 +15,8 @@ from cases import CASES, DEFAULTS, FEATURES, Case, Sample, class_vector, grad, s
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from classbalance_losses import use_backend
+from classbalance_losses import _dispatch, use_backend
 from classbalance_losses.functional import weighted_cross_entropy_loss
-from classbalance_losses.ops import mining
 
 REDUCTIONS = ("none", "sum", "mean")
 SMOOTHINGS = (0.0, 0.25)
@@ -129,10 +128,10 @@ def leave_group() -> None:
 def main(rank: int, world: int, folder: str, backend: str) -> None:
     torch.set_num_threads(1)
     if backend == "mixed":  # as where the ranks' images are of different sizes
-        backend = "blocked" if rank == 0 else "reference"
+        backend = "auto" if rank == 0 else "reference"
     use_backend(backend)
-    if backend == "blocked":
-        mining._SHORT = 0  # search by digits, however few pixels there are
+    if backend == "auto":
+        _dispatch._CPU_FROM = 0  # loops, however few pixels there are
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",

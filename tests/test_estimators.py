@@ -23,7 +23,7 @@ from classbalance_losses import (
     WeightedCrossEntropyLoss,
 )
 from classbalance_losses import functional as C
-from classbalance_losses.state import ClassWeightEstimator
+from classbalance_losses.state import BatchSums, ClassWeightEstimator
 
 CLASSES = 5
 IGNORE = 255
@@ -65,7 +65,13 @@ def batch(
 
 
 def estimate(estimator: ClassWeightEstimator, loss: Tensor, target: Tensor) -> Tensor:
-    return estimator(loss, target, target != IGNORE, CLASSES)
+    return estimator(sums_of(loss, target))
+
+
+def sums_of(
+    loss: Tensor, target: Tensor, num_classes: int = CLASSES, process_group: str | None = None
+) -> BatchSums:
+    return BatchSums.of_maps(loss, target, target != IGNORE, num_classes, process_group)
 
 
 def counted(*targets: Tensor) -> dict[str, Tensor]:
@@ -163,7 +169,7 @@ def test_weights_are_constants_of_the_loss_dtype(name: str, dtype: torch.dtype) 
     estimator = build(name)
     loss, target = batch(0, dtype=dtype)
     for _ in range(2):
-        weight = estimator(loss.requires_grad_(), target, target != IGNORE, CLASSES)
+        weight = estimate(estimator, loss.requires_grad_(), target)
         assert weight.shape == (CLASSES,)
         assert weight.dtype == dtype
         assert not weight.requires_grad
@@ -230,7 +236,7 @@ def test_another_number_of_classes_is_an_error() -> None:
         estimator = copy.deepcopy(fresh)
         estimate(estimator, loss, target)
         with pytest.raises(ValueError, match="followed 5 classes, the batch has 7"):
-            estimator(loss, target, target != IGNORE, 7)
+            estimator(sums_of(loss, target, 7))
         larger = copy.deepcopy(fresh)
         larger(loss, target, target != IGNORE, 7)
         with pytest.raises(RuntimeError, match="size mismatch"):
@@ -311,7 +317,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
         estimator = build(name)
         for step in range(3):
             loss, target = shard(step, rank)
-            weights[name] = estimator(loss, target, target != IGNORE, CLASSES, "world")
+            weights[name] = estimator(sums_of(loss, target, process_group="world"))
     torch.save(weights, f"{folder}/{rank}.pt")
     leave_group()
 
@@ -339,14 +345,31 @@ def test_two_ranks_are_one_process_on_the_joined_batch(tmp_path: Path) -> None:
 
 def test_an_estimator_of_ones_own() -> None:
     class Fixed(ClassWeightEstimator):
-        def forward(self, pixel_loss, target, keep, num_classes, process_group=None) -> Tensor:
-            return torch.arange(1.0, num_classes + 1)
+        def forward(self, sums: BatchSums) -> Tensor:
+            return 1 / sums.number().clamp(min=1) + sums.number_and_loss()[1]
 
     logits, target = torch.randn(3, CLASSES, 4, 4), batch(0)[1]
-    value = WeightedCrossEntropyLoss(Fixed(), ignore_index=IGNORE)(logits, target)
-    weight = torch.arange(1.0, CLASSES + 1)
-    torch.testing.assert_close(
-        value, torch.nn.functional.cross_entropy(logits, target, weight, ignore_index=IGNORE)
-    )
+    loss = torch.nn.functional.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    own = [(loss[target == c].sum(), (target == c).sum().clamp(min=1)) for c in range(CLASSES)]
+    weight = torch.stack([total + 1 / count for total, count in own])
+    for estimator in (Fixed(), Fixed().forward):
+        value = WeightedCrossEntropyLoss(estimator, ignore_index=IGNORE)(logits, target)
+        torch.testing.assert_close(
+            value, torch.nn.functional.cross_entropy(logits, target, weight, ignore_index=IGNORE)
+        )
     with pytest.raises(NotImplementedError):
         estimate(ClassWeightEstimator(), *batch(0))
+
+
+def test_estimators_of_maps_work_and_say_that_they_are_the_former_ones() -> None:
+    class OfMaps(ClassWeightEstimator):
+        def forward(self, pixel_loss, target, keep, num_classes, process_group=None) -> Tensor:
+            assert pixel_loss.shape == target.shape == keep.shape
+            return PixelFrequency()(pixel_loss, target, keep, num_classes, process_group)
+
+    logits, target = torch.randn(3, CLASSES, 4, 4), batch(0)[1]
+    expected = WeightedCrossEntropyLoss(PixelFrequency(), ignore_index=IGNORE)(logits, target)
+    for estimator in (OfMaps(), OfMaps().forward):
+        with pytest.warns(FutureWarning, match="forward\\(sums\\)"):
+            value = WeightedCrossEntropyLoss(estimator, ignore_index=IGNORE)(logits, target)
+        assert torch.equal(value, expected)

@@ -12,18 +12,16 @@ import torch.nn.functional as F
 from cases import CASES, CORE, Case, Sample, close, grad, over, sample
 from torch import Tensor
 
-from classbalance_losses import use_backend
+from classbalance_losses import _dispatch, use_backend
 from classbalance_losses.functional import weighted_cross_entropy_loss
-from classbalance_losses.kernels import numba_threads
 
 FAR = -1e4  # for a probability that is exactly 0 in float64 too
 
 
-@pytest.fixture(params=["reference", "blocked", "blocked in steps of torch"])
+@pytest.fixture(params=["reference", "auto"])
 def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if "steps" in request.param:
-        monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
-    with use_backend(request.param.split()[0]):
+    monkeypatch.setattr(_dispatch, "_CPU_FROM", 0)
+    with use_backend(request.param):
         yield
 
 

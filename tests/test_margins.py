@@ -12,21 +12,17 @@ import torch.nn.functional as F
 from cases import NEUTRAL, Case, Sample, close, grad, over, sample
 from torch import Tensor
 
-from classbalance_losses import use_backend
+from classbalance_losses import _dispatch, use_backend
 from classbalance_losses.functional import weighted_cross_entropy_loss
-from classbalance_losses.kernels import numba_threads
 
 OF_OWN_PROBABILITY = [case for case in NEUTRAL if not case.loss.startswith("Dual")]
 INF = float("inf")
 
 
-@pytest.fixture(params=["reference", "steps", "loops"], autouse=True)
+@pytest.fixture(params=["reference", "auto"], autouse=True)
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if request.param == "loops" and not numba_threads.can_compile():
-        pytest.skip("numba is not installed, or torch has no OpenMP")
-    if request.param == "steps":
-        monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
-    with use_backend("reference" if request.param == "reference" else "blocked"):
+    monkeypatch.setattr(_dispatch, "_CPU_FROM", 0)
+    with use_backend(request.param):
         yield
 
 

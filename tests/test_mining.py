@@ -14,22 +14,21 @@ from hypothesis import strategies as st
 from strategies import mining_losses
 from torch import Tensor
 
-from classbalance_losses import use_backend
-from classbalance_losses.kernels import numba_threads
-from classbalance_losses.ops import mining
+from classbalance_losses import _dispatch, use_backend
+from classbalance_losses.kernels import selection
+from classbalance_losses.kernels.reference import members
+from classbalance_losses.ops.counts import kept_labels
 from classbalance_losses.ops.mining import hardest
 
 DTYPES = [torch.float32, torch.float64]
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-@pytest.fixture(params=["histograms", "sorting", "digits", "compiled digits"], autouse=True)
+@pytest.fixture(params=["histograms", "sorting", "loops"], autouse=True)
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(mining, "_SHORT", 1 << 16 if request.param == "sorting" else 0)
-    monkeypatch.setattr(mining, "_COMPILED_FROM", 0)
-    if request.param == "digits":
-        monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
-    with use_backend("blocked" if request.param.endswith("digits") else "reference"):
+    monkeypatch.setattr(selection, "_SHORT", 1 << 16 if request.param == "sorting" else 0)
+    monkeypatch.setattr(_dispatch, "_CPU_FROM", 0)
+    with use_backend("auto" if request.param == "loops" else "reference"):
         yield
 
 
@@ -45,11 +44,13 @@ def by_sorting(loss: Tensor, keep: Tensor, fraction: float, min_kept: int) -> Te
 
 def shares(loss: Tensor, keep: Tensor, **settings: Any) -> Tensor:
     """h of each pixel, in float64."""
-    hard = hardest(loss, keep, **settings)
-    assert not (hard.tied & ~hard.mask).any()
-    assert not (hard.mask & ~keep).any()
+    labels = kept_labels(torch.zeros_like(keep, dtype=torch.int64), keep, 2)
+    hard = hardest(loss, labels, backend=_dispatch.backend_for_maps(labels, loss), **settings)
+    mask, tied = members(hard, keep)
+    assert not (tied & ~mask).any()
+    assert not (mask & ~keep).any()
     share = hard.share.double().view(-1, *[1] * (loss.ndim - 1))
-    return torch.where(hard.tied, share, hard.mask.double())
+    return torch.where(tied, share, mask.double())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -96,13 +97,8 @@ def test_hardest_on_large_inputs(dtype: torch.dtype, distribution: str) -> None:
 def test_k_is_the_floor_in_float64(valid: int, percent: int) -> None:
     """0.29 * 100 is 28.999999999999996: the k of Python, of the paper's code, and of everyone who checks by hand."""
     fraction = percent / 100
-    hard = hardest(
-        torch.arange(valid, dtype=torch.float32),
-        torch.ones(valid, dtype=torch.bool),
-        fraction=fraction,
-        min_kept=0,
-    )
-    assert int(hard.mask.sum()) == math.floor(fraction * valid)
+    loss, keep = torch.arange(valid, dtype=torch.float32), torch.ones(valid, dtype=torch.bool)
+    assert shares(loss, keep, fraction=fraction, min_kept=0).sum() == math.floor(fraction * valid)
 
 
 @pytest.mark.parametrize("_way", ["sorting"], indirect=True)
@@ -120,17 +116,18 @@ def test_k_needs_no_float64() -> None:
         near = (few.double() / fraction).round().clamp(max=1 << 33).long()  # whole products, or nearly
         for count in (few, many, near, near + 1):
             expected = (count.double() * fraction).floor().long()
-            assert torch.equal(mining.floored_product(count, fraction), expected), fraction
+            assert torch.equal(selection.floored_product(count, fraction), expected), fraction
 
 
 @given(mining_losses(), st.floats(0.0, 1.0))
 def test_every_kept_loss_is_at_least_every_dropped_one(values: np.ndarray, fraction: float) -> None:
     loss = torch.from_numpy(values)
-    hard = hardest(loss, torch.ones_like(loss, dtype=torch.bool), fraction=fraction)
-    assert hard.mask.any()
-    assert (loss[hard.mask].min() == loss[hard.tied]).all()
-    if not hard.mask.all():
-        assert loss[hard.mask].min() > loss[~hard.mask].max()  # strictly: ties all take part
+    share = shares(loss, torch.ones_like(loss, dtype=torch.bool), fraction=fraction)
+    mask, tied = share > 0, (share > 0) & (share < 1)
+    assert mask.any()
+    assert (loss[mask].min() == loss[tied]).all()
+    if not mask.all():
+        assert loss[mask].min() > loss[~mask].max()  # strictly: ties all take part
 
 
 def test_negative_zero_ties_with_zero() -> None:

@@ -17,7 +17,6 @@ from torch.autograd.functional import jacobian
 from torch.func import functional_call
 
 from classbalance_losses import use_backend
-from classbalance_losses.ops import geometry
 from classbalance_losses.ops.geometry import cosine_distance, distances
 
 Loss = Callable[[Tensor], Tensor]
@@ -188,9 +187,8 @@ def test_large_inputs(mode: Mode, case: Case) -> None:
 
 
 @pytest.mark.parametrize("what", ["distances", "cosine distance"])
-def test_functions_of_features(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the losses on features that have a fast path."""
-    monkeypatch.setattr(geometry, "_COSINES_FROM", 0)
+def test_functions_of_features(what: str) -> None:
+    """Those of the losses on features that look at all pairs, or at whole maps."""
     draw = torch.Generator().manual_seed(0)
     vectors = torch.randn(*((128, 80) if what == "distances" else (2, 16, 64, 64)), generator=draw)
     others, keep = vectors.flip(0), torch.ones(2, 64, 64, dtype=torch.bool)

@@ -19,7 +19,7 @@ from classbalance_losses import use_backend
 from classbalance_losses.functional import pull_loss
 
 
-@pytest.fixture(params=["reference", "blocked"])
+@pytest.fixture(params=["reference", "auto"])
 def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
     with use_backend(request.param):
         yield

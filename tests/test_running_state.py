@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import classbalance_losses as cb
 from classbalance_losses import GBWLoss, PullLoss, WeightedCrossEntropyLoss
+from classbalance_losses.state import BatchSums
 
 CLASSES = 4
 
@@ -409,7 +410,7 @@ def follow(loss: Any, drawn: Tensor) -> None:
         for recalled, values in loss._class_weight(drawn, classes)[1]:
             loss._keep(recalled, **values)
     else:
-        loss.weight(drawn, classes, drawn < 0.9, CLASSES)
+        loss.weight(BatchSums.of_maps(drawn, classes, drawn < 0.9, CLASSES))
 
 
 # Checkpoints of activations

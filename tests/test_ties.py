@@ -11,24 +11,19 @@ import torch
 from cases import CASES, Case, Sample, close, grad, over, sample
 from torch import Tensor
 
-from classbalance_losses import use_backend
+from classbalance_losses import _dispatch, use_backend
 from classbalance_losses.functional import dyce_loss
-from classbalance_losses.kernels import numba_threads
-from classbalance_losses.ops import mining
+from classbalance_losses.kernels import selection
 
 DYCE = [case for case in CASES if case.loss == "DyCELoss"]
-WAYS = {"sorting": "reference", "histograms": "reference", "steps": "blocked", "loops": "blocked"}
+WAYS = {"sorting": "reference", "histograms": "reference", "loops": "auto"}
 SCOPES = ("batch", "image")
 
 
 @pytest.fixture(params=WAYS, autouse=True)
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if request.param == "loops" and not numba_threads.can_compile():
-        pytest.skip("numba is not installed, or torch has no OpenMP")
-    monkeypatch.setattr(mining, "_SHORT", 1 << 16 if request.param == "sorting" else 0)
-    monkeypatch.setattr(mining, "_COMPILED_FROM", 0)
-    if request.param == "steps":
-        monkeypatch.setattr(numba_threads, "can_compile", lambda: False)
+    monkeypatch.setattr(selection, "_SHORT", 1 << 16 if request.param == "sorting" else 0)
+    monkeypatch.setattr(_dispatch, "_CPU_FROM", 0)
     with use_backend(WAYS[request.param]):
         yield
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from classbalance_losses import use_backend
-from classbalance_losses.kernels import triton_mean
 from classbalance_losses.ops.fused import fused_mean
 from classbalance_losses.ops.shape import focal_modulated
+
+from classbalance_losses import use_backend
+from classbalance_losses.kernels import triton_mean
 
 __all__ = ["poisoned"]
 pytestmark = marks

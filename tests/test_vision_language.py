@@ -34,7 +34,7 @@ from classbalance_losses.functional import (
 on_both_backends = pytest.mark.usefixtures("backend")
 
 
-@pytest.fixture(params=["reference", "blocked"])
+@pytest.fixture(params=["reference", "auto"])
 def backend(request: pytest.FixtureRequest) -> Iterator[None]:
     with use_backend(request.param):
         yield
@@ -342,7 +342,7 @@ def test_consistency_is_one_minus_the_cosine() -> None:
     assert zero.item() == 1
 
 
-@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 @pytest.mark.parametrize("ignored", [True, False])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._options import Common
 from classbalance_losses._recompute import is_recomputation
+from classbalance_losses.kernels.forms.reference import CrossEntropy
+from classbalance_losses.kernels.reference import indices, members
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.losses.dyce import DyCELoss
 from classbalance_losses.losses.focal import FocalLoss
 from classbalance_losses.losses.gbw import GBWLoss
 from classbalance_losses.losses.weighted_cross_entropy import WeightedCrossEntropyLoss
-from classbalance_losses.ops.counts import class_counts, class_sums
-from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.mining import hardest, with_weight
-from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
+from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.weights import inverse_power
 from classbalance_losses.state import ClassWeightEstimator
 
@@ -87,33 +87,25 @@ class ClassRecorder:
                 self._add(loss, *_call(*args, **kwargs))
 
     def _add(self, loss: PixelLoss, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> None:
-        target = long_target(target)
-        keep = valid_pixels(target, loss.ignore_index)
-        logits = logits_for(input.detach(), target, loss.upsample, loss.align_corners)
-        pixel_loss = pixel_cross_entropy(logits, target, keep)
-        sums = class_sums(pixel_loss, target, keep, input.shape[1])
-        counts = class_counts(target, keep, input.shape[1])
-        former = self._totals or (torch.zeros_like(sums), torch.zeros_like(counts))
-        self._totals = former[0] + sums, former[1] + counts
+        batch = Batch(input.detach(), target, None, {**loss.common, "process_group": None})
+        number, sums, pixel_loss, _ = batch.class_sums(batch.values(CrossEntropy(ranked=True)))
+        former = self._totals or (torch.zeros_like(sums), torch.zeros_like(number))
+        self._totals = former[0] + sums, former[1] + number
         if isinstance(loss, DyCELoss):
-            self._record_mining(loss, pixel_loss, target, with_weight(keep, pixel_weight), input.shape[1])
+            options: Common = {**loss.common, "process_group": loss.process_group}
+            mined = Batch(input.detach(), target, pixel_weight, options, skip_weightless=True)
+            self._record_mining(loss, mined, pixel_loss)
         else:
             weight = _stored_weight(loss)
             self._weight = self._weight if weight is None else weight.detach().clone()
 
-    def _record_mining(
-        self, loss: DyCELoss, pixel_loss: Tensor, target: Tensor, keep: Tensor, num_classes: int
-    ) -> None:
-        hard = hardest(
-            pixel_loss,
-            keep,
-            fraction=loss.hard_fraction,
-            min_kept=loss.min_kept,
-            scope=loss.scope,
-            process_group=loss.process_group,
+    def _record_mining(self, loss: DyCELoss, batch: Batch, pixel_loss: Tensor) -> None:
+        hard = batch.hardest(
+            pixel_loss, fraction=loss.hard_fraction, min_kept=loss.min_kept, scope=loss.scope
         )
-        self._threshold = torch.where(hard.mask, pixel_loss, torch.inf).amin()
-        count = all_reduce_sum(hard.by_class(target, num_classes).counts(), loss.process_group)
+        mask, _ = members(hard, indices(batch.labels)[1])
+        self._threshold = torch.where(mask, pixel_loss, torch.inf).amin()
+        count = batch.class_sums(pixel_loss, hard).number
         total = count.sum()
         coefficient = inverse_power(count, 1 - loss.omega, pixel_loss.dtype)
         normalizer = total**loss.omega if loss.normalize == "paper" else (coefficient * count).sum()

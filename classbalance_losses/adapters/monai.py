@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from classbalance_losses._validate import can_read_values
+from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.losses._base import PixelLoss
 
 

@@ -53,6 +53,13 @@ class Logits(NamedTuple):
         return self.input if self.resize is None else self.resize(self.input)
 
 
+class Share(NamedTuple):
+    """How many of a row's candidates are in H: k = max(at_least, floor(part · candidates)), at most all of them."""
+
+    part: float
+    at_least: int
+
+
 class Hard(NamedTuple):
     """H of each row, where a row is an image or the whole batch: pixels above a threshold, and a part of those at it.
 
@@ -62,9 +69,12 @@ class Hard(NamedTuple):
     ranked: Tensor
     """The losses that were ranked, float32 or float64 (N, *), constant."""
     bits: Tensor
-    """The threshold's bits, without the sign, for each row: int64 (R,)."""
+    """The threshold's bits, without the sign, for each row: int64 (R,).
+
+    Where k is 0 they are infinity's, for a NaN, which is above it, is not to be hidden.
+    """
     share: Tensor
-    """h, the part in which pixels at the threshold belong to H (R,), in the losses' dtype; 0: H is empty."""
+    """h, the part in which pixels at the threshold belong to H (R,), in the losses' dtype; 0 where k is 0."""
 
 
 class ClassSums(NamedTuple):

@@ -16,11 +16,34 @@ def is_plain(*tensors: Tensor) -> bool:
     return not torch._C._are_functorch_transforms_active() and all(_is_memory(tensor) for tensor in tensors)
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether vmap or grad of ``torch.func`` has wrapped the tensor; there is no public test for it."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def can_read_values(tensor: Tensor) -> bool:
+    """Whether a value may be looked at: on the CPU, eagerly, outside ``torch.func`` transforms and tracers.
+
+    Elsewhere a look would synchronise the device or break the graph.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not is_transformed(tensor)
+    )
+
+
 def is_constant(tensor: Tensor) -> bool:
     """Whether no derivative with respect to the tensor is asked for, in any mode."""
     if torch.compiler.is_compiling():
         return not tensor.requires_grad
     return is_plain(tensor) and not (tensor.requires_grad and torch.is_grad_enabled())
+
+
+def needs_reference(grad: Tensor) -> bool:
+    """Whether a gradient has to be made of torch's operations: to be differentiated again, or for any kind of grad."""
+    return torch.is_grad_enabled() or not (torch.compiler.is_compiling() or is_plain(grad))
 
 
 def _is_memory(tensor: Tensor) -> bool:

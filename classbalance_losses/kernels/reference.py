@@ -2,13 +2,195 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from classbalance_losses.kernels.call import ClassSums, Hard, Labels, Logits, WeightedSums, accumulation_dtype
+from classbalance_losses.kernels.call import (
+    ClassSums,
+    Hard,
+    Labels,
+    Logits,
+    Share,
+    WeightedSums,
+    accumulation_dtype,
+)
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
+from classbalance_losses.kernels.plain import can_read_values
+from classbalance_losses.kernels.selection import Joined, hard_count, infinite_bits, ordered_bits
+from classbalance_losses.kernels.selection import kth_largest as _kth_largest
 
 _BLOCK = 1 << 6  # pixels that are added one after the other: a table of at most a 64th of the logits' size
+
+
+def pixel_values(logits: Logits, labels: Labels, form: Form) -> Tensor:
+    """Return φ of each pixel (N, *), 0 where the label does not count."""
+    return form.value(logits.full_size(), *indices(labels))
+
+
+def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
+    r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *)."""
+    input, (target, keep) = logits.full_size(), indices(labels)
+    return CrossEntropy().value(input, target, keep), errors(input, target, keep).square().sum(1)
+
+
+def class_sums(
+    labels: Labels,
+    value: Tensor | None = None,
+    squared: Tensor | None = None,
+    weight: Tensor | None = None,
+    *,
+    rows: int = 1,
+    hard: Hard | None = None,
+) -> ClassSums:
+    """Return the sums of maps over the pixels of each row and class, (R, C); ``weight`` is q."""
+    target, keep = indices(labels)
+    table = _Table(torch.where(keep, target, 0).reshape(rows, -1), labels.num_classes)
+    share = None
+    if hard is None:
+        number = table.sums(keep.long())
+    else:
+        keep, tied = members(hard, keep)
+        share = torch.where(tied.reshape(rows, -1), hard.share.unsqueeze(1), 1).view(keep.shape)
+        whole, part = (table.sums(those.long()).to(share.dtype) for those in (keep & ~tied, tied))
+        number = whole + hard.share.unsqueeze(1) * part
+
+    def total(values: Tensor, *factors: Tensor | None) -> Tensor:
+        return table.sums(scaled(torch.where(keep, values, 0), *factors, share))
+
+    q = kept_weight(weight, keep)
+    return ClassSums(
+        number,
+        None if value is None else total(value, q),
+        None if squared is None else total(squared.detach(), q, q).detach(),
+    )
+
+
+def weighted_sums(
+    value: Tensor,
+    labels: Labels,
+    weight: Tensor | None,
+    norm_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+) -> WeightedSums:
+    r"""Return :math:`\sum_i w_{y_i} q_i v_i` over :math:`\sum_i w'_{y_i}`, or over the number of pixels that count."""
+    target, keep = indices(labels)
+    own = None if weight is None else per_pixel(weight, target, keep)
+    total = scaled(torch.where(keep, value, 0), own, kept_weight(pixel_weight, keep)).sum()
+    if norm_weight is None:
+        norm = keep.sum()
+    elif own is not None and norm_weight is weight:
+        norm = own.sum()
+    else:
+        norm = per_pixel(norm_weight, target, keep).sum()
+    norm = norm.to(total.dtype)
+    return WeightedSums(total / torch.where(norm > 0, norm, 1), total, norm)
+
+
+def kth_largest(ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined | None) -> Hard:
+    """Return H: of each row's pixels that count the k with the largest values, of those that tie the part that fills k.
+
+    Of T that tie for the last k - A places each enters with h = (k - A) / T, so that H's size is k, and does not
+    depend on the order of the pixels.
+    """
+    ranked = ranked.detach()
+    keep = indices(labels)[1].reshape(rows, -1)
+    valid = keep.sum(1)
+    k = hard_count(valid if joined is None else joined(valid), share)
+    digits = ranked.element_size() // 2
+    found = _kth_largest(ordered_bits(ranked).reshape(keep.shape), keep, k, digits, joined)
+    part = torch.where(k > 0, found.wanted.to(ranked.dtype) / found.tied.to(ranked.dtype), 0)
+    return Hard(ranked, torch.where(k > 0, found.bits, infinite_bits(ranked.dtype)), part)
+
+
+def error_sums(logits: Logits, labels: Labels, weight: Tensor | None, *, squared: bool) -> Tensor:
+    r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2`, (C, C), a constant."""
+    target, keep = indices(labels)
+    error = class_rows(errors(logits.full_size(), target, keep))
+    if squared:
+        error = error.square()
+    elif weight is not None:
+        error = scaled(error, class_rows(torch.where(keep, weight, 0).unsqueeze(1)))
+    label = class_rows(target.unsqueeze(1))
+    return torch.stack([torch.where(label == c, error, 0).sum((0, 2)) for c in range(labels.num_classes)])
+
+
+def indices(labels: Labels) -> tuple[Tensor, Tensor]:
+    """Return the class indices as int64, and the mask of those that count.
+
+    Comparing a uint8 tensor with -100 would wrap the -100 round to 156; so it cannot.
+    """
+    target = labels.target.long()
+    return target, target != labels.ignore_index
+
+
+def members(hard: Hard, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which pixels are in H, as a whole or in part, and which in part, in the shape of ``keep`` (N, *)."""
+    rows = hard.bits.shape[0]
+    bits, keep_rows = ordered_bits(hard.ranked).reshape(rows, -1), keep.reshape(rows, -1)
+    threshold = hard.bits.unsqueeze(1)
+    tied = keep_rows & (bits == threshold) & (hard.share > 0).unsqueeze(1)
+    return (keep_rows & (bits > threshold) | tied).view(keep.shape), tied.view(keep.shape)
+
+
+def errors(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    r"""Return the constant :math:`\delta_i = p_i - e_{y_i}` (N, C, *), 0 where not kept."""
+    clean = torch.where(keep.unsqueeze(1), input.detach(), 0)
+    probability = F.softmax(clean, dim=1, dtype=accumulation_dtype(input.dtype))
+    index = torch.where(keep, target, 0).unsqueeze(1)
+    error = probability.scatter_add(1, index, torch.full_like(probability[:, :1], -1))
+    return torch.where(keep.unsqueeze(1), error, 0)
+
+
+def class_rows(input: Tensor) -> Tensor:
+    """(N, C, *) → (N, C, P), a copy only where the strides of the spatial axes ask for it; (N, C) → (1, C, N)."""
+    if input.ndim == 2:
+        return input.T.unsqueeze(0)
+    return input.flatten(2)
+
+
+def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    """Return each kept pixel's class weight, (N, *), and 0 elsewhere."""
+    table = F.pad(class_weight, (0, 1))  # the last entry is for pixels that are not kept
+    index = torch.where(keep, target, class_weight.shape[0])
+    return table.index_select(0, index.flatten()).view(index.shape)
+
+
+def kept_weight(pixel_weight: Tensor | None, keep: Tensor) -> Tensor | None:
+    """Return the pixel weights, 0 where not kept (a weight there may be NaN)."""
+    return None if pixel_weight is None else torch.where(keep, pixel_weight, 0)
+
+
+def scaled(loss: Tensor, *weights: Tensor | None) -> Tensor:
+    """Return the loss times those weights that are given, in the loss's dtype; 0 times an infinite loss is 0."""
+    for weight in weights:
+        if weight is not None:
+            loss = _finite_where_weightless(loss, weight) * weight.to(loss.dtype)
+    return loss
+
+
+def _finite_where_weightless(loss: Tensor, weight: Tensor) -> Tensor:
+    """Return the loss with 0 for inf where it has no weight; NaN stays NaN."""
+    if can_read_values(loss) and loss.numel() and bool(loss.detach().amax() < torch.inf):
+        return loss  # one look, where looking costs less than four new maps
+    return torch.where((weight == 0) & (loss == torch.inf), 0, loss)
+
+
+class _Table:
+    """Where the pixels of class indices (R, P) are added: a table for each block of them, joined at the end.
+
+    A million float32 additions in a row would lose the last three digits, and not every device has float64.
+    """
+
+    def __init__(self, index: Tensor, num_classes: int) -> None:
+        rows, pixels = index.shape
+        self._shape = rows, -(-pixels // _BLOCK), num_classes
+        pixel = torch.arange(pixels, dtype=torch.int64, device=index.device)
+        row = torch.arange(rows, dtype=torch.int64, device=index.device).unsqueeze(1)
+        block = row * self._shape[1] + pixel // _BLOCK
+        self._place = (block * num_classes + index).flatten()
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sum over each row and class, (R, C)."""
+        zeros = torch.zeros(self._shape, dtype=values.dtype, device=values.device)
+        return zeros.flatten().scatter_add(0, self._place, values.flatten()).view(self._shape).sum(1)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from classbalance_losses._distributed import HeldGroup, ProcessGroup
+from classbalance_losses._options import Common, completed
 from classbalance_losses._validate import as_label, check_common, check_upsample
 from classbalance_losses.state.saved import Saved
-
-
-class Common(TypedDict):
-    """The options that every loss has."""
-
-    upsample: str | None
-    align_corners: bool
-    ignore_index: int
-    reduction: str
-    process_group: ProcessGroup
 
 
 class Loss(Saved):
@@ -58,23 +50,16 @@ class PixelLoss(Loss):
 
     _shown: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        *,
-        upsample: str | None,
-        align_corners: bool,
-        ignore_index: int,
-        reduction: str,
-        process_group: ProcessGroup,
-    ) -> None:
-        check_common(ignore_index, reduction, process_group)
-        check_upsample(upsample, align_corners)
+    def __init__(self, **common: Unpack[Common]) -> None:
+        options = completed(common)
+        check_common(options["ignore_index"], options["reduction"], options["process_group"])
+        check_upsample(options["upsample"], options["align_corners"])
         super().__init__()
-        self.upsample = upsample
-        self.align_corners = align_corners
-        self.ignore_index = as_label(ignore_index)
-        self.reduction = reduction
-        self.process_group = process_group
+        self.upsample = options["upsample"]
+        self.align_corners = options["align_corners"]
+        self.ignore_index = as_label(options["ignore_index"])
+        self.reduction = options["reduction"]
+        self.process_group = options["process_group"]
 
     @property
     def common(self) -> Common:

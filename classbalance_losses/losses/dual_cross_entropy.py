@@ -5,28 +5,18 @@ r"""Dual cross-entropy (Li, Yu, Chang, Ma, Cao, IEEE Transactions on Vehicular T
 
 from __future__ import annotations
 
-import math
-from functools import partial
-
-import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import check_call, check_range
-from classbalance_losses.kernels.blocked_forms import DualCrossEntropy
+from classbalance_losses._validate import check_range
+from classbalance_losses.kernels.forms.reference import DualCrossEntropy
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.pixel import (
-    counted_pixels,
-    pick_class,
-    pixel_function,
-    sum_of_others,
-)
-from classbalance_losses.ops.reduction import global_sum, reduce_loss
-from classbalance_losses.ops.weights import kept_weight, scaled
+from classbalance_losses.ops.batch import Batch
 
 
+@shows_options
 @recomputable
 def dual_cross_entropy_loss(
     input: Tensor,
@@ -35,38 +25,12 @@ def dual_cross_entropy_loss(
     pixel_weight: Tensor | None = None,
     alpha: float = 1.0,
     beta: float = 4.5,
-    upsample: str | None = None,
-    align_corners: bool = False,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    process_group: ProcessGroup = None,
+    **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.DualCrossEntropyLoss`, which describes the arguments."""
     _check(alpha, beta)
-    check_call(
-        input,
-        target,
-        pixel_weight,
-        upsample=upsample,
-        align_corners=align_corners,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        process_group=process_group,
-    )
-
-    target, keep = counted_pixels(target, input.shape[1], ignore_index)
-    logits = logits_for(input, target, upsample, align_corners)
-    pixel_loss = partial(_pixel_loss, alpha=alpha, beta=beta)
-    loss = pixel_function(logits, target, keep, pixel_loss, DualCrossEntropy(alpha, beta))
-
-    weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
-    valid = global_sum(keep, process_group)
-    return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
-
-
-def _pixel_loss(log_prob: Tensor, target: Tensor, keep: Tensor, *, alpha: float, beta: float) -> Tensor:
-    log_shifted = math.log(alpha) + torch.log1p(log_prob.exp() / alpha)
-    return beta * sum_of_others(log_shifted, target, keep) - pick_class(log_prob, target, keep)
+    batch = Batch(input, target, pixel_weight, common)
+    return batch.mean(batch.values(DualCrossEntropy(alpha, beta)))
 
 
 class DualCrossEntropyLoss(PixelLoss):
@@ -104,25 +68,16 @@ class DualCrossEntropyLoss(PixelLoss):
 
     _shown = ("alpha", "beta")
 
+    @shows_options
     def __init__(
         self,
         *,
         alpha: float = 1.0,
         beta: float = 4.5,
-        upsample: str | None = None,
-        align_corners: bool = False,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        process_group: ProcessGroup = None,
+        **common: Unpack[Common],
     ) -> None:
         _check(alpha, beta)
-        super().__init__(
-            upsample=upsample,
-            align_corners=align_corners,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            process_group=process_group,
-        )
+        super().__init__(**common)
         self.alpha = alpha
         self.beta = beta
 

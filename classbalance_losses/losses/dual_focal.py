@@ -7,28 +7,18 @@ r"""Dual focal loss (Hossain, Betts, Paplinski, Neurocomputing 462, 2021).
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import check_call, check_range
-from classbalance_losses.kernels.blocked_forms import DualFocal
+from classbalance_losses._validate import check_range
+from classbalance_losses.kernels.forms.reference import DualFocal
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.pixel import (
-    counted_pixels,
-    pick_class,
-    pixel_function,
-    sum_of_others,
-)
-from classbalance_losses.ops.reduction import global_sum, reduce_loss
-from classbalance_losses.ops.shape import log_complement, power
-from classbalance_losses.ops.weights import kept_weight, scaled
+from classbalance_losses.ops.batch import Batch
 
 
+@shows_options
 @recomputable
 def dual_focal_loss(
     input: Tensor,
@@ -39,47 +29,12 @@ def dual_focal_loss(
     beta: float = 1.0,
     gamma: float = 1.0,
     rho: float = 1.0,
-    upsample: str | None = None,
-    align_corners: bool = False,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    process_group: ProcessGroup = None,
+    **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.DualFocalLoss`, which describes the arguments."""
     _check(alpha, beta, gamma, rho)
-    check_call(
-        input,
-        target,
-        pixel_weight,
-        upsample=upsample,
-        align_corners=align_corners,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        process_group=process_group,
-    )
-
-    target, keep = counted_pixels(target, input.shape[1], ignore_index)
-    logits = logits_for(input, target, upsample, align_corners)
-    pixel_loss = partial(_pixel_loss, alpha=alpha, beta=beta, gamma=gamma, rho=rho)
-    loss = pixel_function(logits, target, keep, pixel_loss, DualFocal(alpha, beta, gamma, rho))
-
-    weighted = scaled(loss, kept_weight(pixel_weight, keep, loss.dtype))
-    valid = global_sum(keep, process_group)
-    return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
-
-
-def _pixel_loss(
-    log_prob: Tensor, target: Tensor, keep: Tensor, *, alpha: float, beta: float, gamma: float, rho: float
-) -> Tensor:
-    # log(1 - p) by complement and powers as exp(γ log ·): finite, with finite gradients, at saturation.
-    log_rest = log_complement(log_prob)
-    log_room = log_rest if rho == 1 else torch.log(rho - log_prob.exp())
-    loss = -pick_class(log_prob, target, keep)
-    if beta:  # its sum may be infinite
-        loss = loss - beta * sum_of_others(log_room, target, keep)
-    missed = torch.where(keep, power(pick_class(log_rest, target, keep), gamma), 0)
-    spilt = sum_of_others(power(log_prob, gamma), target, keep)
-    return loss + alpha * (missed + spilt)
+    batch = Batch(input, target, pixel_weight, common)
+    return batch.mean(batch.values(DualFocal(alpha, beta, gamma, rho)))
 
 
 class DualFocalLoss(PixelLoss):
@@ -123,6 +78,7 @@ class DualFocalLoss(PixelLoss):
 
     _shown = ("alpha", "beta", "gamma", "rho")
 
+    @shows_options
     def __init__(
         self,
         *,
@@ -130,20 +86,10 @@ class DualFocalLoss(PixelLoss):
         beta: float = 1.0,
         gamma: float = 1.0,
         rho: float = 1.0,
-        upsample: str | None = None,
-        align_corners: bool = False,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        process_group: ProcessGroup = None,
+        **common: Unpack[Common],
     ) -> None:
         _check(alpha, beta, gamma, rho)
-        super().__init__(
-            upsample=upsample,
-            align_corners=align_corners,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            process_group=process_group,
-        )
+        super().__init__(**common)
         self.alpha = alpha
         self.beta = beta
         self.gamma = gamma

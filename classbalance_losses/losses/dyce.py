@@ -16,23 +16,18 @@ of H are in it by a fraction :math:`h_i`, and count so.
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import Unpack
 
-from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
+from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import (
-    check_call,
-    check_choice,
-    check_range,
-)
+from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses.kernels.forms.reference import CrossEntropy
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.fused import hard_class_sums
-from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.mining import Mining, hardest, with_weight
-from classbalance_losses.ops.pixel import counted_pixels, pixel_cross_entropy
-from classbalance_losses.ops.reduction import reduce_loss, reduce_total
-from classbalance_losses.ops.weights import inverse_power, kept_weight, scaled
+from classbalance_losses.ops.batch import Batch
+from classbalance_losses.ops.weights import inverse_power
 
 
+@shows_options
 @recomputable
 def dyce_loss(
     input: Tensor,
@@ -44,49 +39,18 @@ def dyce_loss(
     scope: str = "batch",
     min_kept: int = 1,
     normalize: str = "paper",
-    upsample: str | None = None,
-    align_corners: bool = False,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    process_group: ProcessGroup = None,
+    **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.DyCELoss`, which describes the arguments."""
     _check(omega, hard_fraction, scope, min_kept, normalize)
-    check_call(
-        input,
-        target,
-        pixel_weight,
-        upsample=upsample,
-        align_corners=align_corners,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        process_group=process_group,
-    )
-
-    target, keep = counted_pixels(target, input.shape[1], ignore_index)
-    keep = with_weight(keep, pixel_weight)
-    loss = pixel_cross_entropy(logits_for(input, target, upsample, align_corners), target, keep)
-    mining: Mining = {
-        "fraction": hard_fraction,
-        "min_kept": min_kept,
-        "scope": scope,
-        "process_group": process_group,
-    }
-    fused = None
-    if reduction != "none":
-        fused = hard_class_sums(loss, target, keep, input.shape[1], pixel_weight, **mining)
-    if fused is None:
-        hard = hardest(loss, keep, **mining).by_class(target, input.shape[1])
-    count = all_reduce_sum(hard.counts() if fused is None else fused[0], process_group)  # f_c = Σ h_i
-    coefficient = inverse_power(count, 1 - omega, loss.dtype)  # f_c^-(1-ω)
-    normalizer = count.sum() ** omega if normalize == "paper" else (coefficient * count).sum()
-
-    if fused is not None:
-        total = (coefficient * fused[1]).sum()
-        return reduce_total(total, reduction=reduction, normalizer=normalizer, process_group=process_group)
-    weight = hard.per_pixel(coefficient)  # h_i f_c^-(1-ω)
-    weighted = scaled(loss, weight, kept_weight(pixel_weight, keep, loss.dtype))
-    return reduce_loss(weighted, reduction=reduction, normalizer=normalizer, process_group=process_group)
+    batch = Batch(input, target, pixel_weight, common, skip_weightless=True)
+    loss = batch.values(CrossEntropy(ranked=True))
+    hard = batch.hardest(loss, fraction=hard_fraction, min_kept=min_kept, scope=scope)
+    sums = batch.class_sums(loss, hard)  # f_c = Σ h_i and Σ h_i q_i ℓ_i
+    coefficient = inverse_power(sums.number, 1 - omega, loss.dtype)  # f_c^-(1-ω)
+    f_hard = sums.number.sum()
+    normalizer = f_hard**omega if normalize == "paper" else (coefficient * sums.number).sum()
+    return batch.weighted(sums, coefficient, normalizer)
 
 
 class DyCELoss(PixelLoss):
@@ -149,6 +113,7 @@ class DyCELoss(PixelLoss):
 
     _shown = ("omega", "hard_fraction", "scope", "min_kept", "normalize")
 
+    @shows_options
     def __init__(
         self,
         *,
@@ -157,20 +122,10 @@ class DyCELoss(PixelLoss):
         scope: str = "batch",
         min_kept: int = 1,
         normalize: str = "paper",
-        upsample: str | None = None,
-        align_corners: bool = False,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        process_group: ProcessGroup = None,
+        **common: Unpack[Common],
     ) -> None:
         _check(omega, hard_fraction, scope, min_kept, normalize)
-        super().__init__(
-            upsample=upsample,
-            align_corners=align_corners,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            process_group=process_group,
-        )
+        super().__init__(**common)
         self.omega = omega
         self.hard_fraction = hard_fraction
         self.scope = scope

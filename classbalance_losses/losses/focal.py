@@ -10,27 +10,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import (
-    Numbers,
-    as_class_vector,
-    can_read_values,
-    check_call,
-    check_range,
-    class_vector_of_call,
-)
-from classbalance_losses.kernels.plain import is_constant
+from classbalance_losses._validate import Numbers, as_class_vector, check_range, class_vector_of_call
+from classbalance_losses.kernels.forms.reference import CrossEntropy, Focal
+from classbalance_losses.kernels.plain import can_read_values, is_constant
 from classbalance_losses.losses._base import VectorLoss
-from classbalance_losses.ops.fused import fused_mean
-from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.pixel import counted_pixels, pixel_cross_entropy
-from classbalance_losses.ops.reduction import global_sum, reduce_loss
-from classbalance_losses.ops.shape import focal_modulated
-from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
+from classbalance_losses.ops.batch import Batch
 
 
+@shows_options
 @recomputable
 def focal_loss(
     input: Tensor,
@@ -39,63 +30,25 @@ def focal_loss(
     pixel_weight: Tensor | None = None,
     gamma: float = 2.0,
     alpha: float | Numbers | None = None,
-    upsample: str | None = None,
-    align_corners: bool = False,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    process_group: ProcessGroup = None,
+    **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.FocalLoss`, which describes the arguments."""
     check_range("gamma", gamma, 0)
-    check_call(
-        input,
-        target,
-        pixel_weight,
-        upsample=upsample,
-        align_corners=align_corners,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        process_group=process_group,
-    )
-
-    target, keep = counted_pixels(target, input.shape[1], ignore_index)
-    logits = logits_for(input, target, upsample, align_corners)
-    loss = pixel_cross_entropy(logits, target, keep)
-    if alpha is None:
-        fused = fused_mean(
-            loss,
-            target,
-            keep,
-            None,
-            pixel_weight,
-            gamma=gamma,
-            reduction=reduction,
-            process_group=process_group,
-        )
-        if fused is not None:
-            return fused
-    loss = focal_modulated(loss, gamma)
-    balance = _balance(alpha, input, target, keep, loss.dtype)
-    weighted = scaled(loss, balance, kept_weight(pixel_weight, keep, loss.dtype))
-    valid = global_sum(keep, process_group)
-    return reduce_loss(weighted, reduction=reduction, normalizer=valid, process_group=process_group)
+    batch = Batch(input, target, pixel_weight, common, learned=alpha if isinstance(alpha, Tensor) else None)
+    values = batch.values(Focal(gamma) if gamma > 0 else CrossEntropy())
+    return batch.mean(values, _balance(alpha, input, batch.dtype))
 
 
-def _balance(
-    alpha: float | Numbers | None,
-    input: Tensor,
-    target: Tensor,
-    keep: Tensor,
-    dtype: torch.dtype,
-) -> Tensor | None:
-    """Return α_y for each pixel, or one number for all, or None for 1."""
+def _balance(alpha: float | Numbers | None, input: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return α (C,), the same number for all classes maybe, or ``None`` for 1."""
     if alpha is None:
         return None
     if isinstance(alpha, Tensor) and alpha.ndim == 0 and not (can_read_values(alpha) and is_constant(alpha)):
-        return alpha.to(dtype)
+        return alpha.to(dtype).expand(input.shape[1])
     if isinstance(alpha, Real) or getattr(alpha, "ndim", 1) == 0:
-        return torch.full((), cast("float", _checked_alpha(alpha)), dtype=dtype, device=input.device)
-    return per_pixel(class_vector_of_call("alpha", alpha, input), target, keep, dtype)
+        number = cast("float", _checked_alpha(alpha))
+        return torch.full((input.shape[1],), number, dtype=dtype, device=input.device)
+    return class_vector_of_call("alpha", alpha, input).to(dtype)
 
 
 def _checked_alpha(alpha: float | Numbers | None) -> float | Tensor | None:
@@ -149,25 +102,16 @@ class FocalLoss(VectorLoss):
     _vector = "alpha"
     alpha: float | Tensor | None
 
+    @shows_options
     def __init__(
         self,
         *,
         gamma: float = 2.0,
         alpha: float | Numbers | None = None,
-        upsample: str | None = None,
-        align_corners: bool = False,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        process_group: ProcessGroup = None,
+        **common: Unpack[Common],
     ) -> None:
         check_range("gamma", gamma, 0)
-        super().__init__(
-            upsample=upsample,
-            align_corners=align_corners,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            process_group=process_group,
-        )
+        super().__init__(**common)
         self.gamma = gamma
         setattr(self, self._vector, alpha)  # a sequence becomes a tensor
 

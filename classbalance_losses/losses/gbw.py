@@ -19,25 +19,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import first_time, recomputable
-from classbalance_losses._validate import (
-    check_call,
-    check_choice,
-    check_input_target,
-    check_pixel_weight,
-    check_range,
-)
+from classbalance_losses._validate import check_choice, check_range
 from classbalance_losses._validate_features import check_last_layer_features
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.fused import fused_mean
-from classbalance_losses.ops.gradients import READINGS, Pixels, gather_pixels, squared_norms
-from classbalance_losses.ops.logits import Logits, full_size_features, logits_for
-from classbalance_losses.ops.pixel import counted_pixels
+from classbalance_losses.ops.batch import Batch
+from classbalance_losses.ops.gradients import READINGS, Gradients, gather, squared_norms
+from classbalance_losses.ops.logits import full_size_features
 from classbalance_losses.ops.projection import free_weights, project_to_simplex, solve_with_cvxpy
-from classbalance_losses.ops.reduction import reduce_loss
-from classbalance_losses.ops.weights import inverse_power, per_pixel, scaled
+from classbalance_losses.ops.weights import inverse_power
 from classbalance_losses.state.memory import Entry, Memory
 
 
@@ -56,10 +50,15 @@ class Programme(NamedTuple):
         check_choice("classes", self.classes, ("all", "present"))
         check_choice("solver", self.solver, ("projection", "cvxpy"))
 
-    def solve(self, pixels: Pixels) -> Tensor:
+    def gather(self, batch: Batch, features: Tensor | None) -> Gradients:
+        """Return the cross-entropy of a batch, and what its gradient's reading needs."""
+        check_last_layer_features(features, batch.logits.input, self.gradient)
+        return gather(batch, self.gradient, full_size_features(features, batch.logits))
+
+    def solve(self, gradients: Gradients) -> Tensor:
         """Return v (C,) for one batch."""
-        norms = squared_norms(pixels, self.gradient)
-        present = pixels.n > 0
+        norms = squared_norms(gradients, self.gradient)
+        present = gradients.n > 0
         if self.solver == "cvxpy":
             return _solve_on_host(norms, present, self)
         point = free_weights(norms, self.regularization)
@@ -78,6 +77,7 @@ def _solve_on_host(norms: Tensor, present: Tensor, programme: Programme) -> Tens
     return weights
 
 
+@shows_options
 @recomputable
 def gbw_loss(
     input: Tensor,
@@ -90,11 +90,7 @@ def gbw_loss(
     classes: str = "all",
     apply: str = "pixel",
     solver: str = "projection",
-    upsample: str | None = None,
-    align_corners: bool = False,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    process_group: ProcessGroup = None,
+    **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.GBWLoss`, which describes the arguments.
 
@@ -103,21 +99,9 @@ def gbw_loss(
     programme = Programme(regularization, gradient, classes, solver)
     programme.check()
     check_choice("apply", apply, ("pixel", "class"))
-    check_call(
-        input,
-        target,
-        pixel_weight,
-        upsample=upsample,
-        align_corners=align_corners,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        process_group=process_group,
-    )
-    check_last_layer_features(features, input, gradient)
-    logits = logits_for(input, target, upsample, align_corners)
-    features = full_size_features(features, input, target, upsample, align_corners)
-    loss, pixels = _prepare(logits, target, gradient, pixel_weight, features, ignore_index, process_group)
-    return _weigh(loss, pixels, programme.solve(pixels), apply, reduction)
+    batch = Batch(input, target, pixel_weight, common)
+    gradients = programme.gather(batch, features)
+    return _weigh(gradients, programme.solve(gradients), apply)
 
 
 def gbw_class_weights(
@@ -139,8 +123,9 @@ def gbw_class_weights(
     """
     programme = Programme(regularization, gradient, classes, solver)
     programme.check()
-    pixels = _checked_pixels(input, target, pixel_weight, features, gradient, ignore_index, process_group)
-    return programme.solve(pixels).to(pixels.loss.dtype)
+    options: Common = {"ignore_index": ignore_index, "process_group": process_group}
+    batch = Batch(input.detach(), target, pixel_weight, options)
+    return programme.solve(programme.gather(batch, features)).to(batch.dtype)
 
 
 def class_gradient_norms(
@@ -191,72 +176,19 @@ def class_gradient_norms(
         IndexError: for a target that is no class (on the CPU).
     """
     check_choice("gradient", gradient, READINGS)
-    pixels = _checked_pixels(input, target, pixel_weight, features, gradient, ignore_index, process_group)
-    return squared_norms(pixels, gradient).to(pixels.loss.dtype)
+    options: Common = {"ignore_index": ignore_index, "process_group": process_group}
+    batch = Batch(input.detach(), target, pixel_weight, options)
+    return squared_norms(Programme(gradient=gradient).gather(batch, features), gradient).to(batch.dtype)
 
 
-def _checked_pixels(
-    input: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor | None,
-    features: Tensor | None,
-    gradient: str,
-    ignore_index: int,
-    process_group: ProcessGroup,
-) -> Pixels:
-    check_input_target(input, target, ignore_index)
-    check_pixel_weight(pixel_weight, target)
-    check_last_layer_features(features, input, gradient)
-    logits = Logits(input.detach())
-    features = full_size_features(features, input, target, None, align_corners=False)
-    return _prepare(logits, target, gradient, pixel_weight, features, ignore_index, process_group)[1]
-
-
-def _prepare(
-    logits: Logits,
-    target: Tensor,
-    gradient: str,
-    pixel_weight: Tensor | None,
-    features: Tensor | None,
-    ignore_index: int,
-    process_group: ProcessGroup,
-) -> tuple[Tensor, Pixels]:
-    """Return the cross-entropy (N, *) with its graph, and the batch as constants."""
-    target, keep = counted_pixels(target, logits.input.shape[1], ignore_index)
-    return gather_pixels(
-        logits,
-        target,
-        keep,
-        gradient,
-        pixel_weight=pixel_weight,
-        features=features,
-        process_group=process_group,
-    )
-
-
-def _weigh(loss: Tensor, pixels: Pixels, class_weight: Tensor, apply: str, reduction: str) -> Tensor:
+def _weigh(gradients: Gradients, class_weight: Tensor, apply: str) -> Tensor:
     """Return the loss under given class weights v (C,)."""
-    if apply == "class":
-        class_weight = class_weight * inverse_power(pixels.n, 1, loss.dtype)  # v_c / n_c
-    fused = fused_mean(
-        loss,
-        pixels.target,
-        pixels.keep,
-        class_weight,
-        pixels.weight,
-        reduction="sum" if reduction == "mean" and apply == "class" else reduction,
-        process_group=pixels.process_group,
-    )
-    if fused is not None:
-        return fused
-    weight = per_pixel(class_weight, pixels.target, pixels.keep, loss.dtype)
-    weighted = scaled(loss, weight, pixels.weight)
+    batch, loss = gradients.batch, gradients.loss
+    class_weight = class_weight.to(loss.dtype)
+    if apply == "pixel":
+        return batch.mean(loss, class_weight)
     # Equation 2 is a sum of class means: its division is in the weights already.
-    valid = pixels.n.sum()
-    normalizer = valid if apply == "pixel" else torch.ones_like(valid)
-    return reduce_loss(
-        weighted, reduction=reduction, normalizer=normalizer, process_group=pixels.process_group
-    )
+    return batch.sum(loss, class_weight * inverse_power(gradients.n, 1, loss.dtype))
 
 
 class GBWLoss(Memory, PixelLoss):
@@ -320,6 +252,7 @@ class GBWLoss(Memory, PixelLoss):
     class_weight: Tensor
     seen: Tensor
 
+    @shows_options
     def __init__(
         self,
         *,
@@ -330,24 +263,14 @@ class GBWLoss(Memory, PixelLoss):
         solver: str = "projection",
         momentum: float | None = None,
         num_classes: int | None = None,
-        upsample: str | None = None,
-        align_corners: bool = False,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        process_group: ProcessGroup = None,
+        **common: Unpack[Common],
     ) -> None:
         programme = Programme(regularization, gradient, classes, solver)
         programme.check()
         check_choice("apply", apply, ("pixel", "class"))
         if momentum is not None:
             check_range("momentum", momentum, 0, 1)
-        super().__init__(
-            upsample=upsample,
-            align_corners=align_corners,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            process_group=process_group,
-        )
+        super().__init__(**common)
         self.regularization = regularization
         self.gradient = gradient
         self.classes = classes
@@ -380,25 +303,19 @@ class GBWLoss(Memory, PixelLoss):
         features: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of logits (N, C, *) against class indices (N, *)."""
-        check_call(input, target, pixel_weight, **self.common)
-        check_last_layer_features(features, input, self.gradient)
-        logits = logits_for(input, target, self.upsample, self.align_corners)
-        features = full_size_features(features, input, target, self.upsample, self.align_corners)
-        loss, pixels = _prepare(
-            logits, target, self.gradient, pixel_weight, features, self.ignore_index, self.joined_group
-        )
         programme = Programme(self.regularization, self.gradient, self.classes, self.solver)
-        class_weight = self._smoothed(programme.solve(pixels), pixels)
-        return _weigh(loss, pixels, class_weight, self.apply_to, self.reduction)
+        gradients = programme.gather(Batch(input, target, pixel_weight, self.common), features)
+        class_weight = self._smoothed(programme.solve(gradients), gradients)
+        return _weigh(gradients, class_weight, self.apply_to)
 
-    def _smoothed(self, own: Tensor, pixels: Pixels) -> Tensor:
+    def _smoothed(self, own: Tensor, gradients: Gradients) -> Tensor:
         """Blend a batch's own weights with the remembered ones."""
         if self.momentum is None:
             if self._moves():
                 self.class_weight = own.to(torch.float32, copy=True)
             return own
-        total = torch.where(pixels.keep, pixels.loss, 0).sum().to(own.dtype)
-        blend = partial(self._blended, own, total, self.momentum, pixels.process_group)
+        total = gradients.loss.detach().sum().to(own.dtype)
+        blend = partial(self._blended, own, total, self.momentum, gradients.batch.process_group)
         return first_time(self, torch.cat([own, total.view(1)]), blend)
 
     def _blended(self, own: Tensor, total: Tensor, momentum: float, process_group: ProcessGroup) -> Tensor:

@@ -31,8 +31,8 @@ from classbalance_losses._validate_features import (
     check_pull_vectors,
     check_same_width,
 )
+from classbalance_losses.kernels.reference import per_pixel
 from classbalance_losses.losses._base import FeatureLoss
-from classbalance_losses.ops.pixel import long_target
 from classbalance_losses.ops.prototypes import (
     class_confidence,
     class_prototypes,
@@ -47,7 +47,6 @@ from classbalance_losses.ops.sampling import (
     unreliable_pixels,
 )
 from classbalance_losses.ops.similarity import contrast, pair_weight
-from classbalance_losses.ops.weights import per_pixel
 from classbalance_losses.state.memory import Entry, Memory, Recalled
 
 Step = tuple[Recalled, dict[str, Tensor]]  # of the memory: what it was, and what it becomes
@@ -131,7 +130,7 @@ def pull_loss(
     check_mask("query_mask", query_mask, tuple(query_labels.shape))
     check_mask("prototype_mask", prototype_mask, (prototypes.shape[0],))
     dtype = torch.promote_types(queries.dtype, torch.float32)
-    labels = long_target(query_labels)
+    labels = query_labels.long()
 
     with torch.autocast(queries.device.type, enabled=False):
         if prototype_mask is not None:
@@ -149,7 +148,7 @@ def pull_loss(
             away = check_negatives(queries, prototypes, negatives, negative_mask)
             loss = contrast(query, keys, away, negative_mask, labels, keep, temperature)
         weight = pair_weight(labels, keep, class_weight.to(dtype), pair_reduction, process_group)
-        total = (loss * per_pixel(weight, labels, keep, dtype)).sum()
+        total = (loss * per_pixel(weight.to(dtype), labels, keep)).sum()
     return joined_value(total, process_group)
 
 

@@ -22,15 +22,17 @@ from math import prod
 import torch
 from torch import Tensor
 
+from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import as_label, check_common, check_range
 from classbalance_losses._validate_features import check_feature_map, check_label_range
 from classbalance_losses._validate_text import check_pair_of_maps, check_region, check_text_width
+from classbalance_losses.kernels.call import Logits
+from classbalance_losses.kernels.forms.reference import CrossEntropy
 from classbalance_losses.losses._base import FeatureLoss
+from classbalance_losses.ops.counts import kept_labels
 from classbalance_losses.ops.geometry import cosine_distance
-from classbalance_losses.ops.logits import Logits
-from classbalance_losses.ops.pixel import long_target, pixel_cross_entropy, valid_pixels
 from classbalance_losses.ops.prototypes import unit_vectors
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 
@@ -127,14 +129,15 @@ def text_alignment_loss(
     check_region(mask, features)
     check_label_range(target, text.shape[0], ignore_index)
     dtype = torch.promote_types(features.dtype, torch.float32)
-    labels = long_target(target)
     with torch.autocast(features.device.type, enabled=False):
-        keep = valid_pixels(labels, ignore_index) & _region(mask, features)
+        keep = (target.long() != ignore_index) & _region(mask, features)
+        labels = kept_labels(target, keep, text.shape[0])
         pixels = unit_vectors(torch.where(keep.unsqueeze(1), features, 0).to(dtype), dim=1)
         names = unit_vectors(text.to(dtype)) / temperature
         batch, size = features.shape[0], features.shape[2:]
         cosine = names @ pixels.reshape(batch, features.shape[1], prod(size))
-        loss = pixel_cross_entropy(Logits(cosine.reshape(batch, text.shape[0], *size)), labels, keep)
+        logits = Logits(cosine.reshape(batch, text.shape[0], *size))
+        loss = backend_for(logits, labels).pixel_values(logits, labels, CrossEntropy())
         return _reduced(loss, keep, reduction, process_group)
 
 

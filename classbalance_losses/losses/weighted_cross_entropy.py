@@ -6,38 +6,34 @@ r"""Weighted cross-entropy: class weights that are given, or estimated from the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
+from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import (
     Numbers,
     as_class_vector,
-    check_call,
     check_choice,
     check_class_device,
     check_class_vector,
     check_range,
     class_vector_of_call,
 )
-from classbalance_losses.kernels.blocks import accumulation_dtype
-from classbalance_losses.kernels.plain import is_constant
+from classbalance_losses.kernels.forms.reference import Smoothed
 from classbalance_losses.losses._base import VectorLoss
-from classbalance_losses.ops.counts import class_counts
-from classbalance_losses.ops.fused import fused_mean
-from classbalance_losses.ops.logits import logits_for
-from classbalance_losses.ops.pixel import counted_pixels, pixel_cross_entropy, pixel_function
-from classbalance_losses.ops.reduction import global_sum, reduce_loss
-from classbalance_losses.ops.weights import kept_weight, per_pixel, scaled
+from classbalance_losses.ops.batch import Batch
+from classbalance_losses.ops.batch_sums import BatchSums
+from classbalance_losses.state.estimators import estimate
 
-# (loss (N, *), target (N, *), keep (N, *), number of classes, process group) -> weights (C,)
-Estimator = Callable[[Tensor, Tensor, Tensor, int, ProcessGroup], Tensor]
+# sums over the batch's classes -> weights (C,); the former signature, of maps, works for one more release
+Estimator = Callable[[BatchSums], Tensor]
 
 
+@shows_options
 @recomputable
 def weighted_cross_entropy_loss(
     input: Tensor,
@@ -47,87 +43,29 @@ def weighted_cross_entropy_loss(
     pixel_weight: Tensor | None = None,
     normalize: str = "weights",
     label_smoothing: float = 0.0,
-    upsample: str | None = None,
-    align_corners: bool = False,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    process_group: ProcessGroup = None,
+    **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.WeightedCrossEntropyLoss`, which describes the arguments."""
     _check(normalize, label_smoothing)
-    check_call(
-        input,
-        target,
-        pixel_weight,
-        upsample=upsample,
-        align_corners=align_corners,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        process_group=process_group,
-    )
-
-    target, keep = counted_pixels(target, input.shape[1], ignore_index)
-    if label_smoothing > 0:  # half gradients of two terms would each be rounded before they are added
-        input = input.to(accumulation_dtype(input.dtype))
-    logits = logits_for(input, target, upsample, align_corners)
-    loss = pixel_cross_entropy(logits, target, keep)
-    class_weight = _class_weight(weight, input, loss, target, keep, process_group)
-    class_weight = class_weight.to(loss.dtype)
-
+    batch = Batch(input, target, pixel_weight, common, learned=weight if isinstance(weight, Tensor) else None)
+    w = _class_weight(weight, input, batch)
+    over = w if normalize == "weights" else None
     if label_smoothing == 0:
-        fused = fused_mean(
-            loss,
-            target,
-            keep,
-            class_weight,
-            pixel_weight,
-            by_weight=normalize == "weights",
-            reduction=reduction,
-            process_group=process_group,
-        )
-        if fused is not None:
-            return fused
-    own = per_pixel(class_weight, target, keep, loss.dtype)
-    weighted = scaled(loss, own)
-    if label_smoothing > 0:
-        function = partial(_spread, class_weight=class_weight)
-        spread = pixel_function(logits, target, keep, function, parameters=(class_weight,))
-        weighted = (1 - label_smoothing) * weighted + label_smoothing * spread
-
-    weighted = scaled(weighted, kept_weight(pixel_weight, keep, loss.dtype))
-    if normalize == "pixels":
-        normalizer = global_sum(keep, process_group)
-    elif is_constant(class_weight):
-        normalizer = global_sum(own, process_group)
-    else:  # Σ_c w_c n_c, of all ranks' n_c: on each rank the derivative is the joined sum's
-        count = all_reduce_sum(class_counts(target, keep, input.shape[1]), process_group)
-        normalizer = (class_weight * count).sum()
-    return reduce_loss(weighted, reduction=reduction, normalizer=normalizer, process_group=process_group)
+        return batch.mean(batch.cross_entropy(), w, over)
+    w = torch.ones(input.shape[1], dtype=batch.dtype, device=input.device) if w is None else w
+    return batch.mean(batch.values(Smoothed(label_smoothing, w)), over=over)
 
 
-def _spread(log_prob: Tensor, target: Tensor, keep: Tensor, *, class_weight: Tensor) -> Tensor:
-    """1/C Σ_c w_c (-log p_c), what label smoothing adds; a class of weight 0 adds nothing, p_c = 0 or not."""
-    return torch.where(keep, scaled(-log_prob, class_weight.view(-1, *[1] * (log_prob.ndim - 2))).mean(1), 0)
-
-
-def _class_weight(
-    weight: Numbers | Estimator | None,
-    input: Tensor,
-    loss: Tensor,
-    target: Tensor,
-    keep: Tensor,
-    process_group: ProcessGroup,
-) -> Tensor:
-    """Return w (C,): ones, the given numbers, which may be learned, or what the estimator makes of this batch."""
-    num_classes = input.shape[1]
+def _class_weight(weight: Numbers | Estimator | None, input: Tensor, batch: Batch) -> Tensor | None:
+    """Return w (C,), the given numbers, which may be learned, or what the estimator makes of this batch; None: 1."""
     if weight is None:
-        return torch.ones(num_classes, dtype=loss.dtype, device=loss.device)
+        return None
     if isinstance(weight, (Tensor, type)) or not callable(weight):
-        return class_vector_of_call("weight", weight, input)
-    estimated = weight(loss.detach(), target, keep, num_classes, process_group)
-    check_class_vector("weight", estimated, num_classes)
+        return class_vector_of_call("weight", weight, input).to(batch.dtype)
+    estimated = estimate(weight, batch.statistics())
+    check_class_vector("weight", estimated, input.shape[1])
     check_class_device("weight", estimated, input)
-    return estimated.detach()
+    return estimated.detach().to(batch.dtype)
 
 
 class WeightedCrossEntropyLoss(VectorLoss):
@@ -176,26 +114,17 @@ class WeightedCrossEntropyLoss(VectorLoss):
     _vector = "weight"
     weight: Tensor | Estimator | None
 
+    @shows_options
     def __init__(
         self,
         weight: Numbers | Estimator | None = None,
         *,
         normalize: str = "weights",
         label_smoothing: float = 0.0,
-        upsample: str | None = None,
-        align_corners: bool = False,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        process_group: ProcessGroup = None,
+        **common: Unpack[Common],
     ) -> None:
         _check(normalize, label_smoothing)
-        super().__init__(
-            upsample=upsample,
-            align_corners=align_corners,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            process_group=process_group,
-        )
+        super().__init__(**common)
         setattr(self, self._vector, weight)  # a sequence becomes a tensor
         self.normalize = normalize
         self.label_smoothing = label_smoothing

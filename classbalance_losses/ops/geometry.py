@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from classbalance_losses._dispatch import backend_for
-from classbalance_losses.kernels import blocked_distances, blocked_function
+from classbalance_losses._dispatch import is_eager_on_cpu
+from classbalance_losses.ops import distances as by_torch
 from classbalance_losses.ops.prototypes import unit_vectors
 
-# Differences, and entries of a map, from which the blocked ways were measured to be quicker. That for cosines computes
-# twice, so it wins once the reference's full-size intermediates are too large for the allocator to keep.
-_PAIRS_FROM = 1 << 13
-_COSINES_FROM = 1 << 23
+_PAIRS_FROM = 1 << 13  # differences from which torch's own kernels were measured to be quicker
 
 
 def cosines(vectors: Tensor) -> Tensor:
@@ -39,8 +36,8 @@ def distances(vectors: Tensor) -> Tensor:
 
     From differences, not from products: those lose the small distances to rounding.
     """
-    if backend_for(vectors, size=vectors.shape[0] * vectors.numel(), blocked_from=_PAIRS_FROM) == "blocked":
-        return blocked_distances.distances(vectors, _distances)
+    if vectors.shape[0] * vectors.numel() >= _PAIRS_FROM and is_eager_on_cpu(vectors):
+        return by_torch.distances(vectors, _distances)
     return _distances(vectors)
 
 
@@ -56,12 +53,7 @@ def cosine_distance(vectors: Tensor, others: Tensor, keep: Tensor) -> Tensor:
     It is half the squared distance between unit vectors: exactly 0 at equality and never negative, which 1 - cos
     in floats is not. ``others`` are constant. Where not kept (N, *) it is 0, and what stands there may be NaN.
     """
-    if backend_for(vectors, others, blocked_from=_COSINES_FROM) == "blocked":
-        return blocked_function.map_function(vectors, others.detach(), keep, _cosine_distance)
-    return _cosine_distance(vectors, others.detach(), keep)
-
-
-def _cosine_distance(vectors: Tensor, others: Tensor, keep: Tensor) -> Tensor:
+    others = others.detach()
     dtype = torch.promote_types(vectors.dtype, torch.float32)
     own, other = (
         unit_vectors(torch.where(keep.unsqueeze(1), x, 0).to(dtype), dim=1) for x in (vectors, others)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from classbalance_losses.ops.counts import class_counts
+from classbalance_losses._dispatch import Backend
+from classbalance_losses.kernels.call import Labels
 
 
 class ImageCounts(NamedTuple):
@@ -21,15 +22,14 @@ class ImageCounts(NamedTuple):
     """Valid pixels, of any class, of the images that contain each class, (C,)."""
 
 
-def image_class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
-    """Return the number of kept pixels of each image and class, (N, C) of int64, for ``target`` (N, *)."""
-    images = target.shape[0]
-    image = torch.arange(images, dtype=torch.int64, device=target.device).view(-1, *[1] * (target.ndim - 1))
-    return class_counts(image * num_classes + target, keep, images * num_classes).view(images, num_classes)
+def image_class_counts(labels: Labels, backend: Backend) -> Tensor:
+    """Return the number of pixels that count of each image and class, (N, C) of int64."""
+    if not labels.target.shape[0]:
+        return torch.zeros(0, labels.num_classes, dtype=torch.int64, device=labels.target.device)
+    return backend.class_sums(labels, rows=labels.target.shape[0]).number
 
 
-def summed_image_counts(target: Tensor, keep: Tensor, num_classes: int) -> ImageCounts:
-    """Return the batch's counts by pixel and by image."""
-    count = image_class_counts(target, keep, num_classes)
+def summed_image_counts(count: Tensor) -> ImageCounts:
+    """Return a batch's counts by pixel and by image, from those of each image and class (N, C)."""
     present = count > 0
     return ImageCounts(count.sum(0), present.sum(0), (present * count.sum(1, keepdim=True)).sum(0))

@@ -18,12 +18,11 @@ from classbalance_losses._validate_features import (
     check_num_classes,
 )
 from classbalance_losses.ops.counts import class_counts, class_means, class_sums, class_vector_sums
-from classbalance_losses.ops.pixel import long_target, valid_pixels
 
 
 def in_classes(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Return the mask of the labels (int64) that name a class, and not the ignored one."""
-    return valid_pixels(labels, ignore_index) & (labels >= 0) & (labels < num_classes)
+    return (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
 
 
 def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:
@@ -71,7 +70,7 @@ def class_prototypes(
     check_num_classes(num_classes)
     check_feature_map("features", features, "labels", labels)
     check_label_range(labels, num_classes, ignore_index)
-    target = long_target(labels).flatten()
+    target = labels.long().flatten()
     keep = in_classes(target, num_classes, ignore_index)
     dtype = torch.promote_types(features.dtype, torch.float32)
     rows = features.detach().movedim(1, -1).reshape(-1, features.shape[1]).to(dtype)
@@ -92,7 +91,7 @@ def class_confidence(
 
     Labels outside [0, C) are skipped, as is ``ignore_index``.
     """
-    target = long_target(labels)
+    target = labels.long()
     keep = in_classes(target, num_classes, ignore_index)
     sums = all_reduce_sum(class_sums(confidence, target, keep, num_classes), process_group)
     count = all_reduce_sum(class_counts(target, keep, num_classes), process_group)

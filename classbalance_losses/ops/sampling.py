@@ -8,11 +8,12 @@ pixel.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
+from classbalance_losses._distributed import ProcessGroup, all_reduce_sum, resolve
 from classbalance_losses._validate import check_range
 from classbalance_losses._validate_features import (
     check_confidence,
@@ -23,9 +24,9 @@ from classbalance_losses._validate_features import (
     check_mask,
     check_num_classes,
 )
+from classbalance_losses.kernels.call import Share
+from classbalance_losses.kernels.selection import hard_count, kth_largest, ordered_bits
 from classbalance_losses.ops.counts import class_counts
-from classbalance_losses.ops.mining import BitEntries, hard_count, ordered_bits
-from classbalance_losses.ops.pixel import long_target
 from classbalance_losses.ops.prototypes import in_classes
 
 
@@ -65,7 +66,7 @@ def sample_class_balanced(
     check_count("samples_per_class", samples_per_class)
     check_labels("labels", labels)
     check_label_range(labels, num_classes, ignore_index)
-    target = long_target(labels).flatten()
+    target = labels.long().flatten()
     keep = in_classes(target, num_classes, ignore_index)
     pixels = target.shape[0]
     slots = min(num_classes * (samples_per_class + 1), pixels)
@@ -172,7 +173,7 @@ def sample_domain_equal_negatives(
     for name, labels in (("source_labels", source_labels), ("target_labels", target_labels)):
         check_labels(name, labels)
         check_label_range(labels, num_classes, ignore_index)
-    source, target = long_target(source_labels).flatten(), long_target(target_labels).flatten()
+    source, target = source_labels.long().flatten(), target_labels.long().flatten()
     source_keep = in_classes(source, num_classes, ignore_index)
     target_keep = in_classes(target, num_classes, ignore_index) & target_unreliable.flatten()
     half = samples // 2
@@ -216,9 +217,10 @@ def unreliable_pixels(
     check_confidence("confidence", clean)
     bits = ordered_bits(clean.to(torch.promote_types(clean.dtype, torch.float32))).reshape(1, -1)
     total = all_reduce_sum(kept.sum().reshape(1), process_group)
-    below = hard_count(total, fraction, 0)
+    below = hard_count(total, Share(fraction, 0))
     digits = 4 if confidence.dtype == torch.float64 else 2
-    percentile = BitEntries(bits, kept.reshape(1, -1)).kth_largest(total - below, digits, process_group)
+    joined = None if resolve(process_group) is None else partial(all_reduce_sum, process_group=process_group)
+    percentile = kth_largest(bits, kept.reshape(1, -1), total - below, digits, joined)
     # With α = 1 there is no (k+1)-th: every kept pixel is meant.
     unreliable = (bits < percentile.bits.unsqueeze(1)) | (below == total).unsqueeze(1)
     return unreliable.reshape(confidence.shape) & kept

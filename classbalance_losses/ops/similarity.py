@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from classbalance_losses._dispatch import backend_for
+from classbalance_losses._dispatch import is_eager_on_cpu
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
+from classbalance_losses.kernels.forms.reference import CrossEntropy
 from classbalance_losses.ops.counts import class_counts
-from classbalance_losses.ops.pixel import plain_cross_entropy
 from classbalance_losses.ops.prototypes import unit_vectors
 
 _BY_CLASS_FROM = 1 << 12  # similarities for each class
@@ -108,15 +108,12 @@ def contrast(
     num_classes = prototypes.shape[0]
     are_shared = negatives.shape[0] == num_classes
     size = queries.shape[0] * negatives.shape[1] // num_classes
-    if (
-        are_shared
-        and backend_for(queries, prototypes, negatives, labels, size=size, blocked_from=_BY_CLASS_FROM)
-        == "blocked"
-    ):
+    if are_shared and size >= _BY_CLASS_FROM and is_eager_on_cpu(queries, prototypes, negatives, labels):
         return _contrast_by_class(queries / temperature, prototypes, negatives, negative_mask, labels, keep)
     toward = (queries * prototypes.index_select(0, labels)).sum(1, keepdim=True)
     away = negative_similarities(queries, labels, keep, negatives, negative_mask, num_classes)
-    return plain_cross_entropy(torch.cat([toward, away], 1) / temperature, torch.zeros_like(labels), keep)
+    logits = torch.cat([toward, away], 1) / temperature
+    return CrossEntropy().value(logits, torch.zeros_like(labels), keep)
 
 
 def _contrast_by_class(

@@ -1,5 +1,6 @@
 """The stateful parts: statistics of the classes, and class weights that follow them."""
 
+from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.state.estimators import (
     ClassWeightEstimator,
     Curriculum,
@@ -12,6 +13,7 @@ from classbalance_losses.state.estimators import (
 from classbalance_losses.state.statistics import ClassStatistics
 
 __all__ = [
+    "BatchSums",
     "ClassStatistics",
     "ClassWeightEstimator",
     "Curriculum",

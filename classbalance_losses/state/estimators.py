@@ -6,15 +6,19 @@ value on the host, so it compiles and can be captured in a CUDA graph. What it r
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses._recompute import first_time
 from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.class_weights import (
     curriculum_weights,
     effective_number_weights,
@@ -23,38 +27,33 @@ from classbalance_losses.ops.class_weights import (
     median_frequency_weights,
     pixel_frequency_weights,
 )
-from classbalance_losses.ops.counts import class_counts, class_sums
 from classbalance_losses.ops.image_counts import summed_image_counts
 from classbalance_losses.state.memory import Entry, Memory
 from classbalance_losses.state.saved import Saved
 
 Accumulate = Literal["batch", "running"]
 
+_OF_MAPS = 4  # arguments, or more: pixel_loss, target, keep, num_classes
+
 
 class ClassWeightEstimator(Saved):
     """Base of the estimators: ``forward`` turns a batch into class weights.
 
-    Write your own by subclassing and overriding ``forward``.
+    Write your own by subclassing and overriding ``forward``. One with the former signature, ``forward(pixel_loss,
+    target, keep, num_classes, process_group)``, works for one more release, and so does a call with those arguments.
     """
 
-    def forward(
-        self,
-        pixel_loss: Tensor,
-        target: Tensor,
-        keep: Tensor,
-        num_classes: int,
-        process_group: ProcessGroup = None,
-    ) -> Tensor:
-        """Return the weights (C,), constant, in the dtype of ``pixel_loss``.
-
-        Args:
-            pixel_loss: cross-entropy of each pixel, (N, *), detached, float32 or float64.
-            target: class indices (N, *), int64.
-            keep: which pixels count, (N, *), bool; the others' targets may be anything.
-            num_classes: C.
-            process_group: the ranks whose statistics are joined.
-        """
+    def forward(self, sums: BatchSums) -> Tensor:
+        """Return the weights (C,), constant, of a batch with these sums over its classes."""
         raise NotImplementedError
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the weights (C,)."""
+        if len(args) + len(kwargs) > 1 and not takes_maps(self):
+            _warn_of_maps("Calling an estimator with maps")
+            args, kwargs = (BatchSums.of_maps(*args, **kwargs),), {}
+        weights: Tensor = super().__call__(*args, **kwargs)
+        return weights
 
     def extra_repr(self) -> str:
         """Show the options."""
@@ -79,29 +78,22 @@ class _CountEstimator(Memory, ClassWeightEstimator):
         self.num_classes = num_classes
         self._remember(num_classes, **running)
 
-    def count(self, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
-        """Return the batch's counts, (R, C) of int64."""
-        return class_counts(target, keep, num_classes).unsqueeze(0)
+    def count(self, sums: BatchSums) -> Tensor:
+        """Return the batch's counts on all ranks, (R, C) of int64."""
+        return sums.number().unsqueeze(0)
 
     def weigh(self, counts: Tensor) -> Tensor:
         """Return the weights (C,) that belong to counts (R, C)."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        pixel_loss: Tensor,
-        target: Tensor,
-        keep: Tensor,
-        num_classes: int,
-        process_group: ProcessGroup = None,
-    ) -> Tensor:
-        """Return the weights (C,), constant, in the dtype of ``pixel_loss``."""
-        counts = all_reduce_sum(self.count(target, keep, num_classes), process_group)
+    def forward(self, sums: BatchSums) -> Tensor:
+        """Return the weights (C,), constant."""
+        counts = self.count(sums)
         if self.accumulate == "running":
-            total = _total(pixel_loss, keep)
+            total = sums.total()
             key = torch.cat([counts.flatten().to(total.dtype), total])
-            counts = first_time(self, key, partial(self._added, counts, total, process_group))
-        return self.weigh(counts.double() if pixel_loss.dtype == torch.float64 else counts)
+            counts = first_time(self, key, partial(self._added, counts, total, sums.process_group))
+        return self.weigh(counts.double() if sums.dtype == torch.float64 else counts)
 
     def _added(self, counts: Tensor, total: Tensor, process_group: ProcessGroup) -> Tensor:
         """Add a training batch; in evaluation only look, and before the first one at the batch itself."""
@@ -158,10 +150,11 @@ class MedianFrequency(_CountEstimator):
         check_range("power", power, 0)
         self.power = power
 
-    def count(self, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
+    def count(self, sums: BatchSums) -> Tensor:
         """Return pixels of each class, and pixels of the images that contain it, (2, C)."""
-        counts = summed_image_counts(target, keep, num_classes)
-        return torch.stack([counts.pixel_counts, counts.image_pixel_counts])
+        counts = summed_image_counts(sums.image_number())
+        own = torch.stack([counts.pixel_counts, counts.image_pixel_counts])
+        return all_reduce_sum(own, sums.process_group)
 
     def weigh(self, counts: Tensor) -> Tensor:
         """Return the weights (C,)."""
@@ -184,10 +177,11 @@ class ImageFrequency(_CountEstimator):
     def __init__(self, *, accumulate: Accumulate = "batch", num_classes: int | None = None) -> None:
         super().__init__(accumulate, num_classes)
 
-    def count(self, target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
+    def count(self, sums: BatchSums) -> Tensor:
         """Return images that contain each class, and the number of images C times, (2, C)."""
-        image_counts = summed_image_counts(target, keep, num_classes).image_counts
-        return torch.stack([image_counts, torch.full_like(image_counts, target.shape[0])])
+        image_counts = summed_image_counts(sums.image_number()).image_counts
+        own = torch.stack([image_counts, torch.full_like(image_counts, sums.num_images)])
+        return all_reduce_sum(own, sums.process_group)
 
     def weigh(self, counts: Tensor) -> Tensor:
         """Return the weights (C,)."""
@@ -246,24 +240,15 @@ class _LossEstimator(Memory, ClassWeightEstimator):
         """Return the weights (C,) for mean losses (C,), nan for a class never seen, and what else is remembered."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        pixel_loss: Tensor,
-        target: Tensor,
-        keep: Tensor,
-        num_classes: int,
-        process_group: ProcessGroup = None,
-    ) -> Tensor:
-        """Return the weights (C,), constant, in the dtype of ``pixel_loss``."""
-        sums = class_sums(pixel_loss, target, keep, num_classes)
-        counts = class_counts(target, keep, num_classes).to(sums.dtype)
-        total, count = all_reduce_sum(torch.stack([sums, counts]), process_group)
-        mean = total / count  # nan for an absent class
+    def forward(self, sums: BatchSums) -> Tensor:
+        """Return the weights (C,), constant, in the loss's dtype."""
+        number, total = sums.number_and_loss()
+        mean = total / number  # nan for an absent class
         if self.momentum is None:
-            return self.weigh(mean.to(pixel_loss.dtype), {})
+            return self.weigh(mean, {})
         # The average's dtype must not depend on the loss's.
-        follow = partial(self._follow, mean.float(), _total(pixel_loss, keep), self.momentum, process_group)
-        return first_time(self, torch.cat([total, count]), follow).to(pixel_loss.dtype)
+        follow = partial(self._follow, mean.float(), sums.total(), self.momentum, sums.process_group)
+        return first_time(self, torch.cat([total, number]), follow).to(sums.dtype)
 
     def _follow(self, mean: Tensor, total: Tensor, momentum: float, process_group: ProcessGroup) -> Tensor:
         """Move the average towards a training batch, and return the weights; a class that is absent keeps its own."""
@@ -364,6 +349,26 @@ class Curriculum(_LossEstimator):
         return curriculum_weights(class_loss, first + more * (values["step"] // self.every), order=self.order)
 
 
-def _total(pixel_loss: Tensor, keep: Tensor) -> Tensor:
-    """The sum of the losses that count, (1,): it tells whether a batch is finite, and one batch from another."""
-    return torch.where(keep, pixel_loss.detach(), 0).sum().view(1)
+def estimate(estimator: Callable[..., Tensor], sums: BatchSums) -> Tensor:
+    """Return what an estimator, a module or a function, makes of a batch, by its present or its former signature."""
+    if not takes_maps(estimator):
+        return estimator(sums)
+    _warn_of_maps(f"An estimator of maps, {type(estimator).__name__},")
+    return estimator(*sums.maps(), sums.num_classes, sums.process_group)
+
+
+def takes_maps(estimator: Callable[..., Tensor]) -> bool:
+    """Whether an estimator has the former signature, of five arguments."""
+    if isinstance(estimator, nn.Module):  # a graph may be traced here, which takes no signature
+        return type(estimator).forward.__code__.co_argcount > _OF_MAPS
+    return len(inspect.signature(estimator).parameters) >= _OF_MAPS
+
+
+def _warn_of_maps(what: str) -> None:
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            f"{what} is the former way and will go: an estimator takes the sums over a batch's classes, "
+            "forward(sums), see classbalance_losses.state.BatchSums.",
+            FutureWarning,
+            stacklevel=4,
+        )

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
+from classbalance_losses._dispatch import backend_for_maps
 from classbalance_losses._validate import as_label, check_choice, check_target_range
 from classbalance_losses._validate_features import check_labels, check_num_classes
+from classbalance_losses.kernels.call import Labels
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
     image_frequency_weights,
     median_frequency_weights,
     pixel_frequency_weights,
 )
-from classbalance_losses.ops.image_counts import summed_image_counts
-from classbalance_losses.ops.pixel import long_target, valid_pixels
+from classbalance_losses.ops.image_counts import image_class_counts, summed_image_counts
 from classbalance_losses.state.accumulate import count_batches
 
 SCHEMES = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number")
@@ -81,14 +82,13 @@ class ClassStatistics(nn.Module):
             raise ValueError("Expected labels of shape (N, *), got a 0-dim tensor.")
         check_target_range(target, self.num_classes, self.ignore_index)
         self.to(target.device)  # the counts begin on the CPU, whatever torch's default device is
-        index = long_target(target)
-        keep = valid_pixels(index, self.ignore_index)
-        counts = summed_image_counts(index, keep, self.num_classes)
+        labels = Labels(target, self.num_classes, self.ignore_index)
+        counts = summed_image_counts(image_class_counts(labels, backend_for_maps(labels)))
         for name, count in counts._asdict().items():
             getattr(self, name).add_(count)
         self.num_images.add_(target.shape[0])
-        self.num_pixels.add_(keep.sum())
-        self.num_ignored.add_((~keep).sum())
+        self.num_pixels.add_(counts.pixel_counts.sum())
+        self.num_ignored.add_(target.numel() - counts.pixel_counts.sum())
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
         """Add the counts of another part of the data set (another worker's, another rank's); returns self.

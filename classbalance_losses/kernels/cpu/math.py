@@ -1,0 +1,262 @@
+"""What compiled loops are made of: memory by its address, parts for threads to take, exp and log in few instructions."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+from numpy.polynomial import Chebyshev, Polynomial
+
+# A product and a sum may be rounded once, as one instruction; nothing else is let loose.
+compiled = njit(fastmath={"contract"}, error_model="numpy")
+
+_INT = ir.IntType(64)
+_TASK = types.void(types.voidptr)
+
+
+class Task:
+    """What threads call on a pointer: compiled when it is first run, and kept on the disk if there is a place."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    @cached_property
+    def compiled(self) -> Any:
+        """The function, compiled."""
+        try:
+            return cfunc(_TASK, cache=True)(self._function)
+        except RuntimeError:  # no place to write to
+            return cfunc(_TASK)(self._function)
+
+
+def task(function: Any) -> Task:
+    """Make a function of a pointer to its job a task for `threads.run`."""
+    return Task(function)
+
+
+@intrinsic
+def pointer(_: Any, address: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _add(_: Any, place: Any, value: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        place = builder.bitcast(args[0], _INT.as_pointer())
+        return builder.atomic_rmw("add", place, args[1], "monotonic")
+
+    return types.int64(types.voidptr, types.int64), generate
+
+
+@compiled
+def add(address: int, value: int) -> None:
+    """Add to the int64 at an address in one step, which no other thread can part."""
+    _add(pointer(address), value)
+
+
+@compiled
+def take(memory: Any) -> int:
+    """Add 1 to the int64 at a pointer in such a step, and return what was there."""
+    taken: int = _add(memory, 1)
+    return taken
+
+
+@intrinsic
+def _bits_of(_: Any, value: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def _of_bits(_: Any, bits: Any) -> Any:
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@compiled
+def floats(address: int, size: int) -> Any:
+    """Return the float32 array at an address."""
+    return carray(pointer(address), size, np.float32)
+
+
+@compiled
+def doubles(address: int, size: int) -> Any:
+    """Return the float64 array at an address."""
+    return carray(pointer(address), size, np.float64)
+
+
+@compiled
+def words(address: int, size: int) -> Any:
+    """Return the array of 32 bits at an address, as whole numbers."""
+    return carray(pointer(address), size, np.int32)
+
+
+@compiled
+def integers(address: int, size: int) -> Any:
+    """Return the int64 array at an address."""
+    return carray(pointer(address), size, np.int64)
+
+
+@compiled
+def shorts(address: int, size: int) -> Any:
+    """Return the int16 array at an address."""
+    return carray(pointer(address), size, np.int16)
+
+
+@compiled
+def halves(address: int, size: int) -> Any:
+    """Return the bfloat16 or float16 array at an address, as whole numbers of 16 bits."""
+    return carray(pointer(address), size, np.uint16)
+
+
+@compiled
+def flags(address: int, size: int) -> Any:
+    """Return the array of bool or uint8 at an address."""
+    return carray(pointer(address), size, np.uint8)
+
+
+def _fitted(series: Polynomial, degree: int, low: float, high: float) -> list[np.float32]:
+    """Return a short polynomial's coefficients in the place of a power series'."""
+    fit = Chebyshev.interpolate(series, degree, [low, high]).convert(kind=Polynomial)
+    return [np.float32(c) for c in fit.coef]
+
+
+_HALF_LN2 = math.log(2) / 2
+# exp(r) = 1 + r + r² q(r) for |r| ≤ ln 2 / 2, and log(1 + f) = f - f²/2 + f³ t(f) for 1/√2 ≤ 1 + f < √2
+_Q = _fitted(Polynomial([1 / math.factorial(k + 2) for k in range(16)]), 4, -_HALF_LN2, _HALF_LN2)
+_T = _fitted(Polynomial([(-1) ** k / (k + 3) for k in range(60)]), 8, 2**-0.5 - 1, 2**0.5 - 1)
+_Q0, _Q1, _Q2, _Q3, _Q4 = _Q
+_T0, _T1, _T2, _T3, _T4, _T5, _T6, _T7, _T8 = _T
+
+_LOG2_E = np.float32(1 / math.log(2))
+_LN2_HIGH = np.float32(math.ldexp(round(math.ldexp(math.log(2), 9)), -9))  # few bits: its products are exact
+_LN2_LOW = np.float32(math.log(2) - float(_LN2_HIGH))
+_ROUND = np.float32(
+    1.5 * 2**23
+)  # a small number added to it is rounded to a whole one, which its last bits are
+_LOWEST = np.float32(-87)  # below, exp is less than the smallest normal number, and is returned as 0
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_EXPONENT, _BIAS = np.int32(23), np.int32(127)
+_ROOT_HALF = np.int32(np.float32(2**-0.5).view(np.int32))
+
+
+@compiled
+def _exponential(x: Any) -> Any:
+    """Return 2^n, and e with e^x = 2^n (1 + e), where x = n ln 2 + r and e = r + r² q(r)."""
+    rounded = x * _LOG2_E + _ROUND
+    n = rounded - _ROUND
+    r = x - n * _LN2_HIGH - n * _LN2_LOW
+    q = (((_Q4 * r + _Q3) * r + _Q2) * r + _Q1) * r + _Q0
+    return _of_bits(np.int32((_bits_of(rounded) + _BIAS) << _EXPONENT)), q * r * r + r
+
+
+@compiled
+def exp(x: Any) -> Any:
+    """Return e^x of a float32 x < 88, 0 below -87, and NaN for NaN.
+
+    A call of the C library's would keep a loop from being done in vectors, here and in `logarithm`.
+    """
+    power, e = _exponential(x)
+    return _ZERO if x < _LOWEST else (e + _ONE) * power
+
+
+@compiled
+def exp_or_zero(x: Any) -> Any:
+    """Return the same, but 0 for NaN."""
+    power, e = _exponential(x)
+    return (e + _ONE) * power if x >= _LOWEST else _ZERO
+
+
+@compiled
+def expm1(x: Any) -> Any:
+    """Return e^x - 1 of a float32 x < 88 without cancellation, however near to 0, or NaN."""
+    power, e = _exponential(x)
+    return -_ONE if x < _LOWEST else e * power + (power - _ONE)
+
+
+@compiled
+def _logarithm(x: Any, rest: Any) -> Any:
+    """Return the logarithm of a normal float32 x > 0, as n ln 2 + log(1 + f) with x + rest = 2^n (1 + f), or NaN."""
+    bits = _bits_of(x)
+    n = np.int32((bits - _ROOT_HALF) >> _EXPONENT)
+    f = _of_bits(np.int32(bits - (n << _EXPONENT))) - _ONE
+    f += rest * _of_bits(np.int32((_BIAS - n) << _EXPONENT))
+    t = (((((((_T8 * f + _T7) * f + _T6) * f + _T5) * f + _T4) * f + _T3) * f + _T2) * f + _T1) * f + _T0
+    n = np.float32(n)
+    value = n * _LN2_HIGH + (f + (n * _LN2_LOW + f * f * (t * f - _HALF)))
+    return x if np.isnan(x) else value
+
+
+@compiled
+def logarithm(x: Any) -> Any:
+    """Return the logarithm of a normal float32 x > 0, or NaN."""
+    return _logarithm(x, _ZERO)
+
+
+@compiled
+def log1p(x: Any) -> Any:
+    """Return log(1 + x) for x ≥ 0, however small, or NaN: what rounding takes from the sum is given back."""
+    total = _ONE + x
+    return _logarithm(total, x - (total - _ONE))
+
+
+@compiled
+def log_difference(a: Any, b: Any) -> Any:
+    """Return log(a - b) for a ≥ 1 and 0 ≤ b ≤ 3/4, however small, or NaN: as `log1p` does it."""
+    rest = a - b
+    return _logarithm(rest, (a - rest) - b)
+
+
+@compiled
+def of_bfloat16(half: Any) -> Any:
+    """Return the float32 of a bfloat16's bits."""
+    return _of_bits(np.int32(half) << np.int32(16))
+
+
+@compiled
+def as_bfloat16(x: Any) -> Any:
+    """Return the bits of a float32 as a bfloat16, rounded to the nearest, ties to even."""
+    bits = _bits_of(x)
+    rounded = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
+    return np.uint16(np.int32(0x7FC0) if np.isnan(x) else rounded)
+
+
+# Between a float16's exponent, of 5 bits, and a float32's, of 8.
+_SHIFT = np.int32(13)
+_REBIAS = np.int32((127 - 15) << 23)
+_SMALLEST = np.int32((127 - 14) << 23)  # of the normal float16
+
+
+@compiled
+def of_float16(half: Any) -> Any:
+    """Return the float32 of a float16's bits."""
+    bits = (np.int32(half) & np.int32(0x7FFF)) << _SHIFT
+    # A float32 of the smallest exponent, less its leading 1: no arithmetic on subnormal numbers, which may be off.
+    small = _bits_of(_of_bits(np.int32(bits + _SMALLEST)) - _of_bits(_SMALLEST))
+    large = bits + _REBIAS if bits < np.int32(0x7C00 << 13) else bits + np.int32(2 * _REBIAS)
+    value = small if bits < np.int32(1 << 23) else large
+    return _of_bits(np.int32(value | (np.int32(half) & np.int32(0x8000)) << np.int32(16)))
+
+
+@compiled
+def as_float16(x: Any) -> Any:
+    """Return the bits of a float32 as a float16, rounded to the nearest, ties to even."""
+    bits = _bits_of(x)
+    sign, bits = (bits >> np.int32(16)) & np.int32(0x8000), bits & np.int32(0x7FFFFFFF)
+    # The last bits of x + 1/2 count units of 2^-24, as a subnormal float16 does.
+    small = _bits_of(np.abs(x) + _HALF) - _bits_of(_HALF)
+    large = (bits - _REBIAS + np.int32(0xFFF) + ((bits >> _SHIFT) & np.int32(1))) >> _SHIFT
+    value = small if bits < _SMALLEST else min(large, np.int32(0x7C00))
+    return np.uint16((np.int32(0x7E00) if np.isnan(x) else value) | sign)

@@ -1,0 +1,226 @@
+r"""The pixel pass on a CPU: φ of each pixel by one pass over the logits, its gradient by another.
+
+Forward reads the logits from memory once, and keeps :math:`s = \log \sum_k e^{x_k - \max}` of each pixel; backward
+reads them once, finds the largest again, and writes :math:`g (u_k - p_k \sum_j u_j)` once. Half logits have half the
+size, and as few as 11 classes of them are 22 bytes a pixel: there s is not kept, but found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classbalance_losses.kernels import reference
+from classbalance_losses.kernels.call import Labels, Logits
+from classbalance_losses.kernels.cpu import pixel_loops as loops
+from classbalance_losses.kernels.cpu.memory import address, hand_over_labels
+from classbalance_losses.kernels.cpu.operators import define
+from classbalance_losses.kernels.cpu.threads import run
+from classbalance_losses.kernels.cpu.tiles import PITCH
+from classbalance_losses.kernels.forms.cpu import fill, form_of, parameters
+from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
+from classbalance_losses.kernels.plain import needs_reference
+from classbalance_losses.kernels.reference import class_rows
+
+_LOGITS = 1 << 16  # that a thread takes at a time: 256 KiB
+_PIXELS = PITCH  # at most: its numbers of a pixel stay in the first-level cache
+_PARTS = 64  # of the pixels, whose sums are added up apart
+_TABLES = 1 << 21  # sums in all of them: 16 MiB
+
+
+def pixel_values(logits: Logits, labels: Labels, form: Form) -> Tensor:
+    """Return φ of each pixel (N, *) in float32, 0 where its label is ignored, with the gradient of the logits."""
+    value, _ = _PixelPass.apply(  # type: ignore[no-untyped-call]
+        logits.input, labels.target, labels.ignore_index, *parameters(form), False
+    )
+    return value  # type: ignore[no-any-return]
+
+
+def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
+    r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *)."""
+    value, error = _PixelPass.apply(  # type: ignore[no-untyped-call]
+        logits.input, labels.target, labels.ignore_index, *parameters(CrossEntropy()), True
+    )
+    return value, error
+
+
+def error_sums(logits: Logits, labels: Labels, weight: Tensor | None, *, squared: bool) -> Tensor:
+    r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2` without q, (C, C), a constant."""
+    table: Tensor = _ERROR_SUMS(
+        logits.input.detach(), labels.target, None if squared else weight, labels.ignore_index, squared
+    )
+    return table
+
+
+class _PixelPass(torch.autograd.Function):
+    """φ of each pixel and, if asked, the error; its backward by the loops, or by the reference."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        ignore_index: int,
+        code: int,
+        numbers: list[float],
+        weight: Tensor | None,
+        with_error: bool,
+    ) -> tuple[Tensor, Tensor]:
+        value, error, log_sum = _FORWARD(input, target, ignore_index, code, numbers, weight, with_error)
+        ctx.save_for_backward(input, target, weight, log_sum)
+        ctx.ignore_index, ctx.code, ctx.numbers = ignore_index, code, numbers
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(error)
+        return value, error
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        input, target, weight, log_sum = ctx.saved_tensors
+        if needs_reference(grad):
+            labels = Labels(target, input.shape[1], ctx.ignore_index)
+            form = form_of(ctx.code, ctx.numbers, weight)
+            gradient = by_reference(lambda x: reference.pixel_values(Logits(x), labels, form), input, grad)
+        else:
+            gradient = _BACKWARD(
+                grad, input, target, log_sum, ctx.ignore_index, ctx.code, ctx.numbers, weight
+            )
+        return (gradient, *(None,) * 6)
+
+
+def by_reference(function: Callable[[Tensor], Tensor], input: Tensor, grad: Tensor) -> Tensor:
+    """Return a gradient by functions of torch's: with a graph if one is wanted, and for any kind of ``grad``."""
+    has_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        value = function(input)
+    gradient: Tensor = torch.autograd.grad(value, input, grad, create_graph=has_graph)[0]
+    return gradient
+
+
+def _forward(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    code: int,
+    numbers: Sequence[float],
+    weight: Tensor | None,
+    with_error: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    value, error, log_sum = _maps(input, target, ignore_index, code, numbers, weight, with_error)
+    rows, target = class_rows(input), target.contiguous()
+    job = _job(rows, target, ignore_index, value=value, error=error, log_sum=log_sum)
+    fill(job["form"], code, numbers, weight, input.shape[1])
+    run(loops.forward, job)
+    return value, error, log_sum
+
+
+def _maps(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    code: int,
+    numbers: Sequence[float],
+    weight: Tensor | None,
+    with_error: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make φ, the error if asked, and log Σ if it is kept; those that are not are empty."""
+
+    def new(is_wanted: bool) -> Tensor:
+        shape = target.shape if is_wanted else (0,)
+        return torch.empty(shape, dtype=torch.float32, device=input.device)
+
+    return new(True), new(with_error), new(input.dtype == torch.float32)
+
+
+def _backward(
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    log_sum: Tensor,
+    ignore_index: int,
+    code: int,
+    numbers: Sequence[float],
+    weight: Tensor | None,
+) -> Tensor:
+    gradient = _like_input(grad, input)
+    rows, target, grad = class_rows(input), target.contiguous(), grad.contiguous()
+    job = _job(rows, target, ignore_index, slope=grad, log_sum=log_sum)
+    fill(job["form"], code, numbers, weight, input.shape[1])
+    _hand_over_rows(job, "gradient", class_rows(gradient), input.dtype)
+    run(loops.backward, job)
+    return gradient
+
+
+def _like_input(grad: Tensor, input: Tensor, *_: object) -> Tensor:
+    """Make the gradient, in the layout of the logits unless their spatial axes could not be seen as one."""
+    gradient = torch.empty_like(input)
+    size, stride = gradient.shape, gradient.stride()
+    is_flat = all(stride[d] == stride[d + 1] * size[d + 1] for d in range(2, input.ndim - 1))
+    return gradient if is_flat else torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+def _error_sums(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, squared: bool
+) -> Tensor:
+    classes = input.shape[1]
+    rows, target = class_rows(input), target.contiguous()
+    maps = {} if weight is None else {"slope": weight.contiguous()}
+    job = _job(rows, target, ignore_index, **maps)
+    # Parts, in the order of whose sums no thread has a say.
+    parts = max(min(_PARTS, _TABLES // classes**2), 1)
+    sums = torch.zeros(parts, classes, classes, dtype=torch.float64, device="cpu")
+    job["sums"], job["parts"], job["squared"] = sums.data_ptr(), parts, squared
+    run(loops.error_sums, job)
+    return sums.sum(0).T.float()
+
+
+def _table(input: Tensor, *_: object) -> Tensor:
+    return torch.empty(input.shape[1], input.shape[1], dtype=torch.float32, device=input.device)
+
+
+def _job(rows: Tensor, target: Tensor, ignore_index: int, **maps: Tensor) -> Any:
+    """Return the sizes, and the addresses of logits (N, C, P), labels and maps, which the caller keeps alive."""
+    job = np.zeros(1, loops.JOB)
+    job["images"], job["classes"], job["pixels"] = images, classes, pixels = rows.shape
+    job["size"] = max(min(_PIXELS, _LOGITS // classes), 1)
+    job["type"] = loops.TYPES[rows.dtype]
+    hand_over_labels(job, target, ignore_index, (images, pixels))
+    _hand_over_rows(job, "x", rows, rows.dtype)
+    for name, values in maps.items():
+        if values.numel():
+            is_laid_out = values.is_contiguous()
+            job[name] = address(name, values, torch.float32, (images, pixels), is_laid_out=is_laid_out)
+    return job
+
+
+def _hand_over_rows(job: Any, name: str, rows: Tensor, dtype: torch.dtype) -> None:
+    """Write the address and the strides of logits (N, C, P), or of their gradient."""
+    shape = [int(job[key][0]) for key in ("images", "classes", "pixels")]
+    job[name] = address(name, rows, dtype, shape, is_laid_out=list(rows.shape) == shape)
+    job[f"{name}_image"], job[f"{name}_class"], job[f"{name}_pixel"] = rows.stride()
+    if shape[-1] == 1:  # whatever its stride is
+        job[f"{name}_pixel"] = 1
+
+
+_FORWARD = define(
+    "cpu_pixel_forward(Tensor input, Tensor target, int ignore_index, int form, float[] numbers, Tensor? weight, "
+    "bool with_error) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _maps,
+)
+_BACKWARD = define(
+    "cpu_pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor log_sum, int ignore_index, int form, "
+    "float[] numbers, Tensor? weight) -> Tensor",
+    _backward,
+    _like_input,
+)
+_ERROR_SUMS = define(
+    "cpu_error_sums(Tensor input, Tensor target, Tensor? weight, int ignore_index, bool squared) -> Tensor",
+    _error_sums,
+    _table,
+)

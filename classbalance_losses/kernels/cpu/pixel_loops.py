@@ -1,0 +1,189 @@
+"""The loops of `pixel`: a thread takes a tile after the other, brings its logits in order and its gradient in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray
+
+from classbalance_losses.kernels.cpu.labels import classes_of
+from classbalance_losses.kernels.cpu.math import (
+    as_bfloat16,
+    as_float16,
+    compiled,
+    doubles,
+    floats,
+    halves,
+    of_bfloat16,
+    of_float16,
+    take,
+    task,
+)
+from classbalance_losses.kernels.cpu.tiles import PITCH, ROWS, backward_tile, error_tile, forward_tile
+from classbalance_losses.kernels.forms.cpu import FORM
+
+# Types of logits, and what the loops call them.
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# Sizes, addresses, and strides in entries. Maps have a number for each pixel of (N, P), and no gaps.
+_FIELDS = (
+    *("taken", "images", "classes", "pixels", "size"),  # size: of pixels that a thread takes
+    *("type", "x", "x_image", "x_class", "x_pixel"),
+    *("gradient", "gradient_image", "gradient_class", "gradient_pixel"),
+    *("label", "label_bytes", "ignored"),
+    *("value", "error", "log_sum", "slope"),
+    *("sums", "parts", "squared"),
+)
+JOB = np.dtype([*((name, np.int64) for name in _FIELDS), ("form", FORM)])
+_TOGETHER = 16  # pixels whose logits lie apart, and are read as far as they share a line of the cache
+
+
+@task
+def forward(memory: Any) -> None:
+    """Write φ and, if asked, log Σ and ‖p - e_y‖² of each pixel."""
+    job = carray(memory, 1, JOB)[0]
+    values = np.empty(0 if _is_in_order(job) else job.classes * job.size, np.float32)
+    maps, labels = np.empty(ROWS * PITCH, np.float32), np.empty(job.size, np.int32)
+    parts = (job.pixels + job.size - 1) // job.size
+    part = take(memory)
+    while part < job.images * parts:
+        image, first = part // parts, part % parts * job.size
+        pixel, label = image * job.pixels + first, labels[: min(job.size, job.pixels - first)]
+        classes_of(job.label, job.label_bytes, pixel, job.ignored, job.classes, label)
+        x, stride = _logits(job, image, first, label.size, values)
+        error = job.error + 4 * pixel if job.error else 0
+        log_sum = job.log_sum + 4 * pixel if job.log_sum else 0
+        forward_tile(job.form, x, stride, job.classes, label, maps, job.value + 4 * pixel, error, log_sum)
+        part = take(memory)
+
+
+@task
+def backward(memory: Any) -> None:
+    """Write the gradient by a slope of each pixel."""
+    job = carray(memory, 1, JOB)[0]
+    is_direct = (job.type == 0) & (job.gradient_pixel == 1)
+    values = np.empty(0 if _is_in_order(job) else job.classes * job.size, np.float32)
+    slopes = np.empty(0 if is_direct else job.classes * job.size, np.float32)
+    maps, labels = np.empty(ROWS * PITCH, np.float32), np.empty(job.size, np.int32)
+    parts = (job.pixels + job.size - 1) // job.size
+    part = take(memory)
+    while part < job.images * parts:
+        image, first = part // parts, part % parts * job.size
+        pixel, label = image * job.pixels + first, labels[: min(job.size, job.pixels - first)]
+        classes_of(job.label, job.label_bytes, pixel, job.ignored, job.classes, label)
+        x, stride = _logits(job, image, first, label.size, values)
+        slope, log_sum = job.slope + 4 * pixel, job.log_sum + 4 * pixel if job.log_sum else 0
+        place = image * job.gradient_image + first * job.gradient_pixel
+        if is_direct:
+            gradient, gradient_stride = job.gradient + 4 * place, job.gradient_class
+        else:
+            gradient, gradient_stride = np.int64(slopes.ctypes.data), label.size
+        backward_tile(
+            job.form, x, stride, job.classes, label, maps, slope, log_sum, gradient, gradient_stride
+        )
+        if not is_direct:
+            _put(job, place, label.size, slopes)
+        part = take(memory)
+
+
+@task
+def error_sums(memory: Any) -> None:
+    """Add up p - e_y, times a weight of the pixel, or its square, for each part and class of labels and of logits."""
+    job = carray(memory, 1, JOB)[0]
+    values = np.empty(0 if _is_in_order(job) else job.classes * job.size, np.float32)
+    maps, labels = np.empty(ROWS * PITCH, np.float32), np.empty(job.size, np.int32)
+    tiles = (job.pixels + job.size - 1) // job.size
+    total = job.images * tiles
+    part = take(memory)
+    while part < job.parts:
+        sums = doubles(job.sums + 8 * part * job.classes * job.classes, job.classes * job.classes)
+        for tile in range(total * part // job.parts, total * (part + 1) // job.parts):
+            image, first = tile // tiles, tile % tiles * job.size
+            pixel, label = image * job.pixels + first, labels[: min(job.size, job.pixels - first)]
+            classes_of(job.label, job.label_bytes, pixel, job.ignored, job.classes, label)
+            x, stride = _logits(job, image, first, label.size, values)
+            weight = job.slope + 4 * pixel if job.slope else 0
+            error_tile(x, stride, job.classes, label, maps, weight, job.squared, sums)
+        part = take(memory)
+
+
+@compiled
+def _is_in_order(job: Any) -> Any:
+    return (job.type == 0) & (job.x_pixel == 1)
+
+
+@compiled
+def _logits(job: Any, image: int, first: int, size: int, values: Any) -> tuple[int, int]:
+    """Return the address and the class stride of float32 logits: as they stand, or copied to ``values``."""
+    place = image * job.x_image + first * job.x_pixel
+    if _is_in_order(job):
+        return job.x + 4 * place, job.x_class
+    extent = (job.classes - 1) * job.x_class + (size - 1) * job.x_pixel + 1
+    if job.type == 0:
+        x = floats(job.x + 4 * place, extent)
+        _copy_floats(x, job.x_class, job.x_pixel, values, size, 1, job.classes, size)
+    else:
+        x = halves(job.x + 2 * place, extent)
+        if job.type == 1:
+            _widen_bfloat16(x, job.x_class, job.x_pixel, values, size, 1, job.classes, size)
+        else:
+            _widen_float16(x, job.x_class, job.x_pixel, values, size, 1, job.classes, size)
+    return np.int64(values.ctypes.data), size
+
+
+@compiled
+def _put(job: Any, place: int, size: int, values: Any) -> None:
+    """Write a gradient from ``values`` to its place."""
+    extent = (job.classes - 1) * job.gradient_class + (size - 1) * job.gradient_pixel + 1
+    step, pixel = job.gradient_class, job.gradient_pixel
+    if job.type == 0:
+        _copy_floats(
+            values, size, 1, floats(job.gradient + 4 * place, extent), step, pixel, job.classes, size
+        )
+    else:
+        out = halves(job.gradient + 2 * place, extent)
+        if job.type == 1:
+            _narrow_to_bfloat16(values, size, 1, out, step, pixel, job.classes, size)
+        else:
+            _narrow_to_float16(values, size, 1, out, step, pixel, job.classes, size)
+
+
+@compiled
+def _same(x: Any) -> Any:
+    return x
+
+
+def _copy(convert: Any) -> Any:
+    """Return a loop that converts logits to another place with other strides."""
+
+    @compiled
+    def copy(
+        source: Any,
+        source_class: int,
+        source_pixel: int,
+        target: Any,
+        target_class: int,
+        target_pixel: int,
+        classes: int,
+        size: int,
+    ) -> None:
+        if (source_pixel == 1) & (target_pixel == 1):
+            for k in range(classes):
+                row, place = source[k * source_class :], target[k * target_class :]
+                for p in range(size):
+                    place[p] = convert(row[p])
+        else:
+            for start in range(0, size, _TOGETHER):
+                for k in range(classes):
+                    for p in range(start, min(start + _TOGETHER, size)):
+                        target[k * target_class + p * target_pixel] = convert(
+                            source[k * source_class + p * source_pixel]
+                        )
+
+    return copy
+
+
+_copy_floats, _widen_bfloat16, _widen_float16, _narrow_to_bfloat16, _narrow_to_float16 = (
+    _copy(convert) for convert in (_same, of_bfloat16, of_float16, as_bfloat16, as_float16)
+)

@@ -1,0 +1,113 @@
+"""The k largest of each row on a CPU, found exactly and without sorting, from the higher 16 bits and then the lower.
+
+A float without its sign has its bits in the order of the floats. Once the higher half of the k-th largest's is known,
+the lower one is counted among the few that share it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classbalance_losses.kernels import reference
+from classbalance_losses.kernels.call import Hard, Labels, Share
+from classbalance_losses.kernels.cpu import map_loops as loops
+from classbalance_losses.kernels.cpu.maps import run_on_maps
+from classbalance_losses.kernels.cpu.operators import define
+from classbalance_losses.kernels.selection import Joined, infinite_bits
+
+_SHORT = 1 << 14  # pixels: fewer are sorted sooner than counted
+
+
+def kth_largest(ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined | None) -> Hard:
+    """Return H: of each row's pixels that count the k with the largest values, of those that tie the part that fills k.
+
+    Args:
+        ranked: float32 (N, *). The sign does not count; NaN is larger than infinity.
+        labels: Which pixels are candidates.
+        rows: R, into as many parts of one size the pixels are divided.
+        share: What k is.
+        joined: Adds counts up over the ranks, each of which has a part of each row; ``None`` for one process.
+    """
+    ranked = ranked.detach()
+    if joined is None:
+        return Hard(ranked, *_kth_largest(ranked, *labels, rows, *share))
+    return Hard(ranked, *_by_digits(ranked, labels, rows, share, joined))
+
+
+def _run_kth_largest(
+    ranked: Tensor,
+    target: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    rows: int,
+    part: float,
+    at_least: int,
+) -> tuple[Tensor, Tensor]:
+    labels, share = Labels(target, num_classes, ignore_index), Share(part, at_least)
+    if target.numel() < rows * _SHORT:
+        _, bits, h = reference.kth_largest(ranked, labels, rows, share, None)
+        return bits, h
+    return _by_digits(ranked, labels, rows, share, lambda counts: counts)
+
+
+def _by_digits(
+    ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined
+) -> tuple[Tensor, Tensor]:
+    found = [
+        _of_row(values, labels._replace(target=target), share, joined)
+        for values, target in zip(ranked.reshape(rows, -1), labels.target.reshape(rows, -1), strict=True)
+    ]
+    bits, wanted, tied = torch.tensor(found, dtype=torch.int64, device="cpu").view(rows, 3).unbind(1)
+    h = wanted.to(torch.float32) / tied.to(torch.float32)
+    return torch.where(wanted > 0, bits, infinite_bits(torch.float32)), torch.where(wanted > 0, h, 0)
+
+
+def _of_row(ranked: Tensor, labels: Labels, share: Share, joined: Joined) -> tuple[int, int, int]:
+    """Return the k-th largest's bits, how many of those that equal it are among the k largest, and how many do.
+
+    Ranks join the same tables, in the same order, as those do that the reference runs on.
+    """
+    count = _counts(ranked, labels, shift=16)
+    valid = int(joined(torch.from_numpy(count.numpy().sum(1))))
+    k = min(max(math.floor(share.part * valid), share.at_least), valid)
+    high, rest, _ = _digit(joined(count), k)
+    low, rest, tied = _digit(joined(_counts(ranked, labels, prefix=high)), rest)
+    return high << 16 | low, rest, tied
+
+
+def _counts(ranked: Tensor, labels: Labels, prefix: int = 0, shift: int = 0) -> Tensor:
+    """Count, (1, BINS), the digits at ``shift`` of the candidates whose digits above are the prefix."""
+    count = torch.from_numpy(np.zeros((1, loops.BINS), np.int64))
+    run_on_maps(loops.digits, labels, 1, {"ranked": ranked, "count": count}, prefix=prefix, shift=shift)
+    return count
+
+
+def _digit(count: Tensor, rest: int) -> tuple[int, int, int]:
+    """Return the digit of the one at place ``rest`` from above, its place among those of that digit, and how many."""
+    # numpy does not wake other threads for so little.
+    counts = count[0].numpy()
+    from_above = counts[::-1].cumsum()
+    place = int(from_above.searchsorted(rest))
+    digit = loops.BINS - 1 - place
+    tied = int(counts[digit])
+    return digit, rest - (int(from_above[place]) - tied), tied
+
+
+def _fake_kth_largest(
+    ranked: Tensor, target: Tensor, num_classes: int, ignore_index: int, rows: int, *_: Any
+) -> tuple[Tensor, Tensor]:
+    bits, h = (torch.empty(rows, dtype=dtype, device="cpu") for dtype in (torch.int64, torch.float32))
+    return bits, h
+
+
+_kth_largest = define(
+    "cpu_kth_largest(Tensor ranked, Tensor target, int num_classes, int ignore_index, SymInt rows, float part, "
+    "int at_least) -> (Tensor, Tensor)",
+    _run_kth_largest,
+    _fake_kth_largest,
+)
