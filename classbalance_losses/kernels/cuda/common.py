@@ -27,7 +27,6 @@ from torch import Tensor
 
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cuda.device import INTERPRETED
-from classbalance_losses.kernels.plain import is_plain
 
 LOGITS = (torch.float16, torch.bfloat16, torch.float32)
 TARGETS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -40,18 +39,20 @@ _MOST_RUNNERS = 1 << 12
 _runners: dict[tuple[Any, ...], Callable[..., None]] = {}
 
 
-def reasons(logits: Logits, labels: Labels) -> list[str]:
-    """Return the reasons, in words, why the kernels cannot take these logits and labels; none: []."""
-    input, target = logits.input, labels.target
-    found = []
-    if not (INTERPRETED or input.is_cuda):
-        found.append(f"the logits are on {input.device.type}, not on CUDA")
+def reasons(logits: Logits | None, labels: Labels) -> list[str]:
+    """Return the reasons, in words, why the kernels cannot take the logits, if there are any, and labels; none: []."""
+    target, found = labels.target, []
+    if not (INTERPRETED or target.is_cuda):
+        found.append(f"the labels are on {target.device.type}, not on CUDA")
+    if target.dtype not in TARGETS:
+        found.append(f"the labels are {target.dtype}, not an integer of 8 to 64 bits")
+    if logits is None:
+        return found
+    input = logits.input
     if target.device != input.device:
-        found.append(f"the target is on {target.device}, the logits on {input.device}")
+        found.append(f"the logits are on {input.device}, the labels on {target.device}")
     if input.dtype not in LOGITS:
         found.append(f"the logits are {input.dtype}, not float16, bfloat16 or float32")
-    if target.dtype not in TARGETS:
-        found.append(f"the target is {target.dtype}, not an integer of 8 to 64 bits")
     if input.ndim < 2 or input.shape[1] < 1:
         found.append(f"the logits have shape {tuple(input.shape)}, not (N, C, *)")
     return found if logits.resize is None else found + _reasons_of_sizes(input, target)
@@ -125,24 +126,21 @@ def check_fit(fits: Tensor, num_classes: int) -> None:
     torch._assert_async(fits, f"A target is out of bounds for {num_classes} classes.")
 
 
-def by_torch(grad: Tensor) -> bool:
-    """Whether a gradient has to be the reference's: to be differentiated again, or for any kind of ``grad``."""
-    return torch.is_grad_enabled() or not (torch.compiler.is_compiling() or is_plain(grad))
-
-
-def reference_gradient(
+def by_reference(
     function: Callable[[Tensor], Sequence[Tensor]], input: Tensor, grads: Sequence[Tensor | None]
 ) -> Tensor:
-    """Return the gradient in ``input`` of what the reference makes of it, which can be differentiated again."""
+    """Return the gradient in ``input`` of what the reference makes of it: it can be of any kind."""
     has_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         outputs = function(input)
-    wanted = [both for both in zip(outputs, grads, strict=True) if both[1] is not None]
-    return torch.autograd.grad(*zip(*wanted, strict=True), create_graph=has_graph)[0]
+    wanted = [grad for grad in grads if grad is not None]
+    of_wanted = [output for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+    gradient: Tensor = torch.autograd.grad(of_wanted, input, wanted, create_graph=has_graph)[0]
+    return gradient
 
 
-def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Define an operator of this package by its schema; ``fake`` makes outputs of its shapes.
+def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define an operator of this package by its schema, and return it; ``fake`` makes outputs of its shapes.
 
     It has no gradient of its own: what calls it is an autograd.Function, or constant.
     """
@@ -151,6 +149,7 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
     for key in ("CPU", "CUDA"):  # on the CPU kernels are interpreted
         _LIBRARY.impl(name, implementation, key)
     torch.library.register_fake(f"classbalance_losses::{name}", fake)
+    return getattr(torch.ops.classbalance_losses, name)
 
 
 def launch(
@@ -161,7 +160,7 @@ def launch(
     constants: tuple[Any, ...],
     **options: int,
 ) -> None:
-    """Launch ``kernel(*tensors, *numbers, *constants)``; the first tensor is there, and says on which device.
+    """Launch ``kernel(*tensors, *numbers, *constants)``; the first tensor is there, and says where.
 
     Where all of these are as they were before, but for the tensors' places, what Triton compiled is called straight
     away: that takes a third of the time that Triton needs to find it.

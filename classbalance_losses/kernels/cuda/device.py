@@ -3,8 +3,8 @@
 Parameters of kernels and of what they call have no annotations, unless they are constants: all are tensors, or numbers
 that become such.
 """
-# mypy: allow-untyped-defs
-# ruff: noqa: ANN001, ANN202
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ def address(ptr, outer, inner, row_size, stride_outer, stride_row, stride_pixel,
     """Return where the pixels of a stretch have their first logit."""
     ptr += outer * stride_outer
     if in_rows:
-        place = inner // row_size * stride_row + inner % row_size * stride_pixel
-    else:
-        place = inner * stride_pixel
-    return ptr + place
+        ptr += inner // row_size * stride_row
+        inner = inner % row_size
+    return ptr + inner * stride_pixel
 
 
 @triton.jit
@@ -86,11 +85,8 @@ def exp2(x):
 @triton.jit
 def at_most(x, most):
     """Return the smaller one, and ``most`` in the place of NaN, as the device's minimum has it."""
-    if _INTERPRETED:  # not every Triton's interpreter does so
-        y = tl.where(x < most, x, most)
-    else:
-        y = tl.minimum(x, most)
-    return y
+    # Not every Triton's interpreter does so.
+    return tl.where(x < most, x, most) if _INTERPRETED else tl.minimum(x, most)
 
 
 @triton.jit
@@ -115,8 +111,8 @@ def divide(a, b):
 def log1p(x):
     """Return log(1 + x) for x > -1, not infinite, off by 10⁻⁷ of itself at most; -88 for -1.
 
-    1 + x = 2^e (1 + m) for m in [-1/4, 1/2), in which nothing is lost that 1 + x would lose. Then a polynomial: it takes
-    half of the instructions that tl.log needs, and the correction for what was lost.
+    1 + x = 2^e (1 + m) for m in [-1/4, 1/2), in which nothing is lost that 1 + x would lose. Then a polynomial: in all
+    it takes half of the instructions of tl.log and a correction for what was lost.
     """
     exponent = ((1.0 + x).to(tl.int32, bitcast=True) - 0x3F400000) & -0x800000
     scale = (0x3F800000 - exponent).to(tl.float32, bitcast=True)

@@ -14,6 +14,7 @@ backward goes over them twice as well.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,54 +27,70 @@ from classbalance_losses.kernels.cuda import pixel_kernels as kernels
 from classbalance_losses.kernels.cuda.common import (
     Layout,
     all_fit,
-    by_torch,
+    by_reference,
     check_fit,
     define,
     launch,
     pixel_layout,
-    reference_gradient,
 )
-from classbalance_losses.kernels.forms.cuda import OF_LOSS, Code, code
-from classbalance_losses.kernels.forms.reference import Form
+from classbalance_losses.kernels.forms.cuda import OF_LOSS, for_kernel, form_of
+from classbalance_losses.kernels.plain import needs_reference
 
 _UNROLLED = 32  # classes of one round: a multiple of 4
 _THREADS = 128  # of a program: four warps, as Triton has it
 _GROUPS = 128  # of logits, of a program, where a pixel's logits are neighbours: one a thread
 
 
-class PixelPass(torch.autograd.Function):
-    """φ (N, *) and, if asked, the constant ‖p − e_y‖²."""
+def pixel_pass(
+    input: Tensor,
+    labels: Labels,
+    kind: str,
+    numbers: list[float],
+    weight: Tensor | None,
+    *,
+    with_error: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return φ (N, *) of the form that its parameters stand for and, if asked, ‖p − e_y‖², a constant."""
+    target, ignore_index = labels.target, labels.ignore_index
+    found: tuple[Tensor, ...] = _PixelPass.apply(  # type: ignore[no-untyped-call]
+        input, target, ignore_index, kind, numbers, weight, with_error
+    )
+    return found
 
+
+class _PixelPass(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, target: Tensor, ignore_index: int, form: Form, with_error: bool
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        ignore_index: int,
+        kind: str,
+        numbers: list[float],
+        weight: Tensor | None,
+        with_error: bool,
     ) -> tuple[Tensor, ...]:
-        how = code(form, input.shape[1])
-        value, norm, *error = torch.ops.classbalance_losses.pixel_forward(
-            input, target, how.weight, ignore_index, how.kind, how.numbers, with_error
-        )
-        ctx.ignore_index, ctx.form, ctx.how = ignore_index, form, how
+        value, norm, *error = _FORWARD(input, target, weight, ignore_index, kind, numbers, with_error)
         ctx.mark_non_differentiable(*error)
         ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
-        ctx.save_for_backward(input, target, norm)
+        ctx.save_for_backward(input, target, weight, norm)
+        ctx.how = ignore_index, kind, numbers
         return value, *error
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 5
-        input, target, norm = ctx.saved_tensors
-        if by_torch(grad):
-            labels = Labels(target, input.shape[1], ctx.ignore_index)
-            gradient = reference_gradient(
-                lambda x: (reference.pixel_values(Logits(x), labels, ctx.form),), input, (grad,)
-            )
-        else:
-            how: Code = ctx.how
-            gradient = torch.ops.classbalance_losses.pixel_backward(
-                grad, input, target, how.weight, norm, ctx.ignore_index, how.kind, how.numbers
-            )
-        return gradient, None, None, None, None
+            return (None,) * 7
+        input, target, weight, norm = ctx.saved_tensors
+        if not needs_reference(grad):
+            return _BACKWARD(grad, input, target, weight, norm, *ctx.how), *(None,) * 6
+        ignore_index, kind, numbers = ctx.how
+
+        def values(input: Tensor) -> tuple[Tensor]:
+            labels = Labels(target, input.shape[1], ignore_index)
+            return (reference.pixel_values(Logits(input), labels, form_of(kind, numbers, weight)),)
+
+        return by_reference(values, input, (grad,)), *(None,) * 6
 
 
 def _forward(
@@ -82,7 +99,7 @@ def _forward(
     weight: Tensor | None,
     ignore_index: int,
     kind: str,
-    numbers: tuple[float, ...],
+    numbers: Sequence[float],
     with_error: bool,
 ) -> list[Tensor]:
     layout = pixel_layout(input.shape, input.stride())
@@ -90,13 +107,13 @@ def _forward(
         return _forward(input.contiguous(), target, weight, ignore_index, kind, numbers, with_error)
     value, norm, *error = outputs = _outputs(input, target, weight, ignore_index, kind, numbers, with_error)
     fits = all_fit(input.device)
-    blocks = triton.cdiv(layout.inner, _together(layout) * _THREADS)
+    programs, counts, constants = _plan(layout, input.shape[1], ignore_index, kind, numbers)
     launch(
         kernels.forward,
-        layout.outer * blocks if target.numel() else 0,
+        programs,
         (input, target.contiguous(), weight, value, error[0] if error else None, norm, fits),
-        (*_numbers(layout, blocks, ignore_index), input.stride(1), *layout.strides[0], *numbers),
-        _constants(layout, kind, input.shape[1]),
+        (*counts, input.stride(1), *layout.strides[0]),
+        constants,
     )
     check_fit(fits, input.shape[1])
     return outputs
@@ -108,13 +125,13 @@ def _outputs(
     weight: Tensor | None,
     ignore_index: int,
     kind: str,
-    numbers: tuple[float, ...],
+    numbers: Sequence[float],
     with_error: bool,
 ) -> list[Tensor]:
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=input.device)
 
-    planes = 3 if kind in OF_LOSS[1:] else 2
+    planes = 3 if kind == "focal" else 2
     outputs = [new(*target.shape), new(planes, *target.shape)]
     return [*outputs, new(*target.shape)] if with_error else outputs
 
@@ -127,7 +144,7 @@ def _backward(
     norm: Tensor,
     ignore_index: int,
     kind: str,
-    numbers: tuple[float, ...],
+    numbers: Sequence[float],
 ) -> Tensor:
     output = torch.empty_like(input)
     layout = pixel_layout(input.shape, input.stride(), output.stride())
@@ -136,13 +153,8 @@ def _backward(
         return output.copy_(_backward(grad, dense, target, weight, norm, ignore_index, kind, numbers))
     num_classes = input.shape[1]
     target, grad = target.contiguous(), grad.contiguous()
-    rows = (0, 0, num_classes)
-    if (
-        input.stride(1) == output.stride(1) == layout.outer == 1
-        and layout.strides == (rows, rows)
-        and kind in OF_LOSS
-        and num_classes >= 4
-    ):
+    programs, counts, constants = _plan(layout, num_classes, ignore_index, kind, numbers)
+    if _in_rows(input, output, layout) and kind in OF_LOSS and num_classes >= 4:
         each = min(triton.next_power_of_2(num_classes + 1) // 2, 16)
         launch(
             kernels.backward_of_rows,
@@ -150,50 +162,45 @@ def _backward(
             (grad, input, target, norm, output),
             (target.numel(), ignore_index),
             (kind, num_classes, each, _GROUPS),
-            )
+        )
         return output
-    blocks = triton.cdiv(layout.inner, _together(layout) * _THREADS)
-    strides = (input.stride(1), *layout.strides[0], output.stride(1), *layout.strides[1])
     launch(
         kernels.backward,
-        layout.outer * blocks if target.numel() else 0,
+        programs,
         (grad, input, target, weight, norm, output),
-        (*_numbers(layout, blocks, ignore_index), *strides, *numbers),
-        _constants(layout, kind, num_classes),
+        (*counts, input.stride(1), *layout.strides[0], output.stride(1), *layout.strides[1]),
+        constants,
     )
     return output
 
 
-def _numbers(layout: Layout, blocks: int, ignore_index: int) -> tuple[int, ...]:
-    return layout.outer, layout.inner, blocks, ignore_index, layout.row
+def _plan(
+    layout: Layout, num_classes: int, ignore_index: int, kind: str, numbers: Sequence[float]
+) -> tuple[int, tuple[float, ...], tuple[Any, ...]]:
+    """Return the number of programs, and what both kernels take of numbers, but for strides, and of constants."""
+    together = 4 if layout.strides[0][-1] == 1 else 1  # of neighbours a thread takes 16 bytes
+    blocks = triton.cdiv(layout.inner, together * _THREADS)
+    of_all, in_rows = kind not in OF_LOSS, layout.row < layout.inner
+    kind, numbers = for_kernel(kind, numbers, num_classes)
+    counts = (layout.outer, layout.inner, blocks, ignore_index, layout.row, *numbers)
+    constants = (in_rows, kind, of_all, num_classes, _UNROLLED, together, together * _THREADS)
+    return layout.outer * blocks, counts, constants
 
 
-def _constants(layout: Layout, kind: str, num_classes: int) -> tuple[Any, ...]:
-    together = _together(layout)
-    return (
-        layout.row < layout.inner,
-        kind,
-        kind not in OF_LOSS,
-        num_classes,
-        _UNROLLED,
-        together,
-        together * _THREADS,
-    )
-
-
-def _together(layout: Layout) -> int:
-    """Return how many pixels a thread takes: of neighbours, 16 bytes."""
-    return 4 if layout.strides[0][-1] == 1 else 1
+def _in_rows(input: Tensor, output: Tensor, layout: Layout) -> bool:
+    """Whether a pixel's logits are neighbours, as are pixels."""
+    rows = (0, 0, input.shape[1])
+    return input.stride(1) == output.stride(1) == layout.outer == 1 and layout.strides == (rows, rows)
 
 
 _FORM = "int ignore_index, str kind, float[] numbers"
-define(
-    f"pixel_forward(Tensor input, Tensor target, Tensor? weight, {_FORM}, bool with_error) -> Tensor[]",
+_FORWARD = define(
+    f"cuda_pixel_forward(Tensor input, Tensor target, Tensor? weight, {_FORM}, bool with_error) -> Tensor[]",
     _forward,
     _outputs,
 )
-define(
-    f"pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor norm, {_FORM}) -> Tensor",
+_BACKWARD = define(
+    f"cuda_pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor norm, {_FORM}) -> Tensor",
     _backward,
-    lambda grad, input, *_: torch.empty_like(input),
+    lambda grad, logits, *_: torch.empty_like(logits),
 )

@@ -1,6 +1,6 @@
 """The kernels of the pixel pass over full-size logits: ``pixel`` says how they go over them."""
-# mypy: allow-untyped-defs
-# ruff: noqa: ANN001, ANN202
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ from classbalance_losses.kernels.forms.cuda import add, of_loss, slope, total_sl
 @triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
 def forward(
     input_ptr, target_ptr, weight_ptr, value_ptr, error_ptr, norm_ptr, fits_ptr,
-    outer_count, inner_count, blocks, ignore_index,
-    row_size, stride_c, stride_outer, stride_row, stride_pixel,
-    n0, n1, n2, n3,
+    outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
+    stride_c, stride_outer, stride_row, stride_pixel,
     in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, num_classes: tl.constexpr,
     unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
@@ -105,8 +104,9 @@ def _sums(
 @triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
 def backward(
     grad_ptr, input_ptr, target_ptr, weight_ptr, norm_ptr, output_ptr,
-    outer_count, inner_count, blocks, ignore_index, row_size, stride_c, stride_outer, stride_row, stride_pixel,
-    out_stride_c, out_stride_outer, out_stride_row, out_stride_pixel, n0, n1, n2, n3,
+    outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
+    stride_c, stride_outer, stride_row, stride_pixel,
+    out_stride_c, out_stride_outer, out_stride_row, out_stride_pixel,
     in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, num_classes: tl.constexpr,
     unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
@@ -120,7 +120,9 @@ def backward(
     log_total = tl.load(norm_ptr + plane + pixel, mask=inside, other=0.0)
     grad = of_kept(tl.load(grad_ptr + pixel, mask=inside, other=0.0), kept, log_total)
     logits = address(input_ptr, outer, inner, row_size, stride_outer, stride_row, stride_pixel, in_rows)
-    output = address(output_ptr, outer, inner, row_size, out_stride_outer, out_stride_row, out_stride_pixel, in_rows)
+    output = address(
+        output_ptr, outer, inner, row_size, out_stride_outer, out_stride_row, out_stride_pixel, in_rows
+    )
     step = tl.cast(stride_c, tl.int64)
     out_step = tl.cast(out_stride_c, tl.int64)
 

@@ -2,204 +2,154 @@
 
 The bits of a float without its sign are in the order of the floats. Each launch counts one digit of the entries whose
 higher digits are known to be those of the k-th largest; a program first finds the digit before its own, in the table
-that is complete by then, so that no launch is needed for that. Counts are integers, and the same whatever comes first.
+that is complete by then, so that no launch is needed for that. The first launch alone reads values and labels: it
+writes the bits of candidates for the others. Counts are integers, and the same whatever comes first.
 """
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: ANN001, ANN202
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from classbalance_losses.kernels.triton_common import OPTIONS, bytes_of, on_device_of
-from classbalance_losses.kernels.triton_library import define
-
-__all__ = ["Share", "kth_largest", "kth_largest_of_ranks"]
+from classbalance_losses.kernels.call import Hard, Labels, Share
+from classbalance_losses.kernels.cuda.common import define, launch
+from classbalance_losses.kernels.cuda.device import labels as read_labels
+from classbalance_losses.kernels.selection import Joined, fixed_point, infinite_bits
 
 _DIGIT_BITS = 8  # a warp counts by votes: 2^8 bins cost 2 instructions a value, 2^11 bins 9
 _DIGITS = 4
 _VALUES = 4096  # of a row, for one program
-_VALUE_WARPS = 8
+_WARPS = 8
+_INFINITE = tl.constexpr(infinite_bits(torch.float32))
 
 
-class Share(NamedTuple):
-    """k = max(at_least, floor(part · valid)), at most valid, for part = (head · 2^26 + tail) / 2^(26 + shift).
-
-    The product is rounded as float64 rounds it, but in whole numbers.
-    """
-
-    head: int
-    tail: int
-    shift: int
-    at_least: int
-
-
-def kth_largest(value: Tensor, keep: Tensor, share: Share) -> tuple[Tensor, Tensor]:
-    """Return what tells the k largest of the kept entries of each row, the last of them by shares.
+def kth_largest(ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined | None) -> Hard:
+    """Return H: of each row's pixels that count the k with the largest values, of those that tie the part that fills k.
 
     Args:
-        value: float32 (R, P). The sign does not count; NaN is larger than infinity.
-        keep: Which entries are candidates, bool (R, P).
+        ranked: float32 (N, *). The sign does not count; NaN is larger than infinity.
+        labels: Which pixels are candidates.
+        rows: R, into as many parts of one size the pixels are divided.
         share: What k is.
-
-    Returns:
-        The bits of the k-th largest without a sign, int32 (R,), and h, float32 (R,): entries above are among the k
-        largest, and of those that equal it the part h. Where k is 0, the largest integer and 0.
+        joined: Adds counts up over the ranks, each of which has a part of each row; ``None`` for one process.
     """
-    found: tuple[Tensor, Tensor] = torch.ops.classbalance_losses.kth_largest(value, keep, *share)
-    return found
-
-
-def kth_largest_of_ranks(
-    value: Tensor, keep: Tensor, share: Share, joined: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return the same for rows of which each rank has a part; ``joined`` adds tables (R, 256) up over the ranks."""
-    ops = torch.ops.classbalance_losses
-    tables, states = _tables(value.shape[0], value.device)
+    ranked = ranked.detach()
+    number = (*fixed_point(share.part), share.at_least)
+    if joined is None:
+        return Hard(ranked, *_KTH_LARGEST(ranked, labels.target, labels.ignore_index, rows, *number))
+    tables, states, candidates = _tables(ranked, rows)
     for level in range(_DIGITS):
-        ops.count_digit(value, keep, tables, states, level, *share)
+        _COUNT_DIGIT(ranked, labels.target, labels.ignore_index, tables, states, candidates, level, *number)
         tables[level] = joined(tables[level])
-    found: tuple[Tensor, Tensor] = ops.found_digits(tables, states, *share)
-    return found
+    return Hard(ranked, *_FOUND(tables, states, *number))
 
 
-def _tables(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return a histogram for each digit and row, and for each what is known before it: (prefix, rest of k)."""
-    tables = torch.zeros(_DIGITS, rows, 1 << _DIGIT_BITS, dtype=torch.int64, device=device)
-    return tables, torch.empty(_DIGITS, rows, 2, dtype=torch.int64, device=device)
+def _tables(ranked: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a histogram for each digit and row, what is known before it (prefix, rest of k), and room for bits."""
+    tables = torch.zeros(_DIGITS, rows, 1 << _DIGIT_BITS, dtype=torch.int64, device=ranked.device)
+    states = torch.empty(_DIGITS, rows, 2, dtype=torch.int64, device=ranked.device)
+    return tables, states, torch.empty(ranked.shape, dtype=torch.int32, device=ranked.device)
 
 
 def _kth_largest(
-    value: Tensor, keep: Tensor, head: int, tail: int, shift: int, at_least: int
+    ranked: Tensor, target: Tensor, ignore_index: int, rows: int, *number: int
 ) -> tuple[Tensor, Tensor]:
-    value, keep = value.contiguous(), keep.contiguous()
-    tables, states = _tables(value.shape[0], value.device)
+    tables, states, candidates = _tables(ranked, rows)
     for level in range(_DIGITS):
-        _count_digit(value, keep, tables, states, level, head, tail, shift, at_least)
-    return _found_digits(tables, states, head, tail, shift, at_least)
+        _count_digit(ranked, target, ignore_index, tables, states, candidates, level, *number)
+    return _found(tables, states, *number)
 
 
 def _count_digit(
-    value: Tensor,
-    keep: Tensor,
+    ranked: Tensor,
+    target: Tensor,
+    ignore_index: int,
     tables: Tensor,
     states: Tensor,
+    candidates: Tensor,
     level: int,
-    head: int,
-    tail: int,
-    shift: int,
-    at_least: int,
+    *number: int,
 ) -> None:
-    rows, entries = value.shape
+    rows = tables.shape[1]
+    entries = ranked.numel() // rows if rows else 0
     blocks = max(triton.cdiv(entries, _VALUES), 1)  # a row without entries has a state, too
-    if not rows:
-        return
-    with on_device_of(value):
-        _digit_kernel[(rows * blocks,)](
-            value.contiguous(),
-            bytes_of(keep),
+    launch(
+        _digit_kernel,
+        rows * blocks,
+        (
             tables,
             states,
-            rows,
-            entries,
-            blocks,
-            head,
-            tail,
-            shift,
-            at_least,
-            level=level,
-            digit_bits=_DIGIT_BITS,
-            block=_VALUES,
-            num_warps=_VALUE_WARPS,
-            **OPTIONS,
-        )
+            candidates,
+            *((None, None) if level else (ranked.contiguous(), target.contiguous())),
+        ),
+        (rows, entries, blocks, ignore_index, *number),
+        (level, _DIGIT_BITS, _VALUES),
+        num_warps=_WARPS,
+    )
 
 
-def _found_digits(
-    tables: Tensor, states: Tensor, head: int, tail: int, shift: int, at_least: int
-) -> tuple[Tensor, Tensor]:
+def _found(tables: Tensor, states: Tensor, *number: int) -> tuple[Tensor, Tensor]:
     bits, share = _no_digits(tables)
     rows = bits.shape[0]
-    if rows:
-        with on_device_of(tables):
-            _found_kernel[(rows,)](
-                tables,
-                states,
-                bits,
-                share,
-                rows,
-                head,
-                tail,
-                shift,
-                at_least,
-                level=_DIGITS,
-                digit_bits=_DIGIT_BITS,
-                **OPTIONS,
-            )
+    launch(_found_kernel, rows, (tables, states, bits, share), (rows, *number), (_DIGITS, _DIGIT_BITS))
     return bits, share
-
-
-def _fake_kth_largest(value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return _no_digits(value.unsqueeze(0))
 
 
 def _no_digits(tables: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     rows = tables.shape[1]
-    bits = torch.empty(rows, dtype=torch.int32, device=tables.device)
+    bits = torch.empty(rows, dtype=torch.int64, device=tables.device)
     return bits, torch.empty(rows, dtype=torch.float32, device=tables.device)
 
 
-_SHARE = "int head, int tail, int shift, int at_least"
-define(
-    f"kth_largest(Tensor value, Tensor keep, {_SHARE}) -> (Tensor, Tensor)", _kth_largest, _fake_kth_largest
+_NUMBER = "int head, int tail, int shift, int at_least"
+_KTH_LARGEST = define(
+    f"cuda_kth_largest(Tensor ranked, Tensor target, int ignore_index, SymInt rows, {_NUMBER}) -> (Tensor, Tensor)",
+    _kth_largest,
+    lambda ranked, target, ignore_index, rows, *_: _no_digits(ranked.new_empty(_DIGITS, rows)),
 )
-define(
-    f"count_digit(Tensor value, Tensor keep, Tensor(a!) tables, Tensor(b!) states, int level, {_SHARE}) -> ()",
+_COUNT_DIGIT = define(
+    "cuda_count_digit(Tensor ranked, Tensor target, int ignore_index, Tensor(a!) tables, Tensor(b!) states, "
+    f"Tensor(c!) candidates, int level, {_NUMBER}) -> ()",
     _count_digit,
     lambda *_: None,
 )
-define(f"found_digits(Tensor tables, Tensor states, {_SHARE}) -> (Tensor, Tensor)", _found_digits, _no_digits)
+_FOUND = define(
+    f"cuda_found_digits(Tensor tables, Tensor states, {_NUMBER}) -> (Tensor, Tensor)", _found, _no_digits
+)
 
 
-@triton.jit(do_not_specialize=["rows", "blocks", "head", "tail", "shift", "at_least"])
+@triton.jit(do_not_specialize=["rows", "blocks", "ignore_index", "head", "tail", "shift", "at_least"])
 def _digit_kernel(
-    value_ptr: tl.tensor,
-    keep_ptr: tl.tensor,
-    tables_ptr: tl.tensor,
-    states_ptr: tl.tensor,
-    rows: tl.tensor,
-    entries: tl.tensor,
-    blocks: tl.tensor,
-    head: tl.tensor,
-    tail: tl.tensor,
-    shift: tl.tensor,
-    at_least: tl.tensor,
-    level: tl.constexpr,
-    digit_bits: tl.constexpr,
-    block: tl.constexpr,
-) -> None:
+    tables_ptr, states_ptr, candidate_ptr, value_ptr, target_ptr,
+    rows, entries, blocks, ignore_index, head, tail, shift, at_least,
+    level: tl.constexpr, digit_bits: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
     """Count a digit of those entries of a row whose higher digits are the k-th largest's."""
     program = tl.program_id(0)
     row = (program // blocks).to(tl.int64)
     part = program % blocks
     entry = part.to(tl.int64) * block + tl.arange(0, block)
     inside = entry < entries
-    value = tl.load(value_ptr + row * entries + entry, mask=inside, other=0.0)
-    active = tl.load(keep_ptr + row * entries + entry, mask=inside, other=0) != 0
-    bits = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
+    entry += row * entries
     cell = level * rows + row
-    if level > 0:
-        prefix, rest, _ = _found(
+    if level == 0:
+        value = tl.load(value_ptr + entry, mask=inside, other=0.0)
+        _, kept = read_labels(target_ptr, entry, inside, ignore_index, checked=False)
+        bits = tl.where(kept & inside, value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, -1)
+        tl.store(candidate_ptr + entry, bits, mask=inside)
+        active = bits >= 0
+    else:
+        bits = tl.load(candidate_ptr + entry, mask=inside, other=-1)
+        prefix, rest, _ = _known(
             tables_ptr, states_ptr, rows, row, head, tail, shift, at_least, level, digit_bits
         )
         tl.store(states_ptr + cell * 2, prefix, mask=part == 0)
         tl.store(states_ptr + cell * 2 + 1, rest, mask=part == 0)
-        active = active & ((bits >> (32 - digit_bits * level)) == prefix.to(tl.int32))
+        active = (bits >> (32 - digit_bits * level)) == prefix.to(tl.int32)
     bins: tl.constexpr = 1 << digit_bits
     digit = (bits >> (32 - digit_bits * (level + 1))) & (bins - 1)
     # Not every Triton's histogram takes a mask: what does not count is counted as 0, and taken off again.
@@ -212,41 +162,23 @@ def _digit_kernel(
 
 @triton.jit(do_not_specialize=["rows", "head", "tail", "shift", "at_least"])
 def _found_kernel(
-    tables_ptr: tl.tensor,
-    states_ptr: tl.tensor,
-    bits_ptr: tl.tensor,
-    share_ptr: tl.tensor,
-    rows: tl.tensor,
-    head: tl.tensor,
-    tail: tl.tensor,
-    shift: tl.tensor,
-    at_least: tl.tensor,
-    level: tl.constexpr,
-    digit_bits: tl.constexpr,
-) -> None:
+    tables_ptr, states_ptr, bits_ptr, share_ptr, rows, head, tail, shift, at_least,
+    level: tl.constexpr, digit_bits: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    prefix, rest, tied = _found(
+    prefix, rest, tied = _known(
         tables_ptr, states_ptr, rows, row, head, tail, shift, at_least, level, digit_bits
     )
     some = rest > 0
-    tl.store(bits_ptr + row, tl.where(some, prefix, 0x7FFFFFFF).to(tl.int32))
+    tl.store(bits_ptr + row, tl.where(some, prefix, _INFINITE))
     share = rest.to(tl.float32) / tl.maximum(tied, 1).to(tl.float32)
     tl.store(share_ptr + row, tl.where(some, share, 0.0))
 
 
 @triton.jit
-def _found(
-    tables_ptr: tl.tensor,
-    states_ptr: tl.tensor,
-    rows: tl.tensor,
-    row: tl.tensor,
-    head: tl.tensor,
-    tail: tl.tensor,
-    shift: tl.tensor,
-    at_least: tl.tensor,
-    level: tl.constexpr,
-    digit_bits: tl.constexpr,
-) -> tl.tensor:
+def _known(
+    tables_ptr, states_ptr, rows, row, head, tail, shift, at_least, level: tl.constexpr, digit_bits: tl.constexpr
+):  # fmt: skip
     """Return the first ``level`` digits of the row's k-th largest, the rest of k, and how many entries have them.
 
     Where k is 0, all bits are 1, as no entry's without its sign are.
@@ -270,9 +202,7 @@ def _found(
 
 
 @triton.jit
-def _number(
-    valid: tl.tensor, head: tl.tensor, tail: tl.tensor, shift: tl.tensor, at_least: tl.tensor
-) -> tl.tensor:
+def _number(valid, head, tail, shift, at_least):
     """Return k. The product with 53 bits is high · 2^26 + low, and half a unit in its 53rd place a power of two."""
     low = valid * tl.cast(tail, tl.int64)
     high = valid * tl.cast(head, tl.int64) + (low >> 26)

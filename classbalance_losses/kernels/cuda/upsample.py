@@ -28,6 +28,7 @@ else be off by some 10⁻⁶ of itself, at 10⁴ by 5·10⁻⁴.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,14 +40,13 @@ from classbalance_losses.kernels.call import Labels, Logits, Resize
 from classbalance_losses.kernels.cuda import upsample_kernels as kernels
 from classbalance_losses.kernels.cuda.common import (
     all_fit,
-    by_torch,
+    by_reference,
     check_fit,
     define,
     launch,
-    reference_gradient,
 )
-from classbalance_losses.kernels.forms.cuda import code
-from classbalance_losses.kernels.forms.reference import Form
+from classbalance_losses.kernels.forms.cuda import for_kernel, form_of
+from classbalance_losses.kernels.plain import needs_reference
 
 _PIXELS = 4  # of a cell, for one lane
 _STRIP = 16  # rows of one program: it goes over one more, the cells above the first
@@ -56,47 +56,60 @@ _REGISTERS = (
 )
 
 
-class UpsampledPass(torch.autograd.Function):
-    """φ (N, *full), a function of the cross-entropy, and, if asked, the constant ‖p − e_y‖²."""
+def upsampled_pass(
+    input: Tensor,
+    labels: Labels,
+    kind: str,
+    numbers: list[float],
+    align_corners: bool,
+    *,
+    with_error: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return φ (N, *full), a function of the cross-entropy, and, if asked, the constant ‖p − e_y‖²."""
+    target, ignore_index = labels.target, labels.ignore_index
+    found: tuple[Tensor, ...] = _UpsampledPass.apply(  # type: ignore[no-untyped-call]
+        input, target, ignore_index, kind, numbers, with_error, align_corners
+    )
+    return found
 
+
+class _UpsampledPass(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         input: Tensor,
         target: Tensor,
         ignore_index: int,
-        form: Form,
+        kind: str,
+        numbers: list[float],
         with_error: bool,
         align_corners: bool,
     ) -> tuple[Tensor, ...]:
-        how = code(form, input.shape[1])
-        value, lse, rest, *more = torch.ops.classbalance_losses.upsampled_forward(
-            input, target, ignore_index, align_corners, how.kind, how.numbers[0], with_error
+        value, lse, rest, *more = _FORWARD(
+            input, target, ignore_index, kind, numbers, with_error, align_corners
         )
-        error, slope = (more[:1], more[1:]) if with_error else ([], more)
-        ctx.how = ignore_index, align_corners, form
+        error, slope = (more, []) if with_error else ([], more)
         ctx.mark_non_differentiable(*error)
         ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
         ctx.save_for_backward(input, target, lse, rest, *slope)
+        ctx.how = ignore_index, kind, numbers, align_corners
         return value, *error
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 6
+            return (None,) * 7
         input, target, *norm = ctx.saved_tensors
-        ignore_index, align_corners, form = ctx.how
-        if by_torch(grad):
-            resize = Resize(tuple(target.shape[1:]), align_corners)
+        ignore_index, kind, numbers, align_corners = ctx.how
+        if not needs_reference(grad):
+            return _BACKWARD(grad, input, target, ignore_index, align_corners, *norm), *(None,) * 6
+
+        def values(input: Tensor) -> tuple[Tensor]:
+            logits = Logits(input, Resize(tuple(target.shape[1:]), align_corners))
             labels = Labels(target, input.shape[1], ignore_index)
-            gradient = reference_gradient(
-                lambda x: (reference.pixel_values(Logits(x, resize), labels, form),), input, (grad,)
-            )
-        else:
-            gradient = torch.ops.classbalance_losses.upsampled_backward(
-                grad, input, target, ignore_index, align_corners, *norm
-            )
-        return gradient, *(None,) * 5
+            return (reference.pixel_values(logits, labels, form_of(kind, numbers, None)),)
+
+        return by_reference(values, input, (grad,)), *(None,) * 6
 
 
 def _sizes(input: Tensor, target: Tensor) -> tuple[int, ...]:
@@ -125,14 +138,15 @@ def _forward(
     input: Tensor,
     target: Tensor,
     ignore_index: int,
-    align_corners: bool,
     kind: str,
-    gamma: float,
+    numbers: Sequence[float],
     with_error: bool,
+    align_corners: bool,
 ) -> list[Tensor]:
     value, lse, rest, *more = outputs = _outputs(
-        input, target, ignore_index, align_corners, kind, gamma, with_error
+        input, target, ignore_index, kind, numbers, with_error, align_corners
     )
+    kind, (gamma, *_) = for_kernel(kind, numbers, input.shape[1])
     if not target.numel():
         return outputs
     error, slope = (more[0], None) if with_error else (None, more[0] if more else None)
@@ -159,10 +173,10 @@ def _outputs(
     input: Tensor,
     target: Tensor,
     ignore_index: int,
-    align_corners: bool,
     kind: str,
-    gamma: float,
+    numbers: Sequence[float],
     with_error: bool,
+    align_corners: bool,
 ) -> list[Tensor]:
     """Return φ, the log-sum-exp, what its rounding cut off and, if asked, ‖p − e_y‖², or the slope if it is not 1."""
 
@@ -212,15 +226,15 @@ def _backward(
     return output
 
 
-define(
-    "upsampled_forward(Tensor input, Tensor target, int ignore_index, bool align_corners, str kind, float gamma, "
-    "bool with_error) -> Tensor[]",
+_FORWARD = define(
+    "cuda_upsampled_forward(Tensor input, Tensor target, int ignore_index, str kind, float[] numbers, "
+    "bool with_error, bool align_corners) -> Tensor[]",
     _forward,
     _outputs,
 )
-define(
-    "upsampled_backward(Tensor grad, Tensor input, Tensor target, int ignore_index, bool align_corners, "
+_BACKWARD = define(
+    "cuda_upsampled_backward(Tensor grad, Tensor input, Tensor target, int ignore_index, bool align_corners, "
     "Tensor lse, Tensor rest, Tensor? slope=None) -> Tensor",
     _backward,
-    lambda grad, input, *_: torch.empty_like(input),
+    lambda grad, logits, *_: torch.empty_like(logits),
 )

@@ -2,8 +2,8 @@
 
 Along each axis there are ``low`` logits and ``full`` pixels. Pixel i lies at max(step · i + shift, 0) / unit.
 """
-# mypy: allow-untyped-defs
-# ruff: noqa: ANN001, ANN202
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def _grid(low, full, aligned: tl.constexpr):
     if aligned:
         one = (low == 1) | (full == 1)  # all of it is at the first
         return tl.where(one, 1, low - 1), 0, tl.where(one, full + 1, full - 1)
-    else:
-        return 2 * low, low - full, 2 * full
+    return 2 * low, low - full, 2 * full
 
 
 @triton.jit
@@ -133,7 +132,7 @@ def _give(
 
 
 @triton.jit(do_not_specialize=["num_classes", "lanes", "blocks", "ignore_index"])
-def forward(
+def forward(  # noqa: PLR0915 - four pixels go by name
     input_ptr, target_ptr, value_ptr, error_ptr, lse_ptr, rest_ptr, slope_ptr, fits_ptr,
     num_classes, lanes, blocks, rounds, ignore_index, low_z, full_z, low_y, full_y, low_x, full_x,
     stride_n, stride_c, stride_z, stride_y, stride_x, gamma,
@@ -166,13 +165,19 @@ def forward(
     target0, kept0, outside = _labels(target_ptr, pixel, count > 0, ignore_index, num_classes, outside)
     top0, others0, squares0, own0 = lowest, zero, zero, zero
     if pixels > 1:
-        target1, kept1, outside = _labels(target_ptr, pixel + 1, count > 1, ignore_index, num_classes, outside)
+        target1, kept1, outside = _labels(
+            target_ptr, pixel + 1, count > 1, ignore_index, num_classes, outside
+        )
         top1, others1, squares1, own1 = lowest, zero, zero, zero
     if pixels > 2:
-        target2, kept2, outside = _labels(target_ptr, pixel + 2, count > 2, ignore_index, num_classes, outside)
+        target2, kept2, outside = _labels(
+            target_ptr, pixel + 2, count > 2, ignore_index, num_classes, outside
+        )
         top2, others2, squares2, own2 = lowest, zero, zero, zero
     if pixels > 3:
-        target3, kept3, outside = _labels(target_ptr, pixel + 3, count > 3, ignore_index, num_classes, outside)
+        target3, kept3, outside = _labels(
+            target_ptr, pixel + 3, count > 3, ignore_index, num_classes, outside
+        )
         top3, others3, squares3, own3 = lowest, zero, zero, zero
     refuse(fits_ptr, outside, 1, block)
     for k in range(num_classes):
@@ -254,7 +259,7 @@ def _add_pixel(
 
 
 @triton.jit(do_not_specialize=["num_classes", "chunks", "blocks", "strips", "ignore_index"])
-def backward(
+def backward(  # noqa: PLR0915 - four classes go by name
     grad_ptr, input_ptr, target_ptr, lse_ptr, rest_ptr, slope_ptr, output_ptr,
     num_classes, chunks, blocks, strips, rounds, ignore_index, low_z, full_z, low_y, full_y, low_x, full_x,
     stride_n, stride_c, stride_z, stride_y, stride_x,

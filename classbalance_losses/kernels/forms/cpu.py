@@ -122,7 +122,8 @@ def dual_cross_entropy_slope(
 @compiled
 def dual_focal_term(log_prob: Any, log_rest: Any, form: Any) -> Any:
     """Return -β log(ρ - p) + α p^γ of a class that is not the label; ``log_rest`` is log(1 - p) of a sure
-    one, whose p is 3/4 or more, and 0 without one."""
+    one, whose p is 3/4 or more, and 0 without one.
+    """
     prob = exp(log_prob)
     room = log_difference(form.rho, prob)
     room = log_rest if _is_sure(log_prob, log_rest) & (form.rho == _ONE) else room

@@ -1,53 +1,62 @@
 r"""The forms for Triton: their value, and their slope, of a pixel.
 
-Kernels are given a form's kind, a constant by which code is chosen as it is compiled, and its numbers. A form of one of
+Kernels are given a form's kind, a constant by which code is chosen as it is compiled, and four numbers. One of
 ``OF_LOSS`` is a function of a pixel's cross-entropy ℓ. One of the others is a function of all its log-probabilities:
 `add` takes one class after the other into five sums, `value` makes φ of them, `slope` and `total_slope` make
 :math:`u_k = \partial \varphi / \partial \log p_k` and :math:`\sum_j u_j`, which give the gradient in the logits,
 :math:`u_k - p_k \sum_j u_j`.
 """
-# mypy: allow-untyped-defs
-# ruff: noqa: ANN001, ANN202
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from classbalance_losses.kernels.cuda.device import LOG2E, LOWEST, divide, exp, exp2, log1p
+from classbalance_losses.kernels.cuda.device import LOG2E, at_most, divide, exp, exp2, log1p
 from classbalance_losses.kernels.forms import reference
 from classbalance_losses.kernels.forms.reference import Form
 
-OF_LOSS = ("cross entropy", "focal", "focal 1", "focal 2")
+_KINDS: dict[str, Any] = {
+    "cross entropy": reference.CrossEntropy,
+    "focal": reference.Focal,
+    "smoothed": reference.Smoothed,
+    "dual cross entropy": reference.DualCrossEntropy,
+    "dual focal": reference.DualFocal,
+}
+_KIND_OF = {form: kind for kind, form in _KINDS.items()}
+OF_LOSS = ("cross entropy", "focal")
 _SURE = tl.constexpr(reference.SURE)
 
 
-class Code(NamedTuple):
-    """A form as operators and kernels take it."""
-
-    kind: str
-    numbers: tuple[float, float, float, float]
-    weight: Tensor | None = None
+def parameters(form: Form) -> tuple[str, list[float], Tensor | None]:
+    """Return what stands for a form where operators take it: its kind, its numbers and its weight."""
+    kind, numbers = _KIND_OF[type(form)], [float(number) for number in form if not isinstance(number, Tensor)]
+    return kind, [] if kind == "cross entropy" else numbers, getattr(form, "weight", None)
 
 
-def code(form: Form, num_classes: int) -> Code:
-    """Return what stands for a form."""
-    if isinstance(form, reference.Focal):
-        exact = form.gamma in (1, 2)  # that need no logarithm
-        return Code(f"focal {form.gamma:.0f}" if exact else "focal", (float(form.gamma), 0.0, 0.0, 0.0))
-    if isinstance(form, reference.Smoothed):
-        spread = form.label_smoothing / num_classes
-        return Code("smoothed", (1.0 - form.label_smoothing, spread, 0.0, 0.0), form.weight)
-    if isinstance(form, reference.DualCrossEntropy):
-        alpha, beta = float(form.alpha), float(form.beta)
-        return Code("dual cross entropy", (alpha, beta, beta * (num_classes - 1) * math.log(alpha), 1 / alpha))
-    if isinstance(form, reference.DualFocal):
-        return Code("dual focal", (float(form.alpha), float(form.beta), float(form.gamma), float(form.rho)))
-    return Code("cross entropy", (0.0, 0.0, 0.0, 0.0))
+def form_of(kind: str, numbers: Sequence[float], weight: Tensor | None) -> Form:
+    """Return the form that `parameters` stand for."""
+    form: Form = _KINDS[kind](*numbers, *([] if weight is None else [weight]))
+    return form
+
+
+def for_kernel(kind: str, numbers: Sequence[float], num_classes: int) -> tuple[str, tuple[float, ...]]:
+    """Return the kind and the four numbers that kernels take."""
+    if kind == "focal" and numbers[0] in (1, 2):  # that need no logarithm
+        kind = f"focal {numbers[0]:.0f}"
+    elif kind == "smoothed":
+        numbers = [1 - numbers[0], numbers[0] / num_classes]
+    elif kind == "dual cross entropy":
+        alpha, beta = numbers
+        numbers = [1 / alpha, beta, beta * (num_classes - 1) * math.log(alpha), alpha]
+    return kind, (*numbers, *[0.0] * (4 - len(numbers)))
 
 
 @triton.jit
@@ -68,7 +77,7 @@ def of_loss(kind: tl.constexpr, loss, p, missed, gamma):
             lower = tl.where(missed == 0.0, 0.0, tl.exp2((gamma - 1.0) * tl.log2(missed)))
         found = lower * missed * loss
         # Where ℓ is infinite p_y is 0. A NaN is in the other number, too.
-        slope = lower * (missed + gamma * p * tl.minimum(loss, 100.0))
+        slope = lower * (missed + gamma * p * at_most(loss, 100.0))
     return found, slope
 
 
@@ -82,22 +91,19 @@ def add(
     """
     p = exp(log_p)
     if kind == "smoothed":
-        s0 += tl.where((weight == 0.0) & (log_p == float("-inf")), 0.0, -weight * log_p)
+        s0 += tl.where(weight == 0.0, 0.0, -weight * log_p)  # a NaN is in ℓ, too
         s1 += weight
         s2 += tl.where(own, weight, 0.0)
     elif kind == "dual cross entropy":
         if with_slope:
-            s0 += tl.where(own, -1.0, n1 * divide(p, p + n0))
+            s0 += tl.where(own, -1.0, n1 * divide(p, p + n3))
         else:
-            s0 += tl.where(own, 0.0, log1p(p * n3))
+            s0 += tl.where(own, 0.0, log1p(p * n0))
     else:
         sure = log_p > _SURE
         s0 += tl.where(own, 0.0, _power(log_p, n2))
         # What stands in the place of the sure class's logarithm is known at the end.
-        if with_slope:
-            room = n1 * divide(p, n3 - p)
-        else:
-            room = tl.where(n3 == 1.0, log1p(-p), tl.log(n3 - p))
+        room = n1 * divide(p, n3 - p) if with_slope else tl.where(n3 == 1.0, log1p(-p), tl.log(n3 - p))
         s1 += tl.where(own | (sure & (n3 == 1.0)), 0.0, room)
         s2 += tl.where(own, log_p, 0.0)
         # Σ p over the others than a sure one, as s3 · e^s4: its logarithm is to stay finite.
@@ -143,7 +149,7 @@ def slope(kind: tl.constexpr, log_p, own, weight, n0, n1, n2, n3, s0, s1, s2, s3
     if kind == "smoothed":
         found = -n1 * weight - tl.where(own, n0 * weight, 0.0)
     elif kind == "dual cross entropy":
-        found = tl.where(own, -1.0, n1 * divide(p, p + n0))
+        found = tl.where(own, -1.0, n1 * divide(p, p + n3))
     else:
         sure = log_p > _SURE
         of_own, given, log_rest = _slopes_of_rest(n0, n1, n2, n3, s2, s3, s4)
@@ -156,7 +162,7 @@ def slope(kind: tl.constexpr, log_p, own, weight, n0, n1, n2, n3, s0, s1, s2, s3
 @triton.jit
 def _power(log_value, exponent):
     """Return a power from a logarithm; the 0th is 1 of any number, 0 included."""
-    return tl.where(exponent == 0.0, 1.0, exp2(exponent * LOG2E * log_value))
+    return tl.where(exponent == 0.0, 1.0, exp2(log_value * exponent * LOG2E))
 
 
 @triton.jit
@@ -180,6 +186,8 @@ def _slopes_of_rest(alpha, beta, gamma, rho, log_own, rest, largest):
     own_is_sure = log_own > _SURE
     p = exp(log_own)
     steepness = alpha * gamma
-    own = -1.0 - tl.where(own_is_sure, 0.0, steepness * missed * divide(p, 1.0 - tl.where(own_is_sure, 0.0, p)))
+    own = -1.0 - tl.where(
+        own_is_sure, 0.0, steepness * missed * divide(p, 1.0 - tl.where(own_is_sure, 0.0, p))
+    )
     given = tl.where(own_is_sure, steepness * missed, tl.where(mistaken, -beta, 0.0))
     return own, given, log_rest
