@@ -52,8 +52,8 @@ def class_sums(
     else:
         keep, tied = members(hard, keep)
         share = torch.where(tied.reshape(rows, -1), hard.share.unsqueeze(1), 1).view(keep.shape)
-        whole, part = (table.sums(those.long()).to(share.dtype) for those in (keep & ~tied, tied))
-        number = whole + hard.share.unsqueeze(1) * part
+        every, part = (table.sums(those.long()) for those in (keep, tied))
+        number = (every - part).to(share.dtype) + hard.share.unsqueeze(1) * part.to(share.dtype)
 
     def total(values: Tensor, *factors: Tensor | None) -> Tensor:
         return table.sums(scaled(torch.where(keep, values, 0), *factors, share))

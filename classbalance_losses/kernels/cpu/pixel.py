@@ -176,7 +176,7 @@ def _error_sums(
     sums = torch.zeros(parts, classes, classes, dtype=torch.float64, device="cpu")
     job["sums"], job["parts"], job["squared"] = sums.data_ptr(), parts, squared
     run(loops.error_sums, job)
-    return sums.sum(0).T.float()
+    return sums.sum(0).T.float().contiguous()
 
 
 def _table(input: Tensor, *_: object) -> Tensor:

@@ -22,7 +22,7 @@ from classbalance_losses.kernels.cpu.math import (
     task,
 )
 from classbalance_losses.kernels.cpu.tiles import PITCH, ROWS, backward_tile, error_tile, forward_tile
-from classbalance_losses.kernels.forms.cpu import FORM
+from classbalance_losses.kernels.forms.cpu import FORM, read
 
 # Types of logits, and what the loops call them.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -43,6 +43,7 @@ _TOGETHER = 16  # pixels whose logits lie apart, and are read as far as they sha
 def forward(memory: Any) -> None:
     """Write φ and, if asked, log Σ and ‖p - e_y‖² of each pixel."""
     job = carray(memory, 1, JOB)[0]
+    form = read(job.form)
     values = np.empty(0 if _is_in_order(job) else job.classes * job.size, np.float32)
     maps, labels = np.empty(ROWS * PITCH, np.float32), np.empty(job.size, np.int32)
     parts = (job.pixels + job.size - 1) // job.size
@@ -54,7 +55,7 @@ def forward(memory: Any) -> None:
         x, stride = _logits(job, image, first, label.size, values)
         error = job.error + 4 * pixel if job.error else 0
         log_sum = job.log_sum + 4 * pixel if job.log_sum else 0
-        forward_tile(job.form, x, stride, job.classes, label, maps, job.value + 4 * pixel, error, log_sum)
+        forward_tile(form, x, stride, job.classes, label, maps, job.value + 4 * pixel, error, log_sum)
         part = take(memory)
 
 
@@ -62,6 +63,7 @@ def forward(memory: Any) -> None:
 def backward(memory: Any) -> None:
     """Write the gradient by a slope of each pixel."""
     job = carray(memory, 1, JOB)[0]
+    form = read(job.form)
     is_direct = (job.type == 0) & (job.gradient_pixel == 1)
     values = np.empty(0 if _is_in_order(job) else job.classes * job.size, np.float32)
     slopes = np.empty(0 if is_direct else job.classes * job.size, np.float32)
@@ -79,9 +81,7 @@ def backward(memory: Any) -> None:
             gradient, gradient_stride = job.gradient + 4 * place, job.gradient_class
         else:
             gradient, gradient_stride = np.int64(slopes.ctypes.data), label.size
-        backward_tile(
-            job.form, x, stride, job.classes, label, maps, slope, log_sum, gradient, gradient_stride
-        )
+        backward_tile(form, x, stride, job.classes, label, maps, slope, log_sum, gradient, gradient_stride)
         if not is_direct:
             _put(job, place, label.size, slopes)
         part = take(memory)

@@ -24,19 +24,18 @@ from classbalance_losses.kernels.cpu.math import (
 )
 from classbalance_losses.kernels.forms.cpu import (
     DUAL_CROSS_ENTROPY,
-    DUAL_FOCAL,
     FOCAL,
     SMOOTHED,
-    dual_cross_entropy_slope,
-    dual_cross_entropy_term,
-    dual_cross_entropy_value,
-    dual_focal_given,
-    dual_focal_own,
-    dual_focal_slope,
-    dual_focal_term,
-    dual_focal_value,
+    dual_own_slope,
+    dual_slope,
+    dual_value,
     focal_slope,
     focal_value,
+    given,
+    is_sure,
+    joined,
+    leaves_out,
+    power,
 )
 
 PITCH = 512
@@ -44,10 +43,12 @@ ROWS = 9
 _APART = 4
 _HIGHEST, _OWN, _LOG_SUM, _OTHERS, _TIES, _VALUE, _TOTAL, _LOG_REST, _SLOPE = range(0, ROWS * PITCH, PITCH)
 _SQUARES = _TIES  # forward
-_PULL, _GIVEN = _OTHERS, _VALUE  # backward
+_PRODUCT, _SPILT = _OTHERS, _TIES  # forward, of the dual forms
+_PULL = _OTHERS  # backward
+_GIVEN, _SHARE = _OTHERS, _TIES  # backward, of the dual forms
 _ZERO, _ONE, _INF = np.float32(0), np.float32(1), np.float32(np.inf)
 _SURE_SUM = np.float32(1 / 3)  # of the others' e^(x - max): below, the largest has a probability of 3/4
-_TINY = np.float32(1e-30)
+_TINY, _LOG_TINY = np.float32(1e-30), np.float32(np.log(1e-30))
 
 
 @compiled
@@ -78,11 +79,9 @@ def forward_tile(
             maps[_VALUE + p] = focal_value(maps[_VALUE + p], form.gamma)
     elif form.code == SMOOTHED:
         _smooth(form, x, stride, classes, label, maps)
-    elif form.code == DUAL_CROSS_ENTROPY:
-        _dual_cross_entropy_terms(form, x, stride, classes, label, maps)
-    elif form.code == DUAL_FOCAL:
+    elif form.code >= DUAL_CROSS_ENTROPY:
         _log_rest(x, stride, classes, label.size, maps)
-        _dual_focal_terms(form, x, stride, classes, label, maps)
+        _dual_value(form, x, stride, classes, label, maps)
     _write_kept(maps, _VALUE, label, value)
     if error:
         _write_kept(maps, _SQUARES, label, error)
@@ -118,19 +117,13 @@ def backward_tile(
         _sum_beside_largest(x, stride, classes, label.size, maps)
         for p in range(label.size):
             maps[_LOG_SUM + p] = log1p(maps[_OTHERS + p])
-    given = floats(slope, label.size)
+    slopes = floats(slope, label.size)
     for p in range(label.size):
         s = maps[_LOG_SUM + p]
         # NaN where s is, for what is then multiplied by it are numbers: exp_or_zero makes them.
-        maps[_SLOPE + p] = given[p] + (s - s) if label[p] >= 0 else _ZERO
-    if form.code == DUAL_CROSS_ENTROPY:
-        for p in range(label.size):
-            maps[_OWN + p] = -_ONE
-        _dual_cross_entropy_gradient(form, x, stride, classes, label, maps, gradient, gradient_stride)
-    elif form.code == DUAL_FOCAL:
-        _own(x, stride, classes, label, maps)
-        _prepare_dual_focal(form, x, stride, classes, label, maps)
-        _dual_focal_gradient(form, x, stride, classes, label, maps, gradient, gradient_stride)
+        maps[_SLOPE + p] = slopes[p] + (s - s) if label[p] >= 0 else _ZERO
+    if form.code >= DUAL_CROSS_ENTROPY:
+        _dual_gradient(form, x, stride, classes, label, maps, gradient, gradient_stride)
     else:
         if form.code == FOCAL:
             _own(x, stride, classes, label, maps)
@@ -250,38 +243,57 @@ def _smooth(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any)
             row = floats(x + 4 * k * stride, label.size)
             for p in range(label.size):
                 maps[_TOTAL + p] += w * (maps[_HIGHEST + p] - row[p])
+    for p in range(label.size):  # apart, for it is not done in vectors
+        maps[_OTHERS + p] = (_ONE - form.smoothing) * weight[max(label[p], 0)]
     share = form.smoothing / np.float32(classes)
     for p in range(label.size):
-        own = weight[max(label[p], 0)]
-        loss = maps[_VALUE + p]
+        own, loss = maps[_OTHERS + p], maps[_VALUE + p]
         loss = _ZERO if (own == _ZERO) & (loss == _INF) else loss
-        spread = maps[_TOTAL + p] + total * maps[_LOG_SUM + p]
-        maps[_VALUE + p] = (_ONE - form.smoothing) * own * loss + share * spread
+        maps[_VALUE + p] = own * loss + share * (maps[_TOTAL + p] + total * maps[_LOG_SUM + p])
 
 
-def _terms(term: Any, value: Any) -> Any:
-    """Return a loop that makes φ of ℓ by the terms of the other classes."""
-
-    @compiled
-    def add_terms(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any) -> None:
-        for p in range(label.size):
-            maps[_TOTAL + p] = _ZERO
+@compiled
+def _dual_value(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any) -> None:
+    """Make φ of ℓ by what the other classes add."""
+    for p in range(label.size):
+        maps[_TOTAL + p], maps[_PRODUCT + p], maps[_SPILT + p] = _ZERO, _ZERO, _ZERO
+    if form.b != 0:
         for k in range(classes):
-            row = floats(x + 4 * k * stride, label.size)
-            for p in range(label.size):
-                log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
-                addend = term(log_prob, maps[_LOG_REST + p], form)
-                maps[_TOTAL + p] += addend if label[p] != np.int32(k) else _ZERO
-        for p in range(label.size):
-            maps[_VALUE + p] = value(
-                maps[_VALUE + p], maps[_TOTAL + p], classes, maps[_OWN + p], maps[_LOG_REST + p], form
-            )
+            _multiply(form, floats(x + 4 * k * stride, label.size), label, np.int32(k), maps)
+            if (k + 1) % form.together == 0 or k + 1 == classes:
+                for p in range(label.size):
+                    maps[_TOTAL + p] += log1p(maps[_PRODUCT + p])
+                    maps[_PRODUCT + p] = _ZERO
+    if form.alpha != 0 and form.gamma != 1:
+        for k in range(classes):
+            _add_powers(form, floats(x + 4 * k * stride, label.size), label, np.int32(k), maps)
+    for p in range(label.size):
+        maps[_VALUE + p] = dual_value(
+            maps[_VALUE + p],
+            maps[_TOTAL + p],
+            maps[_SPILT + p],
+            maps[_OWN + p],
+            maps[_LOG_REST + p],
+            classes,
+            form,
+        )
 
-    return add_terms
+
+@compiled
+def _multiply(form: Any, row: Any, label: Any, k: np.int32, maps: Any) -> None:
+    is_short = leaves_out(form)
+    for p in range(label.size):
+        log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
+        is_out = (label[p] == k) | (is_sure(log_prob, maps[_LOG_REST + p]) & is_short)
+        product = maps[_PRODUCT + p]
+        maps[_PRODUCT + p] = product if is_out else joined(product, exp(log_prob), form)
 
 
-_dual_cross_entropy_terms = _terms(dual_cross_entropy_term, dual_cross_entropy_value)
-_dual_focal_terms = _terms(dual_focal_term, dual_focal_value)
+@compiled
+def _add_powers(form: Any, row: Any, label: Any, k: np.int32, maps: Any) -> None:
+    for p in range(label.size):
+        spilt = power(row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p], form.gamma)
+        maps[_SPILT + p] += _ZERO if label[p] == k else spilt
 
 
 @compiled
@@ -348,43 +360,69 @@ def _slope_of_class(row: Any, label: Any, k: np.int32, spread: Any, maps: Any, p
 
 
 @compiled
-def _prepare_dual_focal(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any) -> None:
-    """Write log(1 - p) of a sure class, what it gives to the others and, in the place of log p_y, the label's u."""
+def _dual_gradient(
+    form: Any, x: int, stride: int, classes: int, label: Any, maps: Any, gradient: int, gradient_stride: int
+) -> None:
+    """Write g (u_k - p_k Σ u), the slope put through the softmax."""
+    _own(x, stride, classes, label, maps)
     _log_rest(x, stride, classes, label.size, maps)
     for p in range(label.size):
         own, rest, is_kept = maps[_OWN + p] - maps[_LOG_SUM + p], maps[_LOG_REST + p], label[p] >= 0
-        maps[_GIVEN + p] = dual_focal_given(own, rest, form) if is_kept else _ZERO
-        maps[_OWN + p] = dual_focal_own(own, rest, form) if is_kept else _ZERO
-
-
-def _through_softmax(slope: Any) -> Any:
-    """Return a loop that writes g (u_k - p_k Σ u)."""
-
-    @compiled
-    def put(
-        form: Any, x: int, stride: int, classes: int, label: Any, maps: Any, gradient: int, step: int
-    ) -> None:
+        maps[_GIVEN + p] = given(own, rest, form) if is_kept else _ZERO
+        maps[_OWN + p] = dual_own_slope(own, rest, form) if is_kept else _ZERO
+        # Of very small probabilities it would be too large a factor: they get theirs one by one.
+        maps[_SHARE + p] = maps[_GIVEN + p] * exp(-rest) if rest > _LOG_TINY else _ZERO
+        maps[_TOTAL + p] = _ZERO
+    for k in range(classes):
+        row = floats(x + 4 * k * stride, label.size)
+        place = floats(gradient + 4 * k * gradient_stride, label.size)
+        _dual_slope_of_class(form, row, label, np.int32(k), maps, place)
+        if form.alpha != 0 and form.gamma != 1:
+            _add_power_slope(form, row, label, np.int32(k), maps, place)
+    for p in range(label.size):
+        if (maps[_LOG_REST + p] <= _LOG_TINY) & (maps[_GIVEN + p] != 0):
+            _give(x + 4 * p, stride, classes, p, maps, gradient + 4 * p, gradient_stride)
+    for k in range(classes):
+        row = floats(x + 4 * k * stride, label.size)
+        place = floats(gradient + 4 * k * gradient_stride, label.size)
         for p in range(label.size):
-            maps[_TOTAL + p] = _ZERO
-        for k in range(classes):
-            row, place = floats(x + 4 * k * stride, label.size), floats(gradient + 4 * k * step, label.size)
-            for p in range(label.size):
-                log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
-                is_own = label[p] == np.int32(k)
-                u = slope(log_prob, is_own, maps[_OWN + p], maps[_LOG_REST + p], maps[_GIVEN + p], form)
-                maps[_TOTAL + p] += u
-                place[p] = u
-        for k in range(classes):
-            row, place = floats(x + 4 * k * stride, label.size), floats(gradient + 4 * k * step, label.size)
-            for p in range(label.size):
-                prob = exp_or_zero(row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p])
-                place[p] = maps[_SLOPE + p] * (place[p] - prob * maps[_TOTAL + p])
-
-    return put
+            prob = exp_or_zero(row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p])
+            place[p] = maps[_SLOPE + p] * (place[p] - prob * maps[_TOTAL + p])
 
 
-_dual_cross_entropy_gradient = _through_softmax(dual_cross_entropy_slope)
-_dual_focal_gradient = _through_softmax(dual_focal_slope)
+@compiled
+def _dual_slope_of_class(form: Any, row: Any, label: Any, k: np.int32, maps: Any, place: Any) -> None:
+    is_short = leaves_out(form)
+    for p in range(label.size):
+        log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
+        prob, is_the_sure = exp_or_zero(log_prob), is_sure(log_prob, maps[_LOG_REST + p])
+        other = prob * dual_slope(prob, is_the_sure & is_short, form)
+        share = _ZERO if is_the_sure else prob * maps[_SHARE + p]
+        u = (maps[_OWN + p] if label[p] == k else other) + share
+        maps[_TOTAL + p] += u
+        place[p] = u
+
+
+@compiled
+def _add_power_slope(form: Any, row: Any, label: Any, k: np.int32, maps: Any, place: Any) -> None:
+    for p in range(label.size):
+        log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
+        u = form.alpha * form.gamma * exp_or_zero(form.gamma * log_prob)
+        u = _ZERO if label[p] == k else u
+        maps[_TOTAL + p] += u
+        place[p] += u
+
+
+@compiled
+def _give(x: int, stride: int, classes: int, p: int, maps: Any, gradient: int, gradient_stride: int) -> None:
+    """Give a pixel's classes but the sure one their shares."""
+    row, place = floats(x, (classes - 1) * stride + 1), floats(gradient, (classes - 1) * gradient_stride + 1)
+    for k in range(classes):
+        if row[k * stride] < maps[_HIGHEST + p]:
+            log_prob = row[k * stride] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
+            share = exp_or_zero(log_prob - maps[_LOG_REST + p]) * maps[_GIVEN + p]
+            place[k * gradient_stride] += share
+            maps[_TOTAL + p] += share
 
 
 @compiled
