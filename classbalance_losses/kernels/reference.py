@@ -19,6 +19,17 @@ from classbalance_losses.kernels.forms.reference import CrossEntropy, Focal, For
 from classbalance_losses.kernels.plain import can_read_values, is_plain
 from classbalance_losses.kernels.selection import Joined, hard_count, infinite_bits, ordered_bits
 from classbalance_losses.kernels.selection import kth_largest as _kth_largest
+from classbalance_losses.kernels.simplex import project
+
+__all__ = [
+    "class_sums",
+    "cross_entropy_and_error",
+    "error_sums",
+    "kth_largest",
+    "pixel_values",
+    "project",
+    "weighted_sums",
+]
 
 _SMALL = 1 / 16  # a loss from which the rounding of a sum above 1 costs it more than a digit
 _BLOCK = 1 << 6  # pixels that are added one after the other: a table of at most a 64th of the logits' size
@@ -124,7 +135,7 @@ def error_sums(logits: Logits, labels: Labels, weight: Tensor | None, *, squared
 def _cross_entropy(input: Tensor, labels: Labels) -> Tensor:
     """Return the cross-entropy of each pixel; where values may be looked at by torch's own function, as it is quicker.
 
-    That loses the digits of small losses, which are computed again. What does not count is replaced if it is not finite.
+    That loses the digits of small losses, which are computed again. Where NaN may be what does not count, it is replaced.
     """
     target, keep = indices(labels)
     if not (input.numel() and can_read_values(input) and is_plain(input, target)):
