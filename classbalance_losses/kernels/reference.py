@@ -135,7 +135,7 @@ def error_sums(logits: Logits, labels: Labels, weight: Tensor | None, *, squared
 def _cross_entropy(input: Tensor, labels: Labels) -> Tensor:
     """Return the cross-entropy of each pixel; where values may be looked at by torch's own function, as it is quicker.
 
-    That loses the digits of small losses, which are computed again. Where NaN may be what does not count, it is replaced.
+    That loses the digits of small losses, which are computed again. What does not count is replaced where NaN is about.
     """
     target, keep = indices(labels)
     if not (input.numel() and can_read_values(input) and is_plain(input, target)):
