@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from classbalance_losses.kernels import reference
+from classbalance_losses.kernels.call import Labels, Logits, Resize
+from classbalance_losses.kernels.forms.reference import Form, Smoothed
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 on_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")
 WARNINGS = [
@@ -22,7 +26,8 @@ WARNINGS = [
     ),
 ]
 marks = [pytest.mark.usefixtures("poisoned"), *WARNINGS]
-Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# (logits, labels) -> values with their graph, and squared errors, which may be absent
+Loss = Callable[[Tensor, Labels], tuple[Tensor, Tensor | None]]
 
 
 @pytest.fixture
@@ -33,49 +38,74 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def labels(
-    shape: tuple[int, ...], num_classes: int, dtype: torch.dtype = torch.int64
-) -> tuple[Tensor, Tensor]:
-    """Targets, a quarter of them dropped and out of bounds, and the mask of the others."""
-    top = min(num_classes, torch.iinfo(dtype).max)
-    target = torch.randint(top, shape)
-    keep = torch.rand(shape) < 0.75
-    outside = 255 if dtype == torch.uint8 else -100
-    return torch.where(keep, target, outside).to(dtype).to(DEVICE), keep.to(DEVICE)
+def labels(shape: tuple[int, ...], num_classes: int, dtype: torch.dtype = torch.int64) -> Labels:
+    """Labels, of which a quarter are to be ignored."""
+    target = torch.randint(min(num_classes, torch.iinfo(dtype).max), shape)
+    ignore_index = 255 if dtype == torch.uint8 else -100
+    target = torch.where(torch.rand(shape) < 0.75, target, ignore_index)
+    return Labels(target.to(dtype).to(DEVICE), num_classes, ignore_index)
 
 
-def plain(input: Tensor, target: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+def all_of(target: Tensor, num_classes: int) -> Labels:
+    """Labels that all count."""
+    return Labels(target, num_classes, -100)
+
+
+def kept(of: Labels) -> Tensor:
+    return of.target.long() != of.ignore_index
+
+
+def there(of: Labels, device: str) -> Labels:
+    return of._replace(target=of.target.to(device))
+
+
+def plain(input: Tensor, of: Labels) -> tuple[Tensor, Tensor]:
     """Cross-entropy and ‖p − e_y‖² by PyTorch, in float64 for float64 logits and else in float32."""
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    kept, index = keep.unsqueeze(1), torch.where(keep, target.long(), 0)
-    log_prob = F.log_softmax(torch.where(kept, input, 0), 1, dtype=dtype)
+    keep = kept(of)
+    index = torch.where(keep, of.target.long(), 0)
+    log_prob = F.log_softmax(torch.where(keep.unsqueeze(1), input, 0), 1, dtype=dtype)
     one_hot = F.one_hot(index, input.shape[1]).movedim(-1, 1)
     error = (log_prob.exp() - one_hot).square().sum(1)
     loss = -log_prob.gather(1, index.unsqueeze(1)).squeeze(1)
     return torch.where(keep, loss, 0), torch.where(keep, error, 0).detach()
 
 
-def outcome(loss: Loss, input: Tensor, target: Tensor, keep: Tensor, grad: Tensor) -> dict[str, Tensor]:
-    """Value, squared error and gradient."""
+def by_reference(form: Form, resize: Resize | None = None) -> Loss:
+    """A form as the reference has it."""
+
+    def values(input: Tensor, of: Labels) -> tuple[Tensor, None]:
+        logits, here = Logits(input, resize), form
+        if isinstance(form, Smoothed):
+            dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+            here = form._replace(weight=form.weight.to(input.device, dtype))
+        return reference.pixel_values(logits, of, here), None
+
+    return values
+
+
+def outcome(loss: Loss, input: Tensor, of: Labels, grad: Tensor) -> dict[str, Tensor]:
+    """Value, squared error if there is one, and gradient."""
     leaf = input.detach().requires_grad_()
-    value, error = loss(leaf, target, keep)
+    value, error = loss(leaf, of)
     (gradient,) = torch.autograd.grad(value, leaf, grad.to(value.dtype))
-    return {"loss": value.detach(), "error": error, "gradient": gradient}
+    found = {"loss": value.detach(), "gradient": gradient}
+    return found if error is None else {**found, "error": error}
 
 
-def no_worse(loss: Loss, reference: Loss, input: Tensor, target: Tensor, keep: Tensor) -> None:
+def no_worse(loss: Loss, exact: Loss, input: Tensor, of: Labels) -> None:
     """The kernel is as near to float64 as PyTorch in the logits' own dtype is.
 
     Its sums have another order and, on a device, its exponentials two units in the last place: of a value of 1 a few
     more ulp are not its fault. What it returns in half precision has been rounded once, as eager's has.
     """
-    grad = torch.rand(target.shape)
-    here = [t.cpu() for t in (target, keep)]
-    exact = outcome(reference, input.cpu().double(), *here, grad)
-    eager = outcome(reference, input.cpu(), *here, grad)
-    kernel = outcome(loss, input, target, keep, grad.to(input.device))
+    grad = torch.rand(of.target.shape)
+    here = there(of, "cpu")
+    truths = outcome(exact, input.cpu().double(), here, grad)
+    eager = outcome(exact, input.cpu(), here, grad)
+    kernel = outcome(loss, input, of, grad.to(input.device))
     assert kernel["gradient"].dtype == input.dtype
-    for name, truth in exact.items():
+    for name, truth in truths.items():
         if not truth.numel():
             assert kernel[name].shape == truth.shape
             continue
@@ -83,5 +113,6 @@ def no_worse(loss: Loss, reference: Loss, input: Tensor, target: Tensor, keep: T
         theirs = (eager[name].double() - truth).abs().max().item()
         slack = 4 * torch.finfo(torch.float32).eps * max(1.0, truth.abs().max().item())
         if DEVICE == "cpu" and name == "gradient" and input.dtype == torch.bfloat16:
-            slack += torch.finfo(torch.bfloat16).eps / 2  # the interpreter cuts what a device rounds
+            # The interpreter cuts what a device rounds.
+            slack += torch.finfo(torch.bfloat16).eps / 2 * max(1.0, truth.abs().max().item())
         assert ours <= 1.25 * theirs + slack, f"{name}: off by {ours:.3g}, eager by {theirs:.3g}"

@@ -33,13 +33,14 @@ QUICK = Settings(quick=True, seconds=0, warm_up=0, min_rounds=2)
 LOSSES = {name for name in classbalance_losses.__all__ if name.endswith("Loss")}
 ON_FEATURES = {case.contender.loss for case in command.all_cases(QUICK) if case.family in ("pull", "text")}
 CASES = list(command.all_cases(QUICK))
-# Compiling takes seconds, and other people's packages are slow to import: `make bench` has them.
+# Compiling takes seconds, as interpreting kernels does, and other people's packages are slow to import: `make bench`
+# has them.
 SWIFT = [
     case
     for case in CASES
     if "compile" not in case.contender.name
     and case.contender.origin != "peer"
-    and (case.dtype == "float32" or case.family == "layout")
+    and (case.dtype == "float32" if case.family != "layout" else case.contender.backend != "cuda")
     and case.family in ("pixel", "head", "pull", "text", "mining", "upsample", "layout")
 ]
 

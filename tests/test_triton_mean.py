@@ -6,124 +6,111 @@ import math
 
 import pytest
 import torch
-from kernel_checks import DEVICE, labels, marks, poisoned
+from kernel_checks import DEVICE, all_of, kept, labels, marks, poisoned
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from classbalance_losses.ops.fused import fused_mean
-from classbalance_losses.ops.shape import focal_modulated
-
-from classbalance_losses import use_backend
-from classbalance_losses.kernels import triton_mean
+from classbalance_losses.kernels.call import Labels
+from classbalance_losses.kernels.cuda import classes
+from classbalance_losses.kernels.cuda.classes import weighted_sums
 
 __all__ = ["poisoned"]
 pytestmark = marks
+TABLE = torch.tensor([0.3, 1, 0, 2, 5], device=DEVICE)
+# what the losses ask: the mean of weights, of pixels, smoothing's norm, focal's alpha
+WEIGHTS = {
+    "none": (None, None),
+    "both": (TABLE, TABLE),
+    "of pixels": (TABLE, None),
+    "of the norm": (None, TABLE),
+    "different": (TABLE, TABLE.flip(0)),
+}
 
 
 def exact(
-    loss: Tensor,
-    target: Tensor,
-    keep: Tensor,
-    table: Tensor | None,
-    weight: Tensor | None,
-    gamma: float,
-    kind: str,
-) -> Tensor:
-    index = torch.where(keep, target.long(), 0)
-    own = (
-        torch.ones(keep.shape, dtype=torch.float64, device=DEVICE) if table is None else table.double()[index]
-    )
-    scale = own if weight is None else own * weight.double()
-    value = focal_modulated(torch.where(keep & (scale > 0), loss.double(), 0), gamma)
-    total = (torch.where(keep, scale, 0) * value).sum()
-    if kind == "sum":
-        return total
-    norm = torch.where(keep, own, 0).sum() if kind == "weights" else keep.sum()
-    return total / torch.where(norm > 0, norm, 1)
+    value: Tensor, of: Labels, weight: Tensor | None, over: Tensor | None, q: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    keep = kept(of)
+    index = torch.where(keep, of.target.long(), 0)
+    ones = torch.ones(keep.shape, dtype=torch.float64, device=DEVICE)
+    own = ones if weight is None else weight.double()[index]
+    scale = torch.where(keep, own if q is None else own * q.double(), 0)
+    total = (scale * torch.where(keep & (scale > 0), value.double(), 0)).sum()
+    norm = torch.where(keep, ones if over is None else over.double()[index], 0).sum()
+    return total / torch.where(norm > 0, norm, 1), total
 
 
-@pytest.mark.parametrize("kind", ["weights", "pixels", "sum"])
+@pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.5])
-def test_the_mean_and_its_gradients(gamma: float, weighted: bool, kind: str) -> None:
-    target, keep = labels((3, 700), 5, torch.int32 if weighted else torch.int64)
-    loss = torch.rand(3, 700, device=DEVICE) ** 4 * 9
-    loss[0, :9] = torch.tensor([0.0, 1e-30, 1e-7, 0.2499, 0.25, 0.2501, 20, 99, 3e4])
-    keep[0, :9] = True
-    target[0, :9] = 1
-    loss = torch.where(keep, loss, math.nan)
-    table = torch.tensor([0.3, 1, 0, 2, 5], device=DEVICE) if weighted else None
-    weight = torch.where(keep, torch.rand(3, 700, device=DEVICE), math.nan) if weighted else None
-    if weight is not None:  # what has no weight may be infinite
-        loss = torch.where(target == 2, math.inf, loss)
-        loss[0, 20], weight[0, 20], keep[0, 20] = math.inf, 0, True
-    first = second = None
+def test_the_mean_and_the_sum_and_their_gradients(kind: str, weighted: bool) -> None:
+    of = labels((3, 700), 5, torch.int32 if weighted else torch.int64)
+    keep, (weight, over) = kept(of), WEIGHTS[kind]
+    value = torch.where(keep, torch.rand(3, 700, device=DEVICE), math.nan)
+    q = None
+    if weighted:
+        q = torch.where(keep, torch.rand(3, 700, device=DEVICE), math.nan)
+        q[:, 30:60] = 0
+        value[:, 30:40] = math.inf  # what has no weight may be infinite
+    if weight is not None:
+        value = torch.where(keep & (TABLE[of.target.clamp(0, 4).long()] == 0) & (weight is TABLE), 7, value)
     outcomes = []
-    for how in (exact, by_kernels):
-        leaf = loss.clone().requires_grad_()
-        value = how(leaf, target, keep, table, weight, gamma, kind)
-        (first,) = torch.autograd.grad(value, leaf, retain_graph=True)
-        usual = torch.where(loss.isfinite(), loss, 0)
-        (graph,) = torch.autograd.grad(value, leaf, create_graph=True)
-        if gamma not in (0.0, 0.5):  # its slope has a slope, everywhere
-            (second,) = torch.autograd.grad((graph * usual).sum(), leaf)
-        outcomes.append([t.nan_to_num(0).double() for t in (value.detach(), first, second) if t is not None])
-    # PyTorch's own operations are behind the second derivative, which changes its sign, and is rounded as theirs.
-    for truth, got, far in zip(*outcomes, (1e-6, 1e-6, 1e-5), strict=False):
-        torch.testing.assert_close(got, truth, rtol=5e-6, atol=far * float(truth.abs().max()))
-
-
-def by_kernels(
-    loss: Tensor,
-    target: Tensor,
-    keep: Tensor,
-    table: Tensor | None,
-    weight: Tensor | None,
-    gamma: float,
-    kind: str,
-) -> Tensor:
-    with use_backend("triton"):
-        value = fused_mean(
-            loss,
-            target,
-            keep,
-            table,
-            weight,
-            gamma=gamma,
-            by_weight=kind == "weights",
-            reduction="sum" if kind == "sum" else "mean",
-            process_group=None,
-        )
-    assert value is not None
-    return value
+    for how in (exact, weighted_sums):
+        leaf = value.clone().requires_grad_()
+        mean, total = how(leaf, of, weight, over, q)[:2]
+        slopes = [
+            torch.autograd.grad(part, leaf, retain_graph=True)[0] for part in (mean, total, mean - 3 * total)
+        ]
+        (graph,) = torch.autograd.grad(mean, leaf, create_graph=True)
+        outcomes.append([part.detach().double().nan_to_num(0) for part in (mean, total, *slopes, graph)])
+    for truth, got in zip(*outcomes, strict=True):
+        torch.testing.assert_close(got, truth, rtol=5e-6, atol=1e-6 * float(truth.abs().max()))
 
 
 def test_few_programs_and_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_mean, "_PARTS", 2)
-    target, keep = labels((5, 1200), 4)
-    loss = torch.rand(5, 1200, device=DEVICE)
-    value = by_kernels(loss, target, keep, None, None, 0.0, "pixels")
-    torch.testing.assert_close(value, loss[keep].mean())
-    for nothing in (torch.zeros_like(keep), keep[:0]):
-        leaf = loss[: len(nothing)].clone().requires_grad_()
-        empty = by_kernels(leaf, target[: len(nothing)], nothing, None, None, 2.0, "pixels")
-        assert empty == 0
-        assert not torch.autograd.grad(empty, leaf)[0].any()
+    monkeypatch.setattr(classes, "_PARTS", 2)
+    of = labels((5, 600), 4)
+    value = torch.rand(5, 600, device=DEVICE)
+    torch.testing.assert_close(weighted_sums(value, of, None, None, None).mean, value[kept(of)].mean())
+    for target in (torch.full_like(of.target, -100), of.target[:0]):
+        leaf = value[: len(target)].clone().requires_grad_()
+        empty = weighted_sums(leaf, of._replace(target=target), TABLE, TABLE, None)
+        assert empty.mean == empty.total == empty.norm == 0
+        assert not torch.autograd.grad(empty.mean, leaf)[0].any()
 
 
 def test_a_nan_stays_one() -> None:
-    target = torch.tensor([0, 1], device=DEVICE)
-    loss = torch.tensor([math.nan, 1.0], device=DEVICE)
-    for gamma in (0.0, 2.0):
-        assert by_kernels(loss, target, target >= 0, None, None, gamma, "pixels").isnan()
-        assert by_kernels(loss, target, target > 0, None, None, gamma, "pixels").isfinite()
+    value = torch.tensor([math.nan, 1.0], device=DEVICE)
+    target = torch.tensor([2, 1], device=DEVICE)
+    assert weighted_sums(value, all_of(target, 5), TABLE, None, None).mean.isnan()
+    assert weighted_sums(value, Labels(target, 5, 2), TABLE, None, None).mean == 1
+
+
+def test_the_norm_is_a_constant() -> None:
+    value = torch.rand(2, 3, device=DEVICE, requires_grad=True)
+    sums = weighted_sums(value, labels((2, 3), 5), TABLE, TABLE, None)
+    assert sums.mean.requires_grad
+    assert not sums.norm.requires_grad
 
 
 def test_operators_are_well_formed() -> None:
-    target, keep = labels((2, 3), 5)
-    maps = (torch.rand(2, 3, device=DEVICE), target, keep, torch.rand(5, device=DEVICE), None, 2.0)
-    one = torch.ones((), device=DEVICE)
+    of, one = labels((2, 3), 5), torch.ones((), device=DEVICE)
+    value = torch.rand(2, 3, device=DEVICE)
     ops = torch.ops.classbalance_losses
-    torch.library.opcheck(ops.weighted_mean.default, (*maps, True))
-    torch.library.opcheck(ops.weighted_mean_gradient.default, (one, one, *maps))
+    torch.library.opcheck(ops.cuda_weighted_sums.default, (value, *of, True, TABLE, None, None))
+    torch.library.opcheck(ops.cuda_weighted_slopes.default, (one, None, one, *of, TABLE, value))
+
+
+def test_compiles_whole() -> None:
+    torch.compiler.reset()
+
+    def mean(value: Tensor, target: Tensor) -> Tensor:
+        sums = weighted_sums(value * 2, Labels(target, 5, -100), TABLE, TABLE, value.detach())
+        return sums.mean + sums.total
+
+    compiled = torch.compile(mean, fullgraph=True, backend="aot_eager")
+    for width in (30, 40):
+        value = torch.rand(2, width, device=DEVICE, requires_grad=True)
+        target = labels((2, width), 5).target
+        outcomes = [torch.autograd.grad(function(value, target), value) for function in (mean, compiled)]
+        torch.testing.assert_close(*outcomes)

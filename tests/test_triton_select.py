@@ -11,29 +11,36 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from classbalance_losses.kernels import triton_select
-from classbalance_losses.kernels.triton_select import Share, kth_largest, kth_largest_of_ranks
-from classbalance_losses.ops.mining import fixed_point
+from classbalance_losses.kernels.call import Hard, Labels, Share
+from classbalance_losses.kernels.cuda import select
+from classbalance_losses.kernels.cuda.select import kth_largest
+from classbalance_losses.kernels.selection import fixed_point
 
 __all__ = ["poisoned"]
 pytestmark = marks
 
 
-def share_of(fraction: float, at_least: int) -> Share:
-    return Share(*fixed_point(fraction), at_least)
+def of(keep: Tensor) -> Labels:
+    return Labels(torch.where(keep, 3, 255).to(torch.uint8), 19, 255)
 
 
-def selected(value: Tensor, keep: Tensor, fraction: float, at_least: int) -> tuple[Tensor, Tensor]:
+def found(value: Tensor, keep: Tensor, share: Share) -> tuple[Tensor, Tensor]:
+    hard = kth_largest(value, of(keep), value.shape[0], share, None)
+    assert hard.ranked.data_ptr() == value.data_ptr()
+    return hard.bits, hard.share
+
+
+def selected(value: Tensor, keep: Tensor, share: Share) -> tuple[Tensor, Tensor]:
     """The k-th largest by sorting, and the share of those that equal it."""
-    found = []
+    rows = []
     for row, kept in zip(value.abs().view(torch.int32).cpu(), keep.cpu(), strict=True):
         bits = row[kept]
-        k = min(max(at_least, math.floor(bits.numel() * fraction)), bits.numel())
-        least = int(bits.sort(descending=True).values[k - 1]) if k else 0x7FFFFFFF
+        k = min(max(share.at_least, math.floor(bits.numel() * share.part)), bits.numel())
+        least = int(bits.sort(descending=True).values[k - 1]) if k else 0x7F800000
         above, tied = int((bits > least).sum()), int((bits == least).sum())
-        found.append((least, (k - above) / tied if k else 0.0))
-    bits, share = zip(*found, strict=True)
-    return torch.tensor(bits, dtype=torch.int32), torch.tensor(share)
+        rows.append((least, (k - above) / tied if k else 0.0))
+    bits, parts = zip(*rows, strict=True)
+    return torch.tensor(bits), torch.tensor(parts)
 
 
 @pytest.mark.parametrize(("fraction", "at_least"), [(0.2, 1), (0.29, 0), (1e-4, 0), (1e-4, 30), (1.0, 1)])
@@ -44,77 +51,85 @@ def test_finds_the_kth_largest_and_its_share(fraction: float, at_least: int) -> 
     value[2] = value[2, 0]
     keep = torch.rand(4, 4200, device=DEVICE) < 0.7
     keep[3] = False
-    which = share_of(fraction, at_least)
-    bits, share = kth_largest(value, keep, which)
-    expected, part = selected(value, keep, fraction, at_least)
+    which = Share(fraction, at_least)
+    bits, share = found(value, keep, which)
+    expected, part = selected(value, keep, which)
     assert torch.equal(bits.cpu(), expected)
     torch.testing.assert_close(share.cpu(), part)
     ranks = [(value[:, :100], keep[:, :100]), (value[:, 100:], keep[:, 100:])]
-    assert torch.equal(torch.stack(joint(ranks, which)), torch.stack((bits, share.view(torch.int32))))
+    joined = joint(ranks, which)
+    assert torch.equal(joined.bits, bits)
+    assert torch.equal(joined.share, share)
 
 
-def joint(ranks: list[tuple[Tensor, Tensor]], which: Share) -> tuple[Tensor, Tensor]:
+def joint(ranks: list[tuple[Tensor, Tensor]], which: Share) -> Hard:
     """The search of the last rank, when the tables of the others are added to its own."""
     *others, (value, keep) = ranks
-    tables = [triton_select._tables(value.shape[0], value.device) for _ in others]
+    number = (*fixed_point(which.part), which.at_least)
+    buffers = [select._tables(values, len(values)) for values, _ in others]
     level = 0
 
     def joined(table: Tensor) -> Tensor:
         nonlocal level
         total = table.clone()
-        for (other, kept), (own, states) in zip(others, tables, strict=True):
-            torch.ops.classbalance_losses.count_digit(other, kept, own, states, level, *which)
-            total += own[level]
-        for own, _ in tables:
-            own[level] = total
+        for (values, candidates), own in zip(others, buffers, strict=True):
+            target = of(candidates).target
+            torch.ops.classbalance_losses.cuda_count_digit(values, target, 255, *own, level, *number)
+            total += own[0][level]
+        for own in buffers:
+            own[0][level] = total
         level += 1
         return total
 
-    bits, share = kth_largest_of_ranks(value, keep, which, joined)
-    return bits, share.view(torch.int32)
+    return kth_largest(value, of(keep), len(value), which, joined)
 
 
 def test_a_selection_from_nothing() -> None:
     value, keep = torch.rand(2, 3, device=DEVICE), torch.ones(2, 3, dtype=torch.bool, device=DEVICE)
-    bits, share = kth_largest(value[:, :0], keep[:, :0], share_of(0.2, 1))
-    assert bits.tolist() == [0x7FFFFFFF] * 2
+    bits, share = found(value[:, :0], keep[:, :0], Share(0.2, 1))
+    assert bits.tolist() == [0x7F800000] * 2
     assert not share.any()
-    assert [t.shape for t in kth_largest(value[:0], keep[:0], share_of(0.2, 1))] == [(0,), (0,)]
-    bits, share = kth_largest(value.T, keep.T, share_of(0.5, 1))
-    assert torch.equal(bits, value.amax(0).view(torch.int32))
+    assert [t.shape for t in found(value[:0], keep[:0], Share(0.2, 1))] == [(0,), (0,)]
+    bits, share = found(value.T, keep.T, Share(0.5, 1))
+    assert torch.equal(bits, value.amax(0).view(torch.int32).long())
 
 
 def test_selection_is_well_formed_and_compiles() -> None:
     torch.compiler.reset()
     value, keep = torch.rand(2, 30, device=DEVICE), torch.rand(2, 30, device=DEVICE) < 0.5
-    which = share_of(0.2, 1)
+    which, target = Share(0.2, 1), of(keep).target
+    number = (*fixed_point(which.part), which.at_least)
     ops = torch.ops.classbalance_losses
-    tables, states = triton_select._tables(2, value.device)
+    tables, states, candidates = select._tables(value, 2)
     states.zero_()
-    torch.library.opcheck(ops.kth_largest.default, (value, keep, *which))
-    torch.library.opcheck(ops.count_digit.default, (value, keep, tables, states, 0, *which))
-    torch.library.opcheck(ops.found_digits.default, (tables, states, *which))
-    compiled = torch.compile(kth_largest_of_ranks, fullgraph=True, backend="aot_eager")
-    for got, expected in zip(
-        compiled(value, keep, which, Tensor.clone), kth_largest(value, keep, which), strict=True
-    ):
-        assert torch.equal(got, expected)
+    torch.library.opcheck(ops.cuda_kth_largest.default, (value, target, 255, 2, *number))
+    maps = (value, target, 255, tables, states, candidates)
+    torch.library.opcheck(ops.cuda_count_digit.default, (*maps, 0, *number))
+    torch.library.opcheck(ops.cuda_found_digits.default, (tables, states, *number))
+
+    def hard(joined: bool) -> list[Tensor]:
+        return list(kth_largest(value, Labels(target, 19, 255), 2, which, Tensor.clone if joined else None))
+
+    compiled = torch.compile(hard, fullgraph=True, backend="aot_eager")
+    for joined in (False, True):
+        for got, expected in zip(compiled(joined), hard(False), strict=True):
+            assert torch.equal(got, expected)
 
 
 @on_cuda
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_neither_synchronises_nor_minds_capture() -> None:
     value, keep = torch.rand(2, 4000, device=DEVICE), torch.rand(2, 4000, device=DEVICE) < 0.5
-    which = share_of(0.2, 1)
+    which = Share(0.2, 1)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        kth_largest(value, keep, which)
+        found(value, keep, which)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = kth_largest(value, keep, which)
+        captured = found(value, keep, which)
     value.mul_(0.5)
     graph.replay()
-    for got, expected in zip(captured, kth_largest(value, keep, which), strict=True):
+    for got, expected in zip(captured, found(value, keep, which), strict=True):
         assert torch.equal(got, expected)

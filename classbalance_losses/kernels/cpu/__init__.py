@@ -8,6 +8,7 @@ from classbalance_losses.kernels.cpu.pixel import cross_entropy_and_error, error
 from classbalance_losses.kernels.cpu.pixel_loops import TYPES
 from classbalance_losses.kernels.cpu.select import kth_largest
 from classbalance_losses.kernels.cpu.threads import failure
+from classbalance_losses.kernels.simplex import project
 
 __all__ = [
     "class_sums",
@@ -17,6 +18,7 @@ __all__ = [
     "kth_largest",
     "labels_outside",
     "pixel_values",
+    "project",
     "reasons",
     "weighted_sums",
 ]

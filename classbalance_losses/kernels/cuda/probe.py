@@ -9,20 +9,16 @@ import triton
 import triton.language as tl
 from triton.errors import TritonError
 
+from classbalance_losses.kernels.cuda.common import launch
+
 
 def failure(device: torch.device) -> str | None:
     """Compile a kernel of one line, launch it, and return what went wrong; ``None`` if nothing did."""
     try:
-        _launch(device)
+        launch(_write_one, 1, (torch.empty(1, dtype=torch.int32, device=device),), (), ())
     except (TritonError, RuntimeError, OSError, SubprocessError) as error:  # all that a missing part raises
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def _launch(device: torch.device) -> None:
-    out = torch.empty(1, dtype=torch.int32, device=device)
-    with torch.cuda.device(out.get_device()):
-        _write_one[(1,)](out)
 
 
 @triton.jit

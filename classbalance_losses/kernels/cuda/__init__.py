@@ -1,0 +1,48 @@
+"""The backend "cuda": Triton's kernels. Importing it imports triton."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from classbalance_losses.kernels.call import Labels, Logits
+from classbalance_losses.kernels.cuda.classes import class_sums, weighted_sums
+from classbalance_losses.kernels.cuda.common import reasons
+from classbalance_losses.kernels.cuda.pixel import pixel_pass
+from classbalance_losses.kernels.cuda.probe import failure
+from classbalance_losses.kernels.cuda.project import project
+from classbalance_losses.kernels.cuda.select import kth_largest
+from classbalance_losses.kernels.cuda.upsample import upsampled_pass
+from classbalance_losses.kernels.forms.cuda import OF_LOSS, parameters
+from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
+from classbalance_losses.kernels.reference import error_sums
+
+__all__ = [
+    "class_sums",
+    "cross_entropy_and_error",
+    "error_sums",
+    "failure",
+    "kth_largest",
+    "pixel_values",
+    "project",
+    "reasons",
+    "weighted_sums",
+]
+
+
+def pixel_values(logits: Logits, labels: Labels, form: Form) -> Tensor:
+    """Return φ of each pixel (N, *) in float32, 0 where its label is ignored, with the gradient of the logits."""
+    kind, numbers, weight = parameters(form)
+    if logits.resize is None or kind not in OF_LOSS:
+        return pixel_pass(logits.full_size(), labels, kind, numbers, weight)[0]
+    return upsampled_pass(logits.input, labels, kind, numbers, logits.resize.align_corners)[0]
+
+
+def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
+    r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *)."""
+    kind, numbers, weight = parameters(CrossEntropy())
+    if logits.resize is None:
+        loss, error = pixel_pass(logits.input, labels, kind, numbers, weight, with_error=True)
+    else:
+        corners = logits.resize.align_corners
+        loss, error = upsampled_pass(logits.input, labels, kind, numbers, corners, with_error=True)
+    return loss, error

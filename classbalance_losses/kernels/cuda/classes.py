@@ -1,0 +1,312 @@
+r"""Sums of a map over the pixels of each class, or of all under weights, and their gradients: one pass over maps each.
+
+- Class sums: a warp takes a part of a row's pixels and eight classes. Each thread has sums of its own, of each class:
+  nothing crosses threads before the end. A second kernel adds up the parts.
+- Weighted sums: :math:`L = \frac{1}{Z} \sum_i w_{y_i} q_i \varphi_i` and :math:`Z = \sum_i w'_{y_i}`, in two kernels
+  as well, the second of which divides.
+
+Each sum has one order, whatever comes first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from classbalance_losses.kernels import reference
+from classbalance_losses.kernels.call import ClassSums, Hard, Labels, WeightedSums
+from classbalance_losses.kernels.cuda import class_kernels as kernels
+from classbalance_losses.kernels.cuda.common import by_reference, define, launch
+from classbalance_losses.kernels.plain import needs_reference
+
+_GROUP = 8  # classes of a program
+_ROUNDS = 8  # pixels whose loads a thread starts before it needs the first
+_LANES = 32
+_PARTS = 1024  # fixed: as many partial sums on every device
+_ADDED = 256  # pixels that a thread adds up one after the other, at most, for each that it has at once
+_SOME = 1 << 12  # a thread counts in one float: a pixel as 1, one that is in H in part as this
+_WRITTEN = 1024  # pixels of a program that writes a map
+_SUMMED = 512  # pixels that a program has at once which adds up under weights
+_ALL = (None, None, None)  # pixels count, not those of H
+
+
+def class_sums(
+    labels: Labels,
+    value: Tensor | None = None,
+    squared: Tensor | None = None,
+    weight: Tensor | None = None,
+    *,
+    rows: int = 1,
+    hard: Hard | None = None,
+) -> ClassSums:
+    """Return the sums of the float32 maps (N, *) that are given over the pixels of each row and class.
+
+    Args:
+        labels: The pixels that count, and their classes.
+        value: A map, of whose sums there is a gradient.
+        squared: A second map, constant, which is weighted by q².
+        weight: q, floating-point and constant, or ``None`` for 1. A weight of 0 times an infinite value is 0.
+        rows: R, into as many parts of one size the pixels are divided. Those of ``hard`` are as many.
+        hard: Which pixels count in which part h, if not all do.
+    """
+    chosen = _ALL if hard is None else hard
+    function = _CLASS_SUMS if value is None else _ClassSums.apply
+    number, *sums = function(value, squared, *labels, rows, weight, *chosen)
+    return ClassSums(number, None if value is None else sums[0], None if squared is None else sums[-1])
+
+
+def weighted_sums(
+    value: Tensor,
+    labels: Labels,
+    weight: Tensor | None,
+    norm_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+) -> WeightedSums:
+    """Return Σ w_y q value over the pixels that count, Σ w'_y, and their quotient.
+
+    Args:
+        value: A float32 map (N, *).
+        labels: The pixels that count, and their classes.
+        weight: w (C,), floating-point and constant, or ``None`` for 1. A factor of 0 times an infinite value is 0.
+        norm_weight: w' (C,), or ``None`` for 1.
+        pixel_weight: q (N, *), floating-point and constant, or ``None`` for 1.
+    """
+    over_weight = norm_weight is not None and norm_weight is weight  # a graph takes no tensor twice
+    weights = (weight, None if over_weight else norm_weight, pixel_weight)
+    return WeightedSums(*_WeightedSums.apply(value, *labels, over_weight, *weights))  # type: ignore[no-untyped-call]
+
+
+class _ClassSums(torch.autograd.Function):
+    """Class sums, of which those of the map have a gradient: linear, so that it does not depend on the map."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        squared: Tensor | None,
+        target: Tensor,
+        num_classes: int,
+        ignore_index: int,
+        rows: int,
+        *factors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        number, values, *squares = _CLASS_SUMS(
+            value, squared, target, num_classes, ignore_index, rows, *factors
+        )
+        ctx.mark_non_differentiable(number, *squares)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(target, *factors)
+        ctx.how = num_classes, ignore_index, rows
+        return number, values, *squares
+
+    @staticmethod
+    def backward(ctx: Any, _: Any, grad: Tensor | None, *__: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 10
+        target, *factors = ctx.saved_tensors
+        num_classes, ignore_index, rows = ctx.how
+        if not needs_reference(grad):
+            return _CLASS_SLOPES(grad, target, ignore_index, *factors), *[None] * 9
+        weight, *chosen = factors
+        hard = None if chosen[0] is None else Hard(*chosen)
+
+        def sums(value: Tensor) -> tuple[Any]:
+            labels = Labels(target, num_classes, ignore_index)
+            return (reference.class_sums(labels, value, None, weight, rows=rows, hard=hard).value,)
+
+        zeros = torch.zeros(target.shape, dtype=grad.dtype, device=grad.device, requires_grad=True)
+        return by_reference(sums, zeros, (grad,)), *[None] * 9
+
+
+def _class_sums(
+    value: Tensor | None,
+    squared: Tensor | None,
+    target: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    rows: int,
+    *factors: Tensor | None,
+) -> list[Tensor]:
+    outputs = _tables(value, squared, target, num_classes, ignore_index, rows, *factors)
+    pixels, cells = target.numel() // rows if rows else 0, rows * num_classes
+    if not pixels * cells:
+        return [output.zero_() for output in outputs]
+    blocks = triton.cdiv(pixels, _LANES * _ROUNDS)
+    parts = min(blocks, max(_PARTS // rows, triton.cdiv(pixels, _LANES * _ADDED)))
+    groups = triton.cdiv(num_classes, _GROUP)
+    counts = torch.empty(cells, parts, dtype=torch.int32, device=target.device)
+    sums = torch.empty(len(outputs) - 1, cells, parts, dtype=torch.float32, device=target.device)
+    launch(
+        kernels.class_sums,
+        rows * parts * groups,
+        (target.contiguous(), *_read(value, squared, *factors), counts, sums),
+        (pixels, num_classes, parts, groups, blocks, cells * parts, ignore_index),
+        (_GROUP, _ROUNDS, _LANES, _SOME),
+        num_warps=1,
+    )
+    number, *tables = outputs
+    launch(
+        kernels.join_classes,
+        cells,
+        (
+            *(counts, sums, factors[-1], number),
+            *(None if value is None else tables[0], None if squared is None else tables[-1]),
+        ),
+        (num_classes, parts, cells * parts),
+        (_PARTS,),
+    )
+    return outputs
+
+
+def _tables(
+    value: Tensor | None,
+    squared: Tensor | None,
+    target: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    rows: int,
+    *factors: Tensor | None,
+) -> list[Tensor]:
+    """Return the tables (R, C) of numbers and of those sums that are asked."""
+    dtypes = [torch.int64 if factors[-1] is None else torch.float32]
+    dtypes += [torch.float32 for given in (value, squared) if given is not None]
+    return [torch.empty(rows, num_classes, dtype=dtype, device=target.device) for dtype in dtypes]
+
+
+def _class_slopes(coefficient: Tensor, target: Tensor, ignore_index: int, *factors: Tensor | None) -> Tensor:
+    slope = _map(target)
+    rows, num_classes = coefficient.shape
+    pixels = target.numel() // rows if rows else 0
+    blocks = triton.cdiv(pixels, _WRITTEN)
+    launch(
+        kernels.class_slopes,
+        rows * blocks,
+        (coefficient.contiguous(), target.contiguous(), *_read(*factors), slope),
+        (pixels, num_classes, blocks, ignore_index),
+        (_WRITTEN,),
+    )
+    return slope
+
+
+class _WeightedSums(torch.autograd.Function):
+    """The mean, the sum and the norm, the last of which has no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        target: Tensor,
+        num_classes: int,
+        ignore_index: int,
+        over_weight: bool,
+        *weights: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        sums = _WEIGHTED_SUMS(value, target, num_classes, ignore_index, over_weight, *weights)
+        mean, total, norm = sums.unbind()
+        ctx.mark_non_differentiable(norm)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(value, target, norm, *weights)
+        ctx.how = num_classes, ignore_index, over_weight
+        return mean, total, norm
+
+    @staticmethod
+    def backward(
+        ctx: Any, of_mean: Tensor | None, of_total: Tensor | None, _: Any
+    ) -> tuple[Tensor | None, ...]:
+        value, target, norm, weight, norm_weight, pixel_weight = ctx.saved_tensors
+        num_classes, ignore_index, over_weight = ctx.how
+        grads = (of_mean, of_total)
+        if not any(grad is not None and needs_reference(grad) for grad in grads):
+            slope = _WEIGHTED_SLOPES(*grads, norm, target, num_classes, ignore_index, weight, pixel_weight)
+            return slope, *[None] * 7
+
+        def sums(value: Tensor) -> tuple[Tensor, ...]:
+            labels, over = Labels(target, num_classes, ignore_index), weight if over_weight else norm_weight
+            return reference.weighted_sums(value, labels, weight, over, pixel_weight)[:2]
+
+        return by_reference(sums, value, grads), *[None] * 7
+
+
+def _weighted_sums(
+    value: Tensor,
+    target: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    over_weight: bool,
+    *weights: Tensor | None,
+) -> Tensor:
+    sums = _three(value)
+    blocks = triton.cdiv(target.numel(), _SUMMED)
+    parts = min(blocks, max(_PARTS, triton.cdiv(blocks, _ADDED)))
+    partial = torch.empty(2, parts, dtype=torch.float32, device=value.device)
+    launch(
+        kernels.weighted_sums,
+        parts,
+        (*_read(value, target, *weights), partial),
+        (target.numel(), num_classes, parts, blocks, ignore_index),
+        (over_weight, _SUMMED),
+    )
+    launch(kernels.join_weighted, 1, (partial, sums), (parts,), (_PARTS,))
+    return sums
+
+
+def _three(value: Tensor, *_: object) -> Tensor:
+    return torch.empty(3, dtype=torch.float32, device=value.device)
+
+
+def _weighted_slopes(
+    of_mean: Tensor | None,
+    of_total: Tensor | None,
+    norm: Tensor,
+    target: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+) -> Tensor:
+    slope = _map(target)
+    launch(
+        kernels.weighted_slopes,
+        triton.cdiv(target.numel(), _WRITTEN),
+        (norm, of_mean, of_total, *_read(target, weight, pixel_weight), slope),
+        (target.numel(), num_classes, ignore_index),
+        (_WRITTEN,),
+    )
+    return slope
+
+
+def _map(target: Tensor) -> Tensor:
+    return torch.empty(target.shape, dtype=torch.float32, device=target.device)
+
+
+def _read(*maps: Tensor | None) -> list[Tensor | None]:
+    return [None if values is None else values.contiguous() for values in maps]
+
+
+_HARD = "Tensor? ranked, Tensor? bits, Tensor? share"
+_CLASS_SUMS = define(
+    "cuda_class_sums(Tensor? value, Tensor? squared, Tensor target, int num_classes, int ignore_index, "
+    f"SymInt rows, Tensor? weight, {_HARD}) -> Tensor[]",
+    _class_sums,
+    _tables,
+)
+_CLASS_SLOPES = define(
+    f"cuda_class_slopes(Tensor coefficient, Tensor target, int ignore_index, Tensor? weight, {_HARD}) -> Tensor",
+    _class_slopes,
+    lambda coefficient, target, *_: _map(target),
+)
+_WEIGHTED_SUMS = define(
+    "cuda_weighted_sums(Tensor value, Tensor target, int num_classes, int ignore_index, bool over_weight, "
+    "Tensor? weight, Tensor? norm_weight, Tensor? pixel_weight) -> Tensor",
+    _weighted_sums,
+    _three,
+)
+_WEIGHTED_SLOPES = define(
+    "cuda_weighted_slopes(Tensor? of_mean, Tensor? of_total, Tensor norm, Tensor target, int num_classes, "
+    "int ignore_index, Tensor? weight, Tensor? pixel_weight) -> Tensor",
+    _weighted_slopes,
+    lambda of_mean, of_total, norm, target, *_: _map(target),
+)

@@ -1,0 +1,206 @@
+r"""A form of each pixel on CUDA, in one pass over the logits each way.
+
+A thread takes a few neighbouring pixels and all their classes, four at a time, by an online softmax: nothing crosses
+threads, so there is neither shared memory nor a barrier.
+
+- Forward reads each logit once and writes φ and, if asked, :math:`\lVert p - e_y \rVert^2`. For backward it keeps max
+  and :math:`\log \sum_k e^{x_k - \max}`, two numbers a pixel: their sum, at logits of 10⁴, would be off by 5·10⁻⁴, and
+  every probability with it. A third one is the slope :math:`d\varphi / d\ell`, where that is not 1.
+- Backward reads each logit once and writes :math:`(p_k - [k = y])\, g` once, in the dtype and layout of the logits.
+
+A form of all probabilities is found in a second round over a pixel's logits, which are in the cache by then; its
+backward goes over them twice as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from classbalance_losses.kernels import reference
+from classbalance_losses.kernels.call import Labels, Logits
+from classbalance_losses.kernels.cuda import pixel_kernels as kernels
+from classbalance_losses.kernels.cuda.common import (
+    Layout,
+    all_fit,
+    by_reference,
+    check_fit,
+    define,
+    launch,
+    pixel_layout,
+)
+from classbalance_losses.kernels.forms.cuda import OF_LOSS, for_kernel, form_of
+from classbalance_losses.kernels.plain import needs_reference
+
+_UNROLLED = 32  # classes of one round: a multiple of 4
+_THREADS = 128  # of a program: four warps, as Triton has it
+_GROUPS = 128  # of logits, of a program, where a pixel's logits are neighbours: one a thread
+
+
+def pixel_pass(
+    input: Tensor,
+    labels: Labels,
+    kind: str,
+    numbers: list[float],
+    weight: Tensor | None,
+    *,
+    with_error: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return φ (N, *) of the form that its parameters stand for and, if asked, ‖p − e_y‖², a constant."""
+    target, ignore_index = labels.target, labels.ignore_index
+    found: tuple[Tensor, ...] = _PixelPass.apply(  # type: ignore[no-untyped-call]
+        input, target, ignore_index, kind, numbers, weight, with_error
+    )
+    return found
+
+
+class _PixelPass(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        ignore_index: int,
+        kind: str,
+        numbers: list[float],
+        weight: Tensor | None,
+        with_error: bool,
+    ) -> tuple[Tensor, ...]:
+        value, norm, *error = _FORWARD(input, target, weight, ignore_index, kind, numbers, with_error)
+        ctx.mark_non_differentiable(*error)
+        ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
+        ctx.save_for_backward(input, target, weight, norm)
+        ctx.how = ignore_index, kind, numbers
+        return value, *error
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        input, target, weight, norm = ctx.saved_tensors
+        if not needs_reference(grad):
+            return _BACKWARD(grad, input, target, weight, norm, *ctx.how), *(None,) * 6
+        ignore_index, kind, numbers = ctx.how
+
+        def values(input: Tensor) -> tuple[Tensor]:
+            labels = Labels(target, input.shape[1], ignore_index)
+            return (reference.pixel_values(Logits(input), labels, form_of(kind, numbers, weight)),)
+
+        return by_reference(values, input, (grad,)), *(None,) * 6
+
+
+def _forward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    kind: str,
+    numbers: Sequence[float],
+    with_error: bool,
+) -> list[Tensor]:
+    layout = pixel_layout(input.shape, input.stride())
+    if layout is None:
+        return _forward(input.contiguous(), target, weight, ignore_index, kind, numbers, with_error)
+    value, norm, *error = outputs = _outputs(input, target, weight, ignore_index, kind, numbers, with_error)
+    fits = all_fit(input.device)
+    programs, counts, constants = _plan(layout, input.shape[1], ignore_index, kind, numbers)
+    launch(
+        kernels.forward,
+        programs,
+        (input, target.contiguous(), weight, value, error[0] if error else None, norm, fits),
+        (*counts, input.stride(1), *layout.strides[0]),
+        constants,
+    )
+    check_fit(fits, input.shape[1])
+    return outputs
+
+
+def _outputs(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    kind: str,
+    numbers: Sequence[float],
+    with_error: bool,
+) -> list[Tensor]:
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=input.device)
+
+    planes = 3 if kind == "focal" else 2
+    outputs = [new(*target.shape), new(planes, *target.shape)]
+    return [*outputs, new(*target.shape)] if with_error else outputs
+
+
+def _backward(
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    norm: Tensor,
+    ignore_index: int,
+    kind: str,
+    numbers: Sequence[float],
+) -> Tensor:
+    output = torch.empty_like(input)
+    layout = pixel_layout(input.shape, input.stride(), output.stride())
+    if layout is None:
+        dense = input.contiguous()
+        return output.copy_(_backward(grad, dense, target, weight, norm, ignore_index, kind, numbers))
+    num_classes = input.shape[1]
+    target, grad = target.contiguous(), grad.contiguous()
+    programs, counts, constants = _plan(layout, num_classes, ignore_index, kind, numbers)
+    if _in_rows(input, output, layout) and kind in OF_LOSS and num_classes >= 4:
+        each = min(triton.next_power_of_2(num_classes + 1) // 2, 16)
+        launch(
+            kernels.backward_of_rows,
+            triton.cdiv(input.numel(), each * _GROUPS),
+            (grad, input, target, norm, output),
+            (target.numel(), ignore_index),
+            (kind, num_classes, each, _GROUPS),
+        )
+        return output
+    launch(
+        kernels.backward,
+        programs,
+        (grad, input, target, weight, norm, output),
+        (*counts, input.stride(1), *layout.strides[0], output.stride(1), *layout.strides[1]),
+        constants,
+    )
+    return output
+
+
+def _plan(
+    layout: Layout, num_classes: int, ignore_index: int, kind: str, numbers: Sequence[float]
+) -> tuple[int, tuple[float, ...], tuple[Any, ...]]:
+    """Return the number of programs, and what both kernels take of numbers, but for strides, and of constants."""
+    together = 4 if layout.strides[0][-1] == 1 else 1  # of neighbours a thread takes 16 bytes
+    blocks = triton.cdiv(layout.inner, together * _THREADS)
+    of_all, in_rows = kind not in OF_LOSS, layout.row < layout.inner
+    kind, numbers = for_kernel(kind, numbers, num_classes)
+    counts = (layout.outer, layout.inner, blocks, ignore_index, layout.row, *numbers)
+    constants = (in_rows, kind, of_all, num_classes, _UNROLLED, together, together * _THREADS)
+    return layout.outer * blocks, counts, constants
+
+
+def _in_rows(input: Tensor, output: Tensor, layout: Layout) -> bool:
+    """Whether a pixel's logits are neighbours, as are pixels."""
+    rows = (0, 0, input.shape[1])
+    return input.stride(1) == output.stride(1) == layout.outer == 1 and layout.strides == (rows, rows)
+
+
+_FORM = "int ignore_index, str kind, float[] numbers"
+_FORWARD = define(
+    f"cuda_pixel_forward(Tensor input, Tensor target, Tensor? weight, {_FORM}, bool with_error) -> Tensor[]",
+    _forward,
+    _outputs,
+)
+_BACKWARD = define(
+    f"cuda_pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor norm, {_FORM}) -> Tensor",
+    _backward,
+    lambda grad, logits, *_: torch.empty_like(logits),
+)

@@ -1,0 +1,234 @@
+"""The kernels of the pixel pass over full-size logits: ``pixel`` says how they go over them."""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201, ANN202
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from classbalance_losses.kernels.cuda.device import (
+    LOG2E,
+    LOWEST,
+    add_classes,
+    address,
+    as_class,
+    delta,
+    exp,
+    finish,
+    labels,
+    load_classes,
+    of_kept,
+    place,
+    refuse,
+)
+from classbalance_losses.kernels.forms.cuda import add, of_loss, slope, total_slope, value
+
+
+@triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
+def forward(
+    input_ptr, target_ptr, weight_ptr, value_ptr, error_ptr, norm_ptr, fits_ptr,
+    outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
+    stride_c, stride_outer, stride_row, stride_pixel,
+    in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, num_classes: tl.constexpr,
+    unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """Write φ, ‖p − e_y‖² if asked, what backward needs of the softmax, and whether a label is none."""
+    outer, inner, inside = place(inner_count, blocks, block)
+    pixel = outer * inner_count + inner
+    plane = outer_count.to(tl.int64) * inner_count
+    label, kept = labels(target_ptr, pixel, inside, ignore_index, checked=False)
+    of_own = as_class(label, num_classes)
+    refuse(fits_ptr, kept & (of_own != label), together, block)
+    target = label.to(tl.int32)
+    logits = address(input_ptr, outer, inner, row_size, stride_outer, stride_row, stride_pixel, in_rows)
+    step = tl.cast(stride_c, tl.int64)
+    own = tl.load(logits + of_own * step, mask=inside, other=0.0).to(tl.float32)
+
+    top = tl.full((block,), LOWEST, tl.float32)
+    others = tl.zeros((block,), tl.float32)
+    squares = tl.zeros((block,), tl.float32)
+    with_error: tl.constexpr = error_ptr is not None
+    left: tl.constexpr = num_classes % unrolled
+    for start in range(0, num_classes - left, unrolled):
+        for first in tl.static_range(0, unrolled, 4):
+            k = start + first
+            x0, x1, x2, x3 = load_classes(logits + k * step, 4, step, inside)
+            top, others, squares = add_classes(
+                x0, x1, x2, x3, 4, target - k, top, others, squares, with_error
+            )
+    for k in tl.static_range(num_classes - left, num_classes, 4):
+        x0, x1, x2, x3 = load_classes(logits + k * step, num_classes - k, step, inside)
+        top, others, squares = add_classes(
+            x0, x1, x2, x3, num_classes - k, target - k, top, others, squares, with_error
+        )
+
+    loss, p, missed, error, log_total = finish(top, others, squares, own)
+    if kind == "cross entropy":
+        found = loss
+    elif not of_all:
+        found, of_form = of_loss(kind, loss, p, missed, n0)
+        tl.store(norm_ptr + 2 * plane + pixel, of_form, mask=inside)
+    else:
+        s0, s1, s2, s3, s4 = _sums(
+            kind, False, logits, step, inside, target, top, log_total, weight_ptr, n0, n1, n2, n3, num_classes, block
+        )  # fmt: skip
+        found = value(kind, loss, n0, n1, n2, n3, s0, s1, s2, s3, s4)
+    tl.store(value_ptr + pixel, tl.where(kept, found, 0.0), mask=inside)
+    if with_error:
+        tl.store(error_ptr + pixel, tl.where(kept, error, 0.0), mask=inside)
+    tl.store(norm_ptr + pixel, top, mask=inside)
+    tl.store(norm_ptr + plane + pixel, log_total, mask=inside)
+
+
+@triton.jit
+def _sums(
+    kind: tl.constexpr, with_slope: tl.constexpr, logits, step, inside, target, top, log_total,
+    weight_ptr, n0, n1, n2, n3, num_classes, block: tl.constexpr,
+):  # fmt: skip
+    """Return the sums over all classes of a form that needs such."""
+    s0 = tl.zeros((block,), tl.float32)
+    s1, s2, s3 = s0, s0, s0
+    s4 = tl.full((block,), LOWEST, tl.float32)
+    for k in range(num_classes):
+        x = tl.load(logits + k * step, mask=inside, other=0.0).to(tl.float32)
+        weight = 1.0
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + k)
+        s0, s1, s2, s3, s4 = add(
+            kind, with_slope, (x - top) - log_total, target == k, weight, n0, n1, n2, n3, s0, s1, s2, s3, s4
+        )
+    return s0, s1, s2, s3, s4
+
+
+@triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
+def backward(
+    grad_ptr, input_ptr, target_ptr, weight_ptr, norm_ptr, output_ptr,
+    outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
+    stride_c, stride_outer, stride_row, stride_pixel,
+    out_stride_c, out_stride_outer, out_stride_row, out_stride_pixel,
+    in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, num_classes: tl.constexpr,
+    unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient, (u_k - p_k Σ_j u_j) g: of a form of the cross-entropy ℓ (p_k - [k = y]) dφ/dℓ g."""
+    outer, inner, inside = place(inner_count, blocks, block)
+    pixel = outer * inner_count + inner
+    plane = outer_count.to(tl.int64) * inner_count
+    label, kept = labels(target_ptr, pixel, inside, ignore_index, checked=True)
+    target = label.to(tl.int32)
+    top = tl.load(norm_ptr + pixel, mask=inside, other=0.0)
+    log_total = tl.load(norm_ptr + plane + pixel, mask=inside, other=0.0)
+    grad = of_kept(tl.load(grad_ptr + pixel, mask=inside, other=0.0), kept, log_total)
+    logits = address(input_ptr, outer, inner, row_size, stride_outer, stride_row, stride_pixel, in_rows)
+    output = address(
+        output_ptr, outer, inner, row_size, out_stride_outer, out_stride_row, out_stride_pixel, in_rows
+    )
+    step = tl.cast(stride_c, tl.int64)
+    out_step = tl.cast(out_stride_c, tl.int64)
+
+    if of_all:
+        _write_all(
+            kind, logits, output, step, out_step, inside, target, kept, grad, top, log_total,
+            weight_ptr, n0, n1, n2, n3, num_classes, block,
+        )  # fmt: skip
+    else:
+        if kind != "cross entropy":
+            grad *= tl.where(kept, tl.load(norm_ptr + 2 * plane + pixel, mask=inside, other=0.0), 0.0)
+        log_total *= LOG2E
+        left: tl.constexpr = num_classes % unrolled
+        for start in range(0, num_classes - left, unrolled):
+            for first in tl.static_range(0, unrolled, 4):
+                k = start + first
+                x0, x1, x2, x3 = load_classes(logits + k * step, 4, step, inside)
+                to = output + k * out_step
+                _write(x0, x1, x2, x3, 4, to, out_step, inside, target - k, grad, top, log_total)
+        for k in tl.static_range(num_classes - left, num_classes, 4):
+            x0, x1, x2, x3 = load_classes(logits + k * step, num_classes - k, step, inside)
+            to = output + k * out_step
+            _write(x0, x1, x2, x3, num_classes - k, to, out_step, inside, target - k, grad, top, log_total)
+
+
+@triton.jit
+def _write(
+    x0, x1, x2, x3, number: tl.constexpr, output, step, inside, target, grad, top, log_total
+):  # fmt: skip
+    """Write the gradient by the logits of up to four of ``number`` classes."""
+    dtype = output.dtype.element_ty
+    d0 = delta((x0 - top) * LOG2E - log_total, target == 0, grad)
+    tl.store(output, d0.to(dtype), mask=inside)
+    if number > 1:
+        d1 = delta((x1 - top) * LOG2E - log_total, target == 1, grad)
+        tl.store(output + step, d1.to(dtype), mask=inside)
+    if number > 2:
+        d2 = delta((x2 - top) * LOG2E - log_total, target == 2, grad)
+        tl.store(output + 2 * step, d2.to(dtype), mask=inside)
+    if number > 3:
+        d3 = delta((x3 - top) * LOG2E - log_total, target == 3, grad)
+        tl.store(output + 3 * step, d3.to(dtype), mask=inside)
+
+
+@triton.jit
+def _write_all(
+    kind: tl.constexpr, logits, output, step, out_step, inside, target, kept, grad, top, log_total,
+    weight_ptr, n0, n1, n2, n3, num_classes, block: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of a form of all classes, going over them twice."""
+    s0, s1, s2, s3, s4 = _sums(
+        kind, True, logits, step, inside, target, top, log_total, weight_ptr, n0, n1, n2, n3, num_classes, block
+    )  # fmt: skip
+    total = total_slope(kind, n0, n1, n2, n3, s0, s1, s2, s3, s4)
+    for k in range(num_classes):
+        log_p = (tl.load(logits + k * step, mask=inside, other=0.0).to(tl.float32) - top) - log_total
+        weight = 1.0
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + k)
+        of_class = slope(kind, log_p, target == k, weight, n0, n1, n2, n3, s0, s1, s2, s3, s4)
+        found = tl.where(kept, (of_class - exp(log_p) * total) * grad, 0.0)
+        tl.store(output + k * out_step, found.to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def backward_of_rows(
+    grad_ptr, input_ptr, target_ptr, norm_ptr, output_ptr, num_pixels, ignore_index,
+    kind: tl.constexpr, num_classes: tl.constexpr, each: tl.constexpr, groups: tl.constexpr,
+):  # fmt: skip
+    """Go over the logits as they lie, so that stores are wide: a thread takes ``each``, of one pixel or two."""
+    start = tl.program_id(0).to(tl.int64) * (groups * each)
+    first = start // num_classes
+    last = (num_pixels - 1 - first).to(tl.int32)
+    at = (start - first * num_classes).to(tl.int32) + tl.arange(0, groups) * each
+    row = (at.to(tl.uint32) // num_classes).to(tl.int32)
+    at -= row * num_classes
+    norm_ptr += first
+    own0, grad0, top0, log0 = _of_pixel(
+        grad_ptr + first, target_ptr + first, norm_ptr, tl.minimum(row, last), num_pixels, ignore_index, at, kind
+    )  # fmt: skip
+    at1 = at - num_classes
+    own1, grad1, top1, log1 = _of_pixel(
+        grad_ptr + first, target_ptr + first, norm_ptr, tl.minimum(row + 1, last), num_pixels, ignore_index, at1, kind
+    )  # fmt: skip
+    left = tl.minimum(num_pixels * tl.cast(num_classes, tl.int64) - start, groups * each).to(tl.int32)
+    logit = tl.arange(0, groups)[:, None] * each + tl.arange(0, 4)[None, :]
+    for more in tl.static_range(0, each, 4):
+        j = more + tl.arange(0, 4)[None, :]
+        inside = logit + more < left
+        x = tl.load(input_ptr + start + logit + more, mask=inside, other=0.0).to(tl.float32)
+        later = at[:, None] >= num_classes - j
+        grad = tl.where(later, grad1[:, None], grad0[:, None])
+        own = tl.where(later, own1[:, None], own0[:, None])
+        exponent = (x - tl.where(later, top1[:, None], top0[:, None])) * LOG2E
+        exponent -= tl.where(later, log1[:, None], log0[:, None])
+        found = delta(exponent, own == j, grad)
+        tl.store(output_ptr + start + logit + more, found.to(output_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _of_pixel(grad_ptr, target_ptr, norm_ptr, pixel, num_pixels, ignore_index, at, kind: tl.constexpr):
+    """Return where a pixel's own logit is, seen from ``at``, and what its gradient is made of."""
+    label, kept = labels(target_ptr, pixel, pixel >= 0, ignore_index, checked=True)
+    top = tl.load(norm_ptr + pixel)
+    log_total = tl.load(norm_ptr + num_pixels + pixel)
+    grad = tl.load(grad_ptr + pixel)
+    if kind != "cross entropy":
+        grad *= tl.load(norm_ptr + 2 * num_pixels + pixel)
+    return label.to(tl.int32) - at, of_kept(grad, kept, log_total), top, log_total * LOG2E

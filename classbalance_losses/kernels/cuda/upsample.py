@@ -1,0 +1,240 @@
+r"""Cross-entropy of logits that are enlarged to the target's size, without the large logits ever existing.
+
+A network predicts at a quarter of the image's size; ``F.interpolate`` then writes 16 times as many logits, and the
+loss reads them back. Here both happen in registers. The (bi-, tri-)linear weights come from whole numbers,
+
+.. math:: s(i) = \frac{\max(a i + b, 0)}{u}, \qquad \text{tap } \lfloor s \rfloor \text{ with weight }
+    1 - \{s\}, \text{ tap } \lfloor s \rfloor + 1 \text{ with } \{s\},
+
+so the pixels that use a given logit are known exactly, and forward and backward cannot disagree about them. One and
+two dimensions are three with leading axes of size 1.
+
+Between two neighbouring low-resolution columns lies a cell of full-size pixels; before the first column and after the
+last lie cells whose pixels all take that column. Arithmetic has lanes alone, classes go by name: there is no tile whose
+layout Triton would have to guess.
+
+- Forward: a lane takes up to four pixels of a cell. It reads the cell's corners, neighbours in memory for neighbouring
+  lanes, once for each class, interpolates them for each pixel, and keeps an online softmax of each. It saves the
+  log-sum-exp.
+- Backward: a lane takes a low-resolution column and four classes, and a program a strip of rows. It walks down the
+  strip over the full-size pixels of the cells to its left and right, finds each pixel's probability again from what was
+  saved, and adds up weight · g · (p − e_y) for the row above and the row below, which comes next. Every element
+  has one lane: no atomics, and no buffer but the result. A pixel's exponential is taken for both of its columns, and
+  in three dimensions for both of its planes: less than it would cost to hand sums from lane to lane.
+
+A log-sum-exp is kept in float32, and what its rounding cut off in float16: at logits of 50 every probability would
+else be off by some 10⁻⁶ of itself, at 10⁴ by 5·10⁻⁴.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from classbalance_losses.kernels import reference
+from classbalance_losses.kernels.call import Labels, Logits, Resize
+from classbalance_losses.kernels.cuda import upsample_kernels as kernels
+from classbalance_losses.kernels.cuda.common import (
+    all_fit,
+    by_reference,
+    check_fit,
+    define,
+    launch,
+)
+from classbalance_losses.kernels.forms.cuda import for_kernel, form_of
+from classbalance_losses.kernels.plain import needs_reference
+
+_PIXELS = 4  # of a cell, for one lane
+_STRIP = 16  # rows of one program: it goes over one more, the cells above the first
+_LANES = 128
+_REGISTERS = (
+    184  # of a thread in backward: the compiler would take more, and fewer warps were to hide its loads
+)
+
+
+def upsampled_pass(
+    input: Tensor,
+    labels: Labels,
+    kind: str,
+    numbers: list[float],
+    align_corners: bool,
+    *,
+    with_error: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return φ (N, *full), a function of the cross-entropy, and, if asked, the constant ‖p − e_y‖²."""
+    target, ignore_index = labels.target, labels.ignore_index
+    found: tuple[Tensor, ...] = _UpsampledPass.apply(  # type: ignore[no-untyped-call]
+        input, target, ignore_index, kind, numbers, with_error, align_corners
+    )
+    return found
+
+
+class _UpsampledPass(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        ignore_index: int,
+        kind: str,
+        numbers: list[float],
+        with_error: bool,
+        align_corners: bool,
+    ) -> tuple[Tensor, ...]:
+        value, lse, rest, *more = _FORWARD(
+            input, target, ignore_index, kind, numbers, with_error, align_corners
+        )
+        error, slope = (more, []) if with_error else ([], more)
+        ctx.mark_non_differentiable(*error)
+        ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
+        ctx.save_for_backward(input, target, lse, rest, *slope)
+        ctx.how = ignore_index, kind, numbers, align_corners
+        return value, *error
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        input, target, *norm = ctx.saved_tensors
+        ignore_index, kind, numbers, align_corners = ctx.how
+        if not needs_reference(grad):
+            return _BACKWARD(grad, input, target, ignore_index, align_corners, *norm), *(None,) * 6
+
+        def values(input: Tensor) -> tuple[Tensor]:
+            logits = Logits(input, Resize(tuple(target.shape[1:]), align_corners))
+            labels = Labels(target, input.shape[1], ignore_index)
+            return (reference.pixel_values(logits, labels, form_of(kind, numbers, None)),)
+
+        return by_reference(values, input, (grad,)), *(None,) * 6
+
+
+def _sizes(input: Tensor, target: Tensor) -> tuple[int, ...]:
+    """Return both sizes of depth, height and width: one and two axes are three, of which the first are of size 1."""
+    pairs = [(1, 1)] * (5 - input.ndim) + list(zip(input.shape[2:], target.shape[1:], strict=True))
+    return tuple(size for pair in pairs for size in pair)
+
+
+def _strides(logits: Tensor) -> tuple[int, ...]:
+    """Return those of N, C, depth, height and width."""
+    return (*logits.stride()[:2], *[0] * (5 - logits.ndim), *logits.stride()[2:])
+
+
+def _pixels_of_cell(low: int, full: int, align_corners: bool) -> int:
+    """Return how many full-size indices a cell of the last axis has at most."""
+    if not align_corners:
+        step, unit = low, full
+    elif low == 1 or full == 1:
+        step, unit = 1, full + 1
+    else:
+        step, unit = low - 1, full - 1
+    return min(-(-unit // step), full)
+
+
+def _forward(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    kind: str,
+    numbers: Sequence[float],
+    with_error: bool,
+    align_corners: bool,
+) -> list[Tensor]:
+    value, lse, rest, *more = outputs = _outputs(
+        input, target, ignore_index, kind, numbers, with_error, align_corners
+    )
+    kind, (gamma, *_) = for_kernel(kind, numbers, input.shape[1])
+    if not target.numel():
+        return outputs
+    error, slope = (more[0], None) if with_error else (None, more[0] if more else None)
+    fits = all_fit(input.device)
+    _, _, low_y, full_y, low_x, full_x = sizes = _sizes(input, target)
+    of_cell = _pixels_of_cell(low_x, full_x, align_corners)
+    pixels = min(of_cell, _PIXELS)
+    rounds = triton.cdiv(of_cell, pixels)
+    lanes = full_y * (low_x + 1)
+    blocks = triton.cdiv(lanes, _LANES)
+    launch(
+        kernels.forward,
+        target.shape[0] * sizes[1] * rounds * blocks,
+        (input, target.contiguous(), value, error, lse, rest, slope, fits),
+        (input.shape[1], lanes, blocks, rounds, ignore_index, *sizes, *_strides(input), gamma),
+        (kind, align_corners, sizes[0] > 1, low_y > 1, pixels, _LANES),
+        num_warps=_LANES // 32,
+    )
+    check_fit(fits, input.shape[1])
+    return outputs
+
+
+def _outputs(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    kind: str,
+    numbers: Sequence[float],
+    with_error: bool,
+    align_corners: bool,
+) -> list[Tensor]:
+    """Return φ, the log-sum-exp, what its rounding cut off and, if asked, ‖p − e_y‖², or the slope if it is not 1."""
+
+    def new(dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(target.shape, dtype=dtype, device=input.device)
+
+    more = [new()] if with_error or kind != "cross entropy" else []
+    return [new(), new(), new(torch.float16), *more]
+
+
+def _backward(
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    align_corners: bool,
+    lse: Tensor,
+    rest: Tensor,
+    slope: Tensor | None = None,
+) -> Tensor:
+    output = torch.empty_like(input)
+    if not output.numel():
+        return output
+    if not target.numel():
+        return output.zero_()
+    low_z, _, low_y, _, low_x, full_x = sizes = _sizes(input, target)
+    of_cell = _pixels_of_cell(low_x, full_x, align_corners)
+    pixels = min(of_cell, _PIXELS)
+    lanes = min((32, 64), key=lambda lanes: (triton.cdiv(low_x, lanes) * lanes, -lanes))
+    blocks, chunks, strips = (
+        triton.cdiv(low_x, lanes),
+        triton.cdiv(input.shape[1], 4),
+        triton.cdiv(low_y, _STRIP),
+    )
+    launch(
+        kernels.backward,
+        input.shape[0] * low_z * strips * blocks * chunks,
+        (grad.contiguous(), input, target.contiguous(), lse, rest, slope, output),
+        (
+            *(input.shape[1], chunks, blocks, strips, triton.cdiv(of_cell, pixels), ignore_index),
+            *(*sizes, *_strides(input), *_strides(output)),
+        ),
+        (align_corners, low_z > 1, _STRIP, pixels, lanes),
+        maxnreg=_REGISTERS,
+        num_warps=lanes // 32,
+    )
+    return output
+
+
+_FORWARD = define(
+    "cuda_upsampled_forward(Tensor input, Tensor target, int ignore_index, str kind, float[] numbers, "
+    "bool with_error, bool align_corners) -> Tensor[]",
+    _forward,
+    _outputs,
+)
+_BACKWARD = define(
+    "cuda_upsampled_backward(Tensor grad, Tensor input, Tensor target, int ignore_index, bool align_corners, "
+    "Tensor lse, Tensor rest, Tensor? slope=None) -> Tensor",
+    _backward,
+    lambda grad, logits, *_: torch.empty_like(logits),
+)
