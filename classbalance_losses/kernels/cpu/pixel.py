@@ -29,6 +29,7 @@ from classbalance_losses.kernels.reference import class_rows
 
 _LOGITS = 1 << 16  # that a thread takes at a time: 256 KiB
 _PIXELS = PITCH  # at most: its numbers of a pixel stay in the first-level cache
+_FEW = 16  # at least, however many classes there are: a vector or two
 _PARTS = 64  # of the pixels, whose sums are added up apart
 _TABLES = 1 << 21  # sums in all of them: 16 MiB
 
@@ -129,12 +130,7 @@ def _forward(
     names = ("value", "error", "log_sum")
     given = {name: made for name, made in zip(names, maps, strict=True) if made.numel()}
     target = target.contiguous()
-    if align_corners is None:
-        rows, task = class_rows(input), loops.forward
-        job = _job(rows, target, ignore_index, **given)
-    else:
-        rows, task = upsample.source(input), upsample_loops.pixel_pass
-        job = upsample.job_for(rows, target, ignore_index, align_corners, **given)
+    _kept, task, job = _prepared(input, target, ignore_index, align_corners, **given)
     fill(job["form"], code, numbers, weight, input.shape[1])
     run(task, job)
     return maps
@@ -184,7 +180,7 @@ def _backward(
     job = _job(rows, target, ignore_index, **given)
     fill(job["form"], code, numbers, weight, input.shape[1])
     _hand_over_rows(job, "gradient", class_rows(gradient), input.dtype)
-    run(loops.backward, job)
+    run(loops.go, job)
     return gradient
 
 
@@ -223,12 +219,7 @@ def _error_sums(
     parts = max(min(_PARTS, _TABLES // classes**2), 1)
     sums = torch.zeros(parts, classes, classes, dtype=torch.float64, device="cpu")
     given = {} if weight is None else {"slope": weight.contiguous()}
-    if align_corners is None:
-        rows, task = class_rows(input), loops.error_sums
-        job = _job(rows, target, ignore_index, **given)
-    else:
-        rows, task = upsample.source(input), upsample_loops.pixel_pass
-        job = upsample.job_for(rows, target, ignore_index, align_corners, **given)
+    _kept, task, job = _prepared(input, target, ignore_index, align_corners, **given)
     job["sums"], job["parts"], job["squared"] = sums.data_ptr(), parts, squared
     run(task, job)
     return sums.sum(0).T.float().contiguous()
@@ -238,11 +229,27 @@ def _table(input: Tensor, *_: object) -> Tensor:
     return torch.empty(input.shape[1], input.shape[1], dtype=torch.float32, device=input.device)
 
 
+def _prepared(
+    input: Tensor, target: Tensor, ignore_index: int, align_corners: bool | None, **maps: Tensor
+) -> tuple[Tensor, Any, Any]:
+    """Return the logits as a loop reads them, which the caller keeps alive, too, the loop, and its job."""
+    if align_corners is None:
+        rows = class_rows(input)
+        return rows, loops.go, _job(rows, target, ignore_index, **maps)
+    source = upsample.source(input)
+    return (
+        source,
+        upsample_loops.pixel_pass,
+        upsample.job_for(source, target, ignore_index, align_corners, **maps),
+    )
+
+
 def _job(rows: Tensor, target: Tensor, ignore_index: int, **maps: Tensor) -> Any:
     """Return the sizes, and the addresses of logits (N, C, P), labels and maps, which the caller keeps alive."""
     job = np.zeros(1, loops.JOB)
     job["images"], job["classes"], job["pixels"] = images, classes, pixels = rows.shape
-    job["size"] = max(min(_PIXELS, _LOGITS // classes), 1)
+    job["size"] = size = max(min(_PIXELS, _LOGITS // classes), _FEW)
+    job["parts"] = images * -(-pixels // size)
     job["type"] = loops.TYPES[rows.dtype]
     hand_over_labels(job, target, ignore_index, (images, pixels))
     _hand_over_rows(job, "x", rows, rows.dtype)
