@@ -189,7 +189,7 @@ def _write_all(
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def backward_of_rows(
-    grad_ptr, input_ptr, target_ptr, norm_ptr, output_ptr, num_pixels, ignore_index,
+    grad_ptr, input_ptr, target_ptr, weight_ptr, norm_ptr, output_ptr, num_pixels, ignore_index,
     kind: tl.constexpr, num_classes: tl.constexpr, each: tl.constexpr, groups: tl.constexpr,
 ):  # fmt: skip
     """Go over the logits as they lie, so that stores are wide: a thread takes ``each``, of one pixel or two."""

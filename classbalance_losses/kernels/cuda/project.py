@@ -12,12 +12,14 @@ adds up those that are not below it.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from classbalance_losses.kernels.cuda.common import define, launch
+from classbalance_losses.kernels.cuda.common import Launch, define
 
 MOST_CLASSES = 1 << 10  # each is compared with each
 _LARGE = tl.constexpr(torch.finfo(torch.float32).max ** 0.5)
@@ -29,7 +31,7 @@ def project(
     r"""Return v (C,), the projection of :math:`g / (2 \lambda)`, for g, the sums of the classes over their numbers.
 
     Args:
-        squared: Each class's :math:`\sum \lVert q \delta \rVert^2` (C,), float32 and constant. C is at most ``MOST_CLASSES``.
+        squared: Each class's :math:`\sum \lVert q \delta \rVert^2` (C,), constant. C is at most ``MOST_CLASSES``.
         number: n_c (C,), int64.
         regularization: λ.
         present: Whether classes without pixels take no part, and have the weight 1; else their norm is 0.
@@ -43,15 +45,15 @@ def _project(
     squared: Tensor, number: Tensor, regularization: float, present: bool, by_number: bool
 ) -> Tensor:
     weights = torch.empty_like(squared)
-    num_classes = squared.shape[0]
-    launch(
-        _kernel,
-        1,
-        (squared.contiguous(), number.contiguous(), weights),
-        (num_classes, 2 * regularization),
-        (present, by_number, triton.next_power_of_2(num_classes)),
-    )
+    launch = _launch(squared.shape[0], regularization, present, by_number)
+    launch(squared.contiguous(), number.contiguous(), weights)
     return weights
+
+
+@lru_cache(maxsize=1 << 10)
+def _launch(num_classes: int, regularization: float, present: bool, by_number: bool) -> Launch:
+    constants = (present, by_number, triton.next_power_of_2(num_classes))
+    return Launch(_kernel, 1, (num_classes, 2 * regularization), constants)
 
 
 _PROJECT = define(

@@ -10,13 +10,15 @@ writes the bits of candidates for the others. Counts are integers, and the same 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from classbalance_losses.kernels.call import Hard, Labels, Share
-from classbalance_losses.kernels.cuda.common import define, launch
+from classbalance_losses.kernels.cuda.common import Launch, define
 from classbalance_losses.kernels.cuda.device import labels as read_labels
 from classbalance_losses.kernels.selection import Joined, fixed_point, infinite_bits
 
@@ -50,9 +52,9 @@ def kth_largest(ranked: Tensor, labels: Labels, rows: int, share: Share, joined:
 
 def _tables(ranked: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return a histogram for each digit and row, what is known before it (prefix, rest of k), and room for bits."""
-    tables = torch.zeros(_DIGITS, rows, 1 << _DIGIT_BITS, dtype=torch.int64, device=ranked.device)
-    states = torch.empty(_DIGITS, rows, 2, dtype=torch.int64, device=ranked.device)
-    return tables, states, torch.empty(ranked.shape, dtype=torch.int32, device=ranked.device)
+    tables = ranked.new_zeros((_DIGITS, rows, 1 << _DIGIT_BITS), dtype=torch.int64)
+    states = ranked.new_empty((_DIGITS, rows, 2), dtype=torch.int64)
+    return tables, states, ranked.new_empty(ranked.shape, dtype=torch.int32)
 
 
 def _kth_largest(
@@ -74,35 +76,34 @@ def _count_digit(
     level: int,
     *number: int,
 ) -> None:
-    rows = tables.shape[1]
-    entries = ranked.numel() // rows if rows else 0
-    blocks = max(triton.cdiv(entries, _VALUES), 1)  # a row without entries has a state, too
+    launch = _digit_launch(ranked.numel(), tables.shape[1], ignore_index, level, *number)
     launch(
-        _digit_kernel,
-        rows * blocks,
-        (
-            tables,
-            states,
-            candidates,
-            *((None, None) if level else (ranked.contiguous(), target.contiguous())),
-        ),
-        (rows, entries, blocks, ignore_index, *number),
-        (level, _DIGIT_BITS, _VALUES),
-        num_warps=_WARPS,
+        tables, states, candidates, *((None, None) if level else (ranked.contiguous(), target.contiguous()))
     )
 
 
 def _found(tables: Tensor, states: Tensor, *number: int) -> tuple[Tensor, Tensor]:
     bits, share = _no_digits(tables)
-    rows = bits.shape[0]
-    launch(_found_kernel, rows, (tables, states, bits, share), (rows, *number), (_DIGITS, _DIGIT_BITS))
+    _found_launch(bits.shape[0], *number)(tables, states, bits, share)
     return bits, share
+
+
+@lru_cache(maxsize=1 << 10)
+def _digit_launch(entries: int, rows: int, ignore_index: int, level: int, *number: int) -> Launch:
+    entries = entries // rows if rows else 0
+    blocks = max(triton.cdiv(entries, _VALUES), 1)  # a row without entries has a state, too
+    numbers, constants = (rows, entries, blocks, ignore_index, *number), (level, _DIGIT_BITS, _VALUES)
+    return Launch(_digit_kernel, rows * blocks, numbers, constants, num_warps=_WARPS)
+
+
+@lru_cache(maxsize=1 << 10)
+def _found_launch(rows: int, *number: int) -> Launch:
+    return Launch(_found_kernel, rows, (rows, *number), (_DIGITS, _DIGIT_BITS))
 
 
 def _no_digits(tables: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     rows = tables.shape[1]
-    bits = torch.empty(rows, dtype=torch.int64, device=tables.device)
-    return bits, torch.empty(rows, dtype=torch.float32, device=tables.device)
+    return tables.new_empty(rows, dtype=torch.int64), tables.new_empty(rows, dtype=torch.float32)
 
 
 _NUMBER = "int head, int tail, int shift, int at_least"
