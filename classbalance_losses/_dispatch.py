@@ -62,6 +62,11 @@ class Backend(Protocol):
     ) -> Hard:
         """Return each row's pixels with the largest values."""
 
+    def project(
+        self, squared: Tensor, number: Tensor, regularization: float, *, present: bool, by_number: bool
+    ) -> Tensor:
+        r"""Return GBW's class weights (C,) from each class's :math:`\sum \lVert q \delta \rVert^2` and pixels."""
+
     def error_sums(self, logits: Logits, labels: Labels, weight: Tensor | None, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2`, (C, C), a constant."""
 
@@ -79,7 +84,8 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
     ============= ==============================================================================================
 
     All give the same loss and gradient up to rounding. Double backward, batched gradients and gradients of learned
-    weights work with each: what a fast path lacks, the reference computes. The loops and kernels stay in the graph of ``torch.compile``.
+    weights work with each: what a fast path lacks, the reference computes. The loops and kernels stay in the graph of
+    ``torch.compile``.
 
     The former names "blocked" and "triton" mean "cpu" (without numba: "reference") and "cuda", and warn.
 

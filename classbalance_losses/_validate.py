@@ -44,13 +44,11 @@ def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> No
 
 
 def check_input_target(input: Tensor, target: Tensor, ignore_index: int, upsample: str | None = None) -> None:
-    """Check logits (N, C, *) against class indices (N, *), of another size with ``upsample``.
+    """Check logits (N, C, *) against class indices (N, *), of another size with ``upsample``; not their values.
 
     Raises:
         ValueError: if the shapes or devices do not fit, or there are fewer than two classes.
         TypeError: if one is no tensor, or of a dtype that the losses do not take.
-        IndexError: if a target is neither a class nor ``ignore_index`` (values are read on the CPU; on CUDA
-            a device-side assertion that does not synchronise takes its place).
     """
     check_tensor("input", input, target.ndim + 1 if isinstance(target, Tensor) else None)
     check_tensor("target", target, input.ndim - 1)
@@ -66,8 +64,6 @@ def check_input_target(input: Tensor, target: Tensor, ignore_index: int, upsampl
             f"Expected target of shape {_target_shape(input, upsample)} for input of shape {tuple(input.shape)}, "
             f"got {tuple(target.shape)}. {label_remedies.of_target_shape(input, target, ignore_index, upsample)}"
         )
-    if target.device.type != "cuda":  # there it is asserted by what reads the labels
-        check_target_range(target, input.shape[1], ignore_index)
 
 
 def _check_logits(input: Tensor, target: Tensor) -> None:

@@ -19,7 +19,7 @@ pytest.importorskip("pytest_benchmark")
 import classbalance_losses
 from benchmarks.readme_block import README, fill
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import compare, inputs, machine, readme
+from benchmarks.speed import compare, contenders, inputs, machine, readme
 from benchmarks.speed.case import Build, Case, measure
 from benchmarks.speed.contenders import CROSS_ENTROPY, Contender, Skipped, ours
 from benchmarks.speed.correctness import errors_of, relative_error, truth_of
@@ -33,14 +33,15 @@ QUICK = Settings(quick=True, seconds=0, warm_up=0, min_rounds=2)
 LOSSES = {name for name in classbalance_losses.__all__ if name.endswith("Loss")}
 ON_FEATURES = {case.contender.loss for case in command.all_cases(QUICK) if case.family in ("pull", "text")}
 CASES = list(command.all_cases(QUICK))
-# Compiling takes seconds, and other people's packages are slow to import: `make bench` has them.
+# Compiling takes seconds, as interpreting kernels does, and other people's packages are slow to import: `make bench`
+# has them.
 SWIFT = [
     case
     for case in CASES
     if "compile" not in case.contender.name
     and case.contender.origin != "peer"
-    and case.dtype == "float32"
-    and case.family in ("pixel", "head", "pull", "text", "mining", "upsample")
+    and (case.dtype == "float32" if case.family != "layout" else case.contender.backend != "cuda")
+    and case.family in ("pixel", "head", "pull", "text", "mining", "upsample", "layout")
 ]
 
 
@@ -75,7 +76,7 @@ def test_the_sizes_are_those_that_are_published() -> None:
     assert settings.main_shape == (2, 19, 512, 1024)
     shapes = {(4, 19, 512, 512), (2, 150, 512, 512), (1, 14, 96, 160, 160), (8, 11, 180, 240)}
     assert shapes <= set(settings.pixel_shapes)
-    assert {case.dtype for case in CASES} == {"float32", "bfloat16"}
+    assert {case.dtype for case in CASES} == {"float32", "bfloat16", "float16"}
     enlarged = {((8, 19, 128, 256), (512, 1024)), ((4, 150, 128, 128), (512, 512))}
     assert enlarged <= set(Settings("cuda").upsample_shapes)
 
@@ -138,14 +139,17 @@ def test_a_backend_is_chosen_for_each_step(monkeypatch: pytest.MonkeyPatch) -> N
         return nullcontext()
 
     monkeypatch.setattr(classbalance_losses, "use_backend", use_backend)
-    blocked, triton = (ours("FocalLoss", backend) for backend in ("blocked", "triton"))
-    assert measure(pixel_case(blocked, "focal"), QUICK, pedantic).status == "timed"
-    assert set(chosen) == {"blocked"}
+    loops, kernels = (ours("FocalLoss", backend) for backend in ("cpu", "cuda"))
+    monkeypatch.setattr(contenders, "find_spec", lambda name: None)
+    assert "numba is not installed" in measure(pixel_case(loops, "focal"), QUICK, pedantic).reason
+    monkeypatch.setattr(contenders, "find_spec", lambda name: name)
+    assert measure(pixel_case(loops, "focal"), QUICK, pedantic).status == "timed"
+    assert set(chosen) == {"cpu"}
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert measure(pixel_case(triton, "focal"), QUICK, pedantic).reason == "Triton needs a CUDA device"
+    assert measure(pixel_case(kernels, "focal"), QUICK, pedantic).reason == "the kernels need a CUDA device"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert measure(pixel_case(triton, "focal"), QUICK, pedantic).status == "timed"
-    assert set(chosen) == {"blocked", "triton"}
+    assert measure(pixel_case(kernels, "focal"), QUICK, pedantic).status == "timed"
+    assert set(chosen) == {"cpu", "cuda"}
 
 
 def test_a_wrong_gradient_is_seen() -> None:
@@ -218,9 +222,9 @@ def entry(task: str, name: str, origin: str, factor: float, **fields: Any) -> En
 
 ENTRIES = [
     entry("cross-entropy", "F.cross_entropy", "torch", 1.0),
-    entry("cross-entropy", "WeightedCrossEntropyLoss, blocked", "ours", 0.5),
+    entry("cross-entropy", "WeightedCrossEntropyLoss, cpu", "ours", 0.5),
     entry("focal", "kornia focal_loss", "peer", 0.75),
-    entry("focal", "FocalLoss, blocked", "ours", 1.5),
+    entry("focal", "FocalLoss, cpu", "ours", 1.5),
     entry("focal", "MONAI FocalLoss", "peer", 1.0, status="wrong", reason="value off", total=[]),
 ]
 SWEPT = [
@@ -261,7 +265,7 @@ def test_a_run_goes_on_and_becomes_a_page(
     assert folder.name.startswith("cpu-1-thread-")
     page = (folder / "README.md").read_text()
     assert "is slower than somebody else's in 1," in page
-    assert "FocalLoss, blocked takes 1.50 × the baseline, kornia focal_loss 0.75 ×" in page
+    assert "FocalLoss, cpu takes 1.50 × the baseline, kornia focal_loss 0.75 ×" in page
     assert "MONAI FocalLoss: wrong: value off" in page
     assert "exponent" in page
     plots = {path.name for path in (folder / "plots").iterdir()}
@@ -269,11 +273,36 @@ def test_a_run_goes_on_and_becomes_a_page(
     assert all(f"plots/{name}" in page for name in plots)
 
     block = readme.speed_block(tmp_path)
-    assert "| focal         | FocalLoss, blocked" in block
+    assert "| focal         | FocalLoss, cpu" in block
     assert "loses 1 of 2 jobs" in block
     assert readme.NO_GPU in block
     assert readme.NO_FILE not in block
     assert command.report(options(out)) == 0
+
+
+def test_other_circumstances_are_told_beside_the_main_table() -> None:
+    results = Results({}, 1.0)
+    results.put("pixel 1×3×8×8", "0123", ENTRIES)
+    assert not readme._beside(results)
+    compiled = {"group": "compile", "family": "compile"}
+    entries = [
+        entry(
+            "DyCE", "DyCELoss, cpu", "ours", 0.25, **compiled
+        ),  # is beside its own compiled form, not a row
+        entry("DyCE", "DyCELoss, cpu, torch.compile", "ours", 0.5, **compiled),
+    ]
+    results.put("compile", "0123", entries)
+    last = {"group": "layout", "family": "layout", "axis": "1×3×8×8, channels last"}
+    results.put(
+        "layout", "0123", [entry("cross-entropy", "WeightedCrossEntropyLoss, cpu", "ours", 0.75, **last)]
+    )
+    _, told = readme._beside(results)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()]
+    assert cells[0] == ["logits", "DyCE", "cross-entropy"]
+    assert cells[2:] == [
+        ["1×3×8×8 float32, compiled, over compiled `F.cross_entropy`", "0.50", "–"],
+        ["1×3×8×8, channels last float32", "–", "0.75"],
+    ]
 
 
 def test_changes_that_are_not_committed_are_measured_again() -> None:

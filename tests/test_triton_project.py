@@ -12,7 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from classbalance_losses.kernels.cuda.project import project
-from classbalance_losses.ops.projection import free_weights, project_to_simplex
+from classbalance_losses.kernels.simplex import free_weights, project_to_simplex
 
 __all__ = ["poisoned"]
 pytestmark = marks

@@ -15,6 +15,7 @@ from benchmarks.speed.inputs import IGNORE_INDEX, Pixels, pixels
 from benchmarks.speed.settings import Shape, label
 
 BASELINE = "F.cross_entropy"
+SHOWN = ("weighted CE", "focal", "GBW", "DyCE")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -33,11 +34,7 @@ class Setting:
 
     def problem(self, device: str) -> Pixels:
         """Return the same logits and labels at every call."""
-        made = pixels(self.shape, self.dtype, device, self.size)
-        if not self.channels_last:
-            return made
-        last = made.input.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-        return Pixels(last, made.target, made.valid, made.size)
+        return pixels(self.shape, self.dtype, device, self.size, self.channels_last)
 
 
 STREET: Shape = (2, 19, 512, 1024)
@@ -70,23 +67,26 @@ def _cross_entropy(input: Tensor, target: Tensor) -> Tensor:
 
 
 def contenders(setting: Setting) -> dict[str, Callable[[], Loss]]:
-    """Makers of the losses by name, torch's first; at the main setting every loss, elsewhere those with kernels."""
+    """Makers of the losses by name, torch's first; at the main setting every loss, elsewhere the main ones."""
+    ours = losses(setting)
+    torchs: dict[str, Callable[[], Loss]] = {BASELINE: lambda: _cross_entropy}
+    if setting != MAIN:
+        return torchs | {name: ours[name] for name in SHOWN}
+    return torchs | {f"{BASELINE}, compiled": lambda: torch.compile(_cross_entropy)} | ours
+
+
+def losses(setting: Setting) -> dict[str, Callable[[], Loss]]:
+    """Makers of the library's losses by name."""
     upsample = "linear" if setting.size else None
 
     def ours(cls: type[nn.Module], **options: object) -> Callable[[], Loss]:
         return partial(cls, ignore_index=IGNORE_INDEX, upsample=upsample, **options)
 
-    chosen: dict[str, Callable[[], Loss]] = {
-        BASELINE: lambda: _cross_entropy,
+    return {
         "weighted CE": ours(cb.WeightedCrossEntropyLoss),
         "focal": ours(cb.FocalLoss),
         "GBW": ours(cb.GBWLoss),
         "DyCE": ours(cb.DyCELoss),
-    }
-    if setting != MAIN:
-        return chosen
-    return chosen | {
-        f"{BASELINE}, compiled": lambda: torch.compile(_cross_entropy),
         "weighted CE, smoothing": ours(cb.WeightedCrossEntropyLoss, label_smoothing=0.1),
         "dual focal": ours(cb.DualFocalLoss),
         "dual CE": ours(cb.DualCrossEntropyLoss),

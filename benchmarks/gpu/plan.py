@@ -39,7 +39,7 @@ _NCU = Step(
     45,
     (
         *("ncu", "--clock-control", "none", "--launch-count", "16"),
-        *("--kernel-name", "regex:^_?(forward|backward|histogram|class)"),
+        *("--kernel-name", "regex:^_?(forward|backward|digit|class|weighted)"),
         *(word for section in _SECTIONS for word in ("--section", section)),
         *("{python}", "-m", "benchmarks.gpu", "large-target"),
     ),
@@ -65,6 +65,7 @@ PLANS: dict[str, tuple[Step, ...]] = {
             ),
         ),
         _NCU,
+        Step("speed-compile", 90, (*_SPEED, "--only", "compile", "--out", "{out}/speed")),
     ),
     "second": (
         _MACHINE,

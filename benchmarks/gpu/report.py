@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.cases import BASELINE, MAIN
+from benchmarks.gpu.cases import BASELINE, MAIN, SHOWN
 from benchmarks.speed.table import number, table
 
 FILES = ("machine", "answers", "timings", "large")
-_SHOWN = ("weighted CE", "focal", "GBW", "DyCE")
 _KERNELS = 20  # of a step's, the dearest
 
 
@@ -43,9 +42,9 @@ def summary(folder: Path) -> str:
     body = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         if base := time.get((setting, BASELINE)):
-            ratios = [_ratio(time.get((setting, name)), base, "graph_us") for name in _SHOWN]
+            ratios = [_ratio(time.get((setting, name)), base, "graph_us") for name in SHOWN]
             body.append([setting, number(base["graph_us"]), *ratios])
-    main = {name: time.get((str(MAIN), name)) for name in (BASELINE, *_SHOWN)}
+    main = {name: time.get((str(MAIN), name)) for name in (BASELINE, *SHOWN)}
     base = main.pop(BASELINE) or {}
     hosts = ", ".join(f"{name} {_ratio(row, base, 'host_us')}" for name, row in main.items())
     about = machine["machine"]
@@ -54,7 +53,7 @@ def summary(folder: Path) -> str:
             f"{about['name']}, torch {about['torch']}, Triton {machine['triton']}, commit {machine['commit']}. "
             "The device's time of a forward and a backward pass, replayed as a CUDA graph, over `F.cross_entropy`'s "
             "(with `→`: over `F.interpolate`'s and its).",
-            table(["logits", f"`{BASELINE}`, µs", *_SHOWN], body),
+            table(["logits", f"`{BASELINE}`, µs", *SHOWN], body),
             "Without a graph the host hands a step over launch by launch, and where it is not ahead of the device, "
             f"the step takes as long as that. At {MAIN}, over `{BASELINE}`'s {number(base['host_us'])} µs: {hosts}. "
             f"Every number: [the full page](benchmarks/results/{folder.name}/README.md).",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+from benchmarks.speed.bench_contention import ENVIRONMENTS
 from benchmarks.speed.case import Case
 from benchmarks.speed.machine import ROOT, copy_bandwidth, describe, measured_commit
 from benchmarks.speed.report import write_report
@@ -89,7 +90,8 @@ def measure_group(group: str, bandwidth: float, options: argparse.Namespace) -> 
         ]
         # Where the suite itself runs under pytest-xdist, its variables would switch the benchmark off here.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-        code = subprocess.run(command, cwd=ROOT, env=_QUIET | environment, check=False).returncode
+        environment = _QUIET | environment | ENVIRONMENTS.get(group, {})
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         entries = json.loads(path.read_text())["speed"] if path.is_file() else []
     return code, [Entry(**entry) for entry in entries]
 

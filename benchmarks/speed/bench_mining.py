@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.speed import formulas, inputs
 from benchmarks.speed.case import Build, Case
 from benchmarks.speed.contenders import Contender, Skipped, Step
-from benchmarks.speed.inputs import HARD, Losses
+from benchmarks.speed.inputs import HARD, IGNORE_INDEX, Losses
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.tasks import Task
 
@@ -32,12 +32,21 @@ def _by_threshold(find: Callable[[Tensor, int], Tensor]) -> Callable[[Losses], S
 
 
 def _ours(problem: Losses) -> Step:
-    """The stage that DyCELoss mines with; it is not public, and the only such import here."""
+    """What DyCELoss mines with; it is not public, and the only such import here."""
     try:
+        from classbalance_losses._dispatch import backend_for_maps  # noqa: PLC0415
+        from classbalance_losses.kernels.call import Labels  # noqa: PLC0415
+        from classbalance_losses.kernels.reference import members  # noqa: PLC0415
         from classbalance_losses.ops.mining import hardest  # noqa: PLC0415
     except ImportError as error:
-        raise Skipped(f"the mining stage has moved: {error}") from error
-    return lambda: hardest(problem.loss, problem.keep, fraction=HARD).mask
+        raise Skipped(f"mining has moved: {error}") from error
+    labels = Labels(torch.where(problem.keep, 0, IGNORE_INDEX), 1, IGNORE_INDEX)
+
+    def step() -> Tensor:
+        backend = backend_for_maps(labels, problem.loss)
+        return members(hardest(problem.loss, labels, fraction=HARD, backend=backend), problem.keep)[0]
+
+    return step
 
 
 SORT = Contender("sort", _by_threshold(lambda loss, k: loss.sort(descending=True).values[k - 1]), "torch")

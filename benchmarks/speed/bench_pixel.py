@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.speed import inputs
 from benchmarks.speed.case import Build, Case
-from benchmarks.speed.contenders import Contender
+from benchmarks.speed.contenders import FAST, Contender
 from benchmarks.speed.settings import Settings, Shape, label
 from benchmarks.speed.tasks import PIXEL_TASKS, Task
 
@@ -24,15 +24,15 @@ def cases(settings: Settings) -> Iterator[Case]:
 def _who(task: Task, shape: Shape, dtype: str, settings: Settings) -> list[Contender]:
     """Everyone at the main shape; elsewhere fewer, to end within minutes.
 
-    Compiling takes seconds a contender: only at the main shape. On the CPU the other shapes have the library's
-    fast path alone in bfloat16.
+    Compiling takes seconds: torch's own loss is compiled at the main shape alone. On the CPU the other shapes have the
+    library's fast path alone in bfloat16.
     """
     everyone = [task.baseline, *(c for c in task.contenders if c is not task.baseline)]
     main, half_on_cpu = shape == settings.main_shape, dtype != "float32" and settings.device == "cpu"
     if not main or half_on_cpu:
         everyone = [c for c in everyone if "torch.compile" not in c.name]
     if not main and half_on_cpu:
-        everyone = [c for c in everyone if c.backend in ("blocked", "triton")]
+        everyone = [c for c in everyone if c.backend in FAST]
     # The baseline against itself shows the noise; once a shape and dtype is enough.
     return everyone if task is PIXEL_TASKS[0] else [c for c in everyone if c is not task.baseline]
 

@@ -18,7 +18,7 @@ from classbalance_losses import functional
 
 Call = Callable[[Any], Tensor]
 
-ON_CPU = ("reference", "blocked")  # of losses without kernels of their own
+ON_CPU = BACKENDS[:2]  # of losses whose distances are torch's own function there
 
 
 def _diversity(problem: Texts) -> Tensor:
@@ -81,7 +81,7 @@ WITHOUT_PIXELS = (
     (_task("PromptLoss", formulas.prompt, _prompt, ON_CPU), ("text", "projected")),
 )
 WITH_PIXELS = (
-    (_task("MaskedConsistencyLoss", formulas.masked_consistency, _consistency, ON_CPU), ("masked",)),
+    (_task("MaskedConsistencyLoss", formulas.masked_consistency, _consistency), ("masked",)),
     (_task("TextAlignmentLoss", formulas.text_alignment, _alignment, BACKENDS), ("masked", "text")),
     (_task("VisionLanguageLoss", formulas.vision_language, _both, BACKENDS), ("masked", "text")),
 )

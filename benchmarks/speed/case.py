@@ -47,6 +47,7 @@ class Case:
     build: Build
     pixels: int = 0
     classes: int = 0
+    rounds: int = 0  # of the timing; 0: as many as fit
 
     def __str__(self) -> str:
         return f"{self.axis} | {self.dtype} | {self.task.name} | {self.contender.name}"
@@ -100,7 +101,7 @@ def _measure(case: Case, settings: Settings, pedantic: Callable[..., Any], entry
     once = time.perf_counter() - started  # both are warm after this, too
     entry.kept, entry.peak = own.kept, own.peak
     entry.baseline_kept, entry.baseline_peak = other.kept, other.peak
-    _time_by_turns(runner, baseline, settings, once, pedantic, entry)
+    _time_by_turns(runner, baseline, settings, once, case.rounds, pedantic, entry)
     runner.clear()
 
 
@@ -109,6 +110,7 @@ def _time_by_turns(
     baseline: Runner,
     settings: Settings,
     once: float,
+    rounds: int,
     pedantic: Callable[..., Any],
     entry: Entry,
 ) -> None:
@@ -132,7 +134,7 @@ def _time_by_turns(
         timed()
     for times in (entry.forward, entry.total, entry.baseline_forward, entry.baseline_total):
         times.clear()
-    pedantic(timed, setup=before, rounds=settings.rounds(once), iterations=1)
+    pedantic(timed, setup=before, rounds=rounds or settings.rounds(once), iterations=1)
 
 
 def _first_line(error: Exception) -> str:

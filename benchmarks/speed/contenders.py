@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import classbalance_losses
 from benchmarks.speed import formulas
-from benchmarks.speed.inputs import IGNORE_INDEX, Pixels
-from classbalance_losses.kernels import numba_threads
+from benchmarks.speed.inputs import IGNORE_INDEX, SMOOTHING, Pixels
 
 Step = Callable[[], Tensor]
-BACKENDS = ("reference", "blocked", "triton")
+BACKENDS = ("reference", "cpu", "cuda")
+FAST = BACKENDS[1:]
 
 
 class Skipped(Exception):  # noqa: N818
@@ -40,16 +40,11 @@ class Contender:
     origin: str = "ours"
     loss: str = ""
     backend: str = ""
-    numba: bool = True  # whether the blocked backend may use it
 
     @contextmanager
     def context(self) -> Iterator[None]:
         """What a step runs in."""
-        with ExitStack() as stack:
-            if self.backend:
-                stack.enter_context(classbalance_losses.use_backend(self.backend))
-            if not self.numba:
-                stack.enter_context(patch.object(numba_threads, "can_compile", lambda: False))
+        with classbalance_losses.use_backend(self.backend) if self.backend else nullcontext():
             yield
 
 
@@ -78,24 +73,14 @@ def on_every_backend(loss: str, *, title: str = "", **options: Any) -> tuple[Con
     return tuple(ours(loss, backend, title=title, **options) for backend in BACKENDS)
 
 
-def without_kernels(loss: str) -> tuple[Contender, ...]:
-    """A loss that Triton has no kernels for, on the other backends."""
-    return tuple(ours(loss, backend) for backend in BACKENDS if backend != "triton")
-
-
 def _criterion(loss: str, backend: str, problem: Pixels, options: dict[str, Any]) -> nn.Module:
     require_backend(backend, problem.input.device)
     criterion: nn.Module = getattr(classbalance_losses, loss)(ignore_index=IGNORE_INDEX, **options)
     return criterion.to(problem.input.device)
 
 
-def without_numba(contender: Contender) -> Contender:
-    """The same as a user has it who did not install numba."""
-    return replace(contender, name=f"{contender.name}, without numba", numba=False)
-
-
 def compiled(contender: Contender) -> Contender:
-    """The same through ``torch.compile(fullgraph=True)``."""
+    """The same through ``torch.compile(fullgraph=True)``; loops and kernels stay in the graph."""
 
     def build(problem: Any) -> Step:
         require_compiler(next(iter(problem.tensors.values())).device)
@@ -118,6 +103,12 @@ def _raw_cross_entropy(problem: Pixels) -> Step:
     return lambda: F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX)
 
 
+def _smoothed_cross_entropy(problem: Pixels) -> Step:
+    logits, target = problem.input, problem.target
+    options: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "label_smoothing": SMOOTHING}
+    return lambda: F.cross_entropy(logits.float(), target, **options)
+
+
 def _interpolated_cross_entropy(problem: Pixels) -> Step:
     return lambda: F.cross_entropy(
         formulas.full_size(problem).float(), problem.target, ignore_index=IGNORE_INDEX
@@ -127,6 +118,7 @@ def _interpolated_cross_entropy(problem: Pixels) -> Step:
 CROSS_ENTROPY = Contender("F.cross_entropy", _cross_entropy, origin="torch")
 INTERPOLATED = Contender("F.interpolate + F.cross_entropy", _interpolated_cross_entropy, "torch")
 RAW_CROSS_ENTROPY = Contender("F.cross_entropy on half logits", _raw_cross_entropy, origin="torch")
+SMOOTHED = Contender("F.cross_entropy, smoothed", _smoothed_cross_entropy, origin="torch")
 
 
 def require_backend(backend: str, device: torch.device) -> None:
@@ -134,10 +126,12 @@ def require_backend(backend: str, device: torch.device) -> None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if backend in ("", "reference"):
         return
-    if backend == "triton" and device.type != "cuda" and not interpreted:
-        raise Skipped("Triton needs a CUDA device")
-    if backend == "blocked" and device.type != "cpu":
-        raise Skipped("the blocked path is the CPU's")
+    if backend == "cuda" and device.type != "cuda" and not interpreted:
+        raise Skipped("the kernels need a CUDA device")
+    if backend == "cpu" and device.type != "cpu":
+        raise Skipped("the loops are the CPU's")
+    if backend == "cpu" and find_spec("numba") is None:
+        raise Skipped("numba is not installed: pip install '.[numba]'")
 
 
 def require_compiler(device: torch.device) -> None:

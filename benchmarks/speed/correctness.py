@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.speed.inputs import Problem
 
 # Relative errors that still count as right. A job that chooses pixels may choose a few others by rounding.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-CHOSEN = {"float32": 1e-2, "bfloat16": 1.5e-1}
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
+CHOSEN = {"float32": 1e-2, "float16": 2e-2, "bfloat16": 1.5e-1}
 
 
 class Wrong(Exception):  # noqa: N818

@@ -9,7 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speed.inputs import HARD, IGNORE_INDEX, Aligned, Head, Losses, Norms, Pixels, Texts, Vectors
+from benchmarks.speed.inputs import (
+    HARD,
+    IGNORE_INDEX,
+    SMOOTHING,
+    Aligned,
+    Head,
+    Losses,
+    Norms,
+    Pixels,
+    Texts,
+    Vectors,
+)
 
 TEMPERATURE = 0.2
 ALIGNMENT_TEMPERATURE = 0.07
@@ -31,6 +42,13 @@ def pixel_losses(problem: Pixels) -> Tensor:
 def cross_entropy(problem: Pixels) -> Tensor:
     """Mean of ℓ."""
     return pixel_losses(problem).sum() / problem.valid
+
+
+def smoothed_cross_entropy(problem: Pixels) -> Tensor:
+    """Mean of (1 − ε) ℓ + ε/C Σ_k −log p_k."""
+    spread = -full_size(problem).log_softmax(1).mean(1) * (problem.target != IGNORE_INDEX)
+    terms = (1 - SMOOTHING) * pixel_losses(problem) + SMOOTHING * spread
+    return terms.sum() / problem.valid
 
 
 def focal(problem: Pixels) -> Tensor:

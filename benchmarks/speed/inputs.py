@@ -16,6 +16,7 @@ from benchmarks.speed.settings import Shape
 IGNORE_INDEX = 255
 IGNORED = 0.04  # share of the pixels
 HARD = 0.2  # share of the valid pixels that mining keeps
+SMOOTHING = 0.1  # of the labels
 
 P = TypeVar("P", bound="Problem")
 
@@ -134,13 +135,17 @@ class Norms(Problem):
     norms: Tensor
 
 
-def pixels(shape: Shape, dtype: str, device: str, size: Shape | None = None) -> Pixels:
+def pixels(
+    shape: Shape, dtype: str, device: str, size: Shape | None = None, channels_last: bool = False
+) -> Pixels:
     """Return logits, and labels of which the last classes are rare and, at equal size, harder."""
     draw = _generator(device)
     logits = _normal(shape, dtype, draw, scale=2)
     target = _labels((shape[0], *(size or shape[2:])), shape[1], draw)
     if size is None:
         _raise_the_right(logits, target)
+    if channels_last:
+        logits = logits.contiguous(memory_format=torch.channels_last)
     valid = int((target != IGNORE_INDEX).sum())
     return Pixels(logits.requires_grad_(), target, valid, size)
 

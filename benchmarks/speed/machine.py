@@ -15,8 +15,7 @@ import torch
 from benchmarks.speed.measure import clock_of, quartiles
 from benchmarks.speed.peers import PACKAGES, installed
 from benchmarks.speed.results import CHANGED
-from classbalance_losses import __version__
-from classbalance_losses.kernels.numba_threads import can_compile
+from classbalance_losses import WeightedCrossEntropyLoss, __version__, use_backend
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ("classbalance_losses", "benchmarks/speed")  # what a result depends on
@@ -42,11 +41,21 @@ def describe(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numba": version("numba") if can_compile() else None,
+        "numba": _numba(),
         "cuda": torch.version.cuda if device == "cuda" else None,
         "classbalance_losses": __version__,
         "peers": versions,
     }
+
+
+def _numba() -> str | None:
+    """The version, where the loops run."""
+    with use_backend("cpu"):
+        try:
+            WeightedCrossEntropyLoss()(torch.zeros(1, 2, 4), torch.zeros(1, 4, dtype=torch.int64))
+        except ValueError:
+            return None
+    return version("numba")
 
 
 def cpu_model() -> str:

@@ -14,6 +14,12 @@ from benchmarks.speed.results import FILE, Results, read_results
 ROOT = Path(__file__).parents[2]
 FOLDER = Path("benchmarks/results")
 NO_FILE = "No result file is committed yet: `make bench` writes one."
+BESIDE = {  # groups whose ratios are told beside the main table
+    "layout": "",
+    "compile": ", compiled, over compiled `F.cross_entropy`",
+    "contention": ", beside two busy processes",
+    "contention, passive": ", beside two busy processes with `OMP_WAIT_POLICY=passive`",
+}
 GPU_FILE = "timings.json"
 NO_GPU = "GPU figures are not measured yet: `make gpu` measures them, on a machine that has one."
 
@@ -40,11 +46,26 @@ def _machine(results: Results, folder: Path) -> str:
             f"{describe(results)}. Logits {size} in float32, forward and backward, over `F.cross_entropy` in "
             "the same run; kept: what autograd holds between the two passes, over the logits' size.",
             tables.summary_table(entries),
+            *_beside(results),
             f"![time over cross-entropy's]({plot})",
             f"Over all sizes and dtypes the library loses {lost} of {jobs} jobs to somebody else; "
             f"which ones, and every number: [the full page]({folder.as_posix()}/README.md).",
         ]
     )
+
+
+def _beside(results: Results) -> list[str]:
+    """The ratios of the library's fastest contender in other circumstances; nothing if none was measured."""
+    rows: dict[str, dict[str, str]] = {}
+    for (group, axis, dtype, task), entries in compare.by_job(results.entries()).items():
+        meant = [e for e in entries if group != "compile" or "torch.compile" in e.contender]
+        best = compare.best_of_ours(meant)
+        if group in BESIDE and best:
+            rows.setdefault(f"{axis} {dtype}{BESIDE[group]}", {})[task] = tables.number(best.ratio[1])
+    tasks = list(dict.fromkeys(task for row in rows.values() for task in row))
+    body = [[name, *(row.get(task, "–") for task in tasks)] for name, row in rows.items()]
+    told = "In other circumstances, forward and backward over the baseline's:"
+    return [told, tables.table(["logits", *tasks], body)] if body else []
 
 
 if __name__ == "__main__":

@@ -41,6 +41,13 @@ class Settings:
         )
 
     @property
+    def contention_shapes(self) -> tuple[Shape, ...]:
+        """Logits (N, C, *) that are measured beside busy processes."""
+        if self.quick:
+            return ((1, 3, 12, 16),)
+        return ((2, 19, 512, 1024), (2, 150, 512, 512), (8, 11, 180, 240))
+
+    @property
     def upsample_shapes(self) -> tuple[tuple[Shape, Shape], ...]:
         """Logits (N, C, *) at low resolution, and the target's spatial size: whole batches on a GPU."""
         if self.quick:

@@ -12,13 +12,12 @@ from benchmarks.speed import formulas, peers
 from benchmarks.speed.contenders import (
     CROSS_ENTROPY,
     RAW_CROSS_ENTROPY,
+    SMOOTHED,
     Contender,
     compiled,
     on_every_backend,
-    ours,
-    without_kernels,
-    without_numba,
 )
+from benchmarks.speed.inputs import SMOOTHING
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,8 @@ class Task:
 
     @property
     def own(self) -> tuple[Contender, ...]:
-        """The library's contenders as they are meant to be used: not compiled as a whole, and with numba."""
-        return tuple(c for c in self.contenders if c.origin == "ours" and "compile" not in c.name and c.numba)
-
-
-def _in_every_way(loss: str) -> tuple[Contender, ...]:
-    return (
-        *on_every_backend(loss),
-        without_numba(ours(loss, "blocked")),
-        compiled(ours(loss, "reference")),
-    )
+        """The library's contenders."""
+        return tuple(c for c in self.contenders if c.origin == "ours")
 
 
 PIXEL_TASKS = (
@@ -54,7 +45,7 @@ PIXEL_TASKS = (
             RAW_CROSS_ENTROPY,
             compiled(CROSS_ENTROPY),
             peers.LIGER_CROSS_ENTROPY,
-            *_in_every_way("WeightedCrossEntropyLoss"),
+            *on_every_backend("WeightedCrossEntropyLoss"),
         ),
     ),
     Task(
@@ -64,11 +55,23 @@ PIXEL_TASKS = (
             peers.KORNIA_FOCAL,
             peers.MONAI_FOCAL,
             peers.IMBALANCED_FOCAL,
-            *_in_every_way("FocalLoss"),
+            *on_every_backend("FocalLoss"),
         ),
     ),
-    Task("dual focal", formulas.dual_focal, without_kernels("DualFocalLoss")),
-    Task("dual cross-entropy", formulas.dual_cross_entropy, without_kernels("DualCrossEntropyLoss")),
+    Task(
+        "smoothing",
+        formulas.smoothed_cross_entropy,
+        (
+            SMOOTHED,
+            *on_every_backend(
+                "WeightedCrossEntropyLoss",
+                title="WeightedCrossEntropyLoss, smoothed",
+                label_smoothing=SMOOTHING,
+            ),
+        ),
+    ),
+    Task("dual focal", formulas.dual_focal, on_every_backend("DualFocalLoss")),
+    Task("dual cross-entropy", formulas.dual_cross_entropy, on_every_backend("DualCrossEntropyLoss")),
     Task(
         "hard mining",
         formulas.hardest,
@@ -79,8 +82,8 @@ PIXEL_TASKS = (
         ),
         chosen=True,
     ),
-    Task("DyCE", formulas.dyce, (peers.PUBLISHED_DYCE, *_in_every_way("DyCELoss")), chosen=True),
-    Task("GBW", formulas.gbw, _in_every_way("GBWLoss")),
+    Task("DyCE", formulas.dyce, (peers.PUBLISHED_DYCE, *on_every_backend("DyCELoss")), chosen=True),
+    Task("GBW", formulas.gbw, on_every_backend("GBWLoss")),
     Task(
         "GBW as released",
         formulas.gbw_as_released,

@@ -15,23 +15,40 @@ from classbalance_losses.kernels.call import (
     WeightedSums,
     accumulation_dtype,
 )
-from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
-from classbalance_losses.kernels.plain import can_read_values
+from classbalance_losses.kernels.forms.reference import CrossEntropy, Focal, Form
+from classbalance_losses.kernels.plain import can_read_values, is_plain
 from classbalance_losses.kernels.selection import Joined, hard_count, infinite_bits, ordered_bits
 from classbalance_losses.kernels.selection import kth_largest as _kth_largest
+from classbalance_losses.kernels.simplex import project
 
+__all__ = [
+    "class_sums",
+    "cross_entropy_and_error",
+    "error_sums",
+    "kth_largest",
+    "pixel_values",
+    "project",
+    "weighted_sums",
+]
+
+_SMALL = 1 / 16  # a loss from which the rounding of a sum above 1 costs it more than a digit
 _BLOCK = 1 << 6  # pixels that are added one after the other: a table of at most a 64th of the logits' size
 
 
 def pixel_values(logits: Logits, labels: Labels, form: Form) -> Tensor:
     """Return φ of each pixel (N, *), 0 where the label does not count."""
-    return form.value(logits.full_size(), *indices(labels))
+    input = logits.full_size()
+    if isinstance(form, Focal):
+        return form.of_loss(_cross_entropy(input, labels))
+    if isinstance(form, CrossEntropy) and not form.ranked:
+        return _cross_entropy(input, labels)
+    return form.value(input, *indices(labels))
 
 
 def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *)."""
-    input, (target, keep) = logits.full_size(), indices(labels)
-    return CrossEntropy().value(input, target, keep), errors(input, target, keep).square().sum(1)
+    input = logits.full_size()
+    return _cross_entropy(input, labels), errors(input, *indices(labels)).square().sum(1)
 
 
 def class_sums(
@@ -52,8 +69,8 @@ def class_sums(
     else:
         keep, tied = members(hard, keep)
         share = torch.where(tied.reshape(rows, -1), hard.share.unsqueeze(1), 1).view(keep.shape)
-        whole, part = (table.sums(those.long()).to(share.dtype) for those in (keep & ~tied, tied))
-        number = whole + hard.share.unsqueeze(1) * part
+        every, part = (table.sums(those.long()) for those in (keep, tied))
+        number = (every - part).to(share.dtype) + hard.share.unsqueeze(1) * part.to(share.dtype)
 
     def total(values: Tensor, *factors: Tensor | None) -> Tensor:
         return table.sums(scaled(torch.where(keep, values, 0), *factors, share))
@@ -76,7 +93,7 @@ def weighted_sums(
     r"""Return :math:`\sum_i w_{y_i} q_i v_i` over :math:`\sum_i w'_{y_i}`, or over the number of pixels that count."""
     target, keep = indices(labels)
     own = None if weight is None else per_pixel(weight, target, keep)
-    total = scaled(torch.where(keep, value, 0), own, kept_weight(pixel_weight, keep)).sum()
+    total = scaled(value, own, kept_weight(pixel_weight, keep)).sum()
     if norm_weight is None:
         norm = keep.sum()
     elif own is not None and norm_weight is weight:
@@ -115,6 +132,29 @@ def error_sums(logits: Logits, labels: Labels, weight: Tensor | None, *, squared
     return torch.stack([torch.where(label == c, error, 0).sum((0, 2)) for c in range(labels.num_classes)])
 
 
+def _cross_entropy(input: Tensor, labels: Labels) -> Tensor:
+    """Return the cross-entropy of each pixel; where values may be looked at by torch's own function, as it is quicker.
+
+    That loses the digits of small losses, which are computed again. What does not count is replaced where NaN is about.
+    """
+    target, keep = indices(labels)
+    if not (input.numel() and can_read_values(input) and is_plain(input, target)):
+        return CrossEntropy().value(input, target, keep)
+    dtype = accumulation_dtype(input.dtype)
+    log_prob = F.log_softmax(input, 1, dtype=dtype)
+    if log_prob.detach()[:, 0].sum().isnan():
+        input = torch.where(keep.unsqueeze(1), input, 0)
+        log_prob = F.log_softmax(input, 1, dtype=dtype)
+    loss = F.nll_loss(log_prob, target, ignore_index=labels.ignore_index, reduction="none")
+    small = torch.nonzero(keep & (loss.detach() < _SMALL), as_tuple=True)
+    if not len(small[0]):
+        return loss
+    index = target[small]
+    rows = input.detach().movedim(1, -1)[small]
+    exact = CrossEntropy().value(rows, index, torch.ones_like(index, dtype=torch.bool))
+    return loss.index_put(small, exact - loss.detach()[small], accumulate=True)
+
+
 def indices(labels: Labels) -> tuple[Tensor, Tensor]:
     """Return the class indices as int64, and the mask of those that count.
 
@@ -135,8 +175,7 @@ def members(hard: Hard, keep: Tensor) -> tuple[Tensor, Tensor]:
 
 def errors(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     r"""Return the constant :math:`\delta_i = p_i - e_{y_i}` (N, C, *), 0 where not kept."""
-    clean = torch.where(keep.unsqueeze(1), input.detach(), 0)
-    probability = F.softmax(clean, dim=1, dtype=accumulation_dtype(input.dtype))
+    probability = F.softmax(input.detach(), dim=1, dtype=accumulation_dtype(input.dtype))
     index = torch.where(keep, target, 0).unsqueeze(1)
     error = probability.scatter_add(1, index, torch.full_like(probability[:, :1], -1))
     return torch.where(keep.unsqueeze(1), error, 0)

@@ -26,11 +26,12 @@ from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import first_time, recomputable
 from classbalance_losses._validate import check_choice, check_range
 from classbalance_losses._validate_features import check_last_layer_features
+from classbalance_losses.kernels.simplex import weights_from_norms
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.gradients import READINGS, Gradients, gather, squared_norms
 from classbalance_losses.ops.logits import full_size_features
-from classbalance_losses.ops.projection import free_weights, project_to_simplex, solve_with_cvxpy
+from classbalance_losses.ops.projection import solve_with_cvxpy
 from classbalance_losses.ops.weights import inverse_power
 from classbalance_losses.state.memory import Entry, Memory
 
@@ -57,14 +58,19 @@ class Programme(NamedTuple):
 
     def solve(self, gradients: Gradients) -> Tensor:
         """Return v (C,) for one batch."""
-        norms = squared_norms(gradients, self.gradient)
-        present = gradients.n > 0
+        present = self.classes == "present"
+        if gradients.squared is not None and self.solver == "projection":
+            return gradients.batch.backend.project(
+                gradients.squared,
+                gradients.n,
+                self.regularization,
+                present=present,
+                by_number=self.gradient == "class_logits",
+            )
+        norms, is_present = squared_norms(gradients, self.gradient), gradients.n > 0
         if self.solver == "cvxpy":
-            return _solve_on_host(norms, present, self)
-        point = free_weights(norms, self.regularization)
-        if self.classes == "all":
-            return project_to_simplex(point, float(point.shape[0]))
-        return torch.where(present, project_to_simplex(point, present.sum(), present), 1)
+            return _solve_on_host(norms, is_present, self)
+        return weights_from_norms(norms, is_present, self.regularization, present=present)
 
 
 def _solve_on_host(norms: Tensor, present: Tensor, programme: Programme) -> Tensor:

@@ -18,7 +18,7 @@ from classbalance_losses._validate import check_call, check_target_range
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import Hard, Labels, WeightedSums, accumulation_dtype
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
-from classbalance_losses.kernels.plain import is_constant
+from classbalance_losses.kernels.plain import can_read_values, is_constant
 from classbalance_losses.kernels.reference import indices, kept_weight, members, per_pixel, scaled
 from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.logits import logits_for
@@ -69,8 +69,16 @@ class Batch:
         self._loss: Tensor | None = None
         constant = all(is_constant(weight) for weight in (pixel_weight, learned) if weight is not None)
         self.backend = backend_for(self.logits, self.labels, pixel_weight, constant=constant)
-        if self.backend is reference and target.device.type == "cuda":  # kernels assert it as they read
-            check_target_range(target, input.shape[1], ignore_index)
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        """Check that each label is a class or ignored: values are read on the CPU; kernels for CUDA assert it."""
+        target, num_classes, ignore_index = self.labels
+        if target.device.type == "cuda" and self.backend is not reference:
+            return
+        count = getattr(self.backend, "labels_outside", None)
+        if count is None or not can_read_values(target) or count(target, num_classes, ignore_index):
+            check_target_range(target, num_classes, ignore_index)
 
     def values(self, form: Form) -> Tensor:
         """Return φ of each pixel (N, *), 0 where its label does not count."""

@@ -39,8 +39,3 @@ def class_vector_sums(vectors: Tensor, target: Tensor, keep: Tensor, num_classes
     rows = torch.where(keep.unsqueeze(1), vectors.detach(), 0)
     with torch.autocast(vectors.device.type, enabled=False):
         return member.to(rows.dtype) @ rows
-
-
-def class_means(sums: Tensor, count: Tensor) -> Tensor:
-    """Return ``sums / count``, and 0 for a class without pixels."""
-    return torch.where(count > 0, sums / count.clamp(min=1), 0)

@@ -14,10 +14,10 @@ from torch import Tensor
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses.kernels.call import Logits
 from classbalance_losses.kernels.reference import class_rows, errors, indices, kept_weight, scaled
+from classbalance_losses.kernels.simplex import class_means
 from classbalance_losses.ops.batch import Batch
-from classbalance_losses.ops.counts import class_means
 
-_OF_SQUARED_ERRORS = ("pixel_mean", "class_logits")
+OF_SQUARED_ERRORS = ("pixel_mean", "class_logits")
 READINGS = ("pixel_mean", "class_logits", "official", "bias", "loss", "last_layer_weight")
 
 
@@ -47,7 +47,7 @@ class Gradients(NamedTuple):
 
 def gather(batch: Batch, reading: str, features: Tensor | None) -> Gradients:
     """Return the cross-entropy, and what the reading needs, as constants."""
-    if reading not in _OF_SQUARED_ERRORS:
+    if reading not in OF_SQUARED_ERRORS:
         loss, squared = batch.cross_entropy(), None
         number = batch.backend.class_sums(batch.labels).number[0]
     else:

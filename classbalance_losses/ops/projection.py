@@ -8,38 +8,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._validate import Numbers, as_numbers, check_choice, check_range
-
-
-def project_to_simplex(point: Tensor, total: Tensor | float, mask: Tensor | None = None) -> Tensor:
-    r"""Return the nearest v to ``point`` (C,) with v >= 0 and sum v = ``total``, in its dtype.
-
-    With ``mask`` (C,) only the masked entries take part, and the others are 0. The answer is
-    :math:`v_c = \max(0, u_c - \tau)`; with u sorted in descending order,
-    :math:`\tau = (\sum_{j \le r} u_{(j)} - s) / r` for the largest r with
-    :math:`u_{(r)} > (\sum_{j \le r} u_{(j)} - s) / r`
-    (Held, Wolfe, Crowder 1974; Duchi et al., ICML 2008). O(C log C), on the device, without synchronising.
-    """
-    u = point if mask is None else torch.where(mask, point, -torch.inf)
-    # The projection does not change when all of u moves; with its largest entry at 0 nothing cancels.
-    u = u - u.max()
-    ordered = u.sort(descending=True).values
-    rank = torch.arange(1, u.shape[0] + 1, dtype=torch.int64, device=u.device)
-    # The sums of the first r; cumsum of floats is what CUDA refuses where algorithms have to be deterministic.
-    sums = torch.where(rank.unsqueeze(1) >= rank, ordered, 0).sum(1)
-    tau = (sums - total) / rank
-    support = (ordered > tau).sum(0, keepdim=True)
-    # The support is empty only where u is NaN (nothing is masked in, or the logits were): NaN is then the answer.
-    return (u - tau.gather(0, (support - 1).clamp(min=0))).clamp(min=0)
-
-
-def free_weights(squared_norms: Tensor, regularization: float) -> Tensor:
-    r"""Return :math:`g / (2 \lambda)`, which the constraints project.
-
-    An infinite norm (of the reading "loss", where a label's logit is -inf) becomes one so large that its class has
-    all the weight, or shares it with those like it: ∞ - ∞ would be NaN.
-    """
-    large = torch.finfo(squared_norms.dtype).max ** 0.5
-    return squared_norms.clamp(max=large) / (2 * regularization)
+from classbalance_losses.kernels.simplex import free_weights, project_to_simplex
 
 
 def solve_class_weights(

@@ -17,7 +17,8 @@ from classbalance_losses._validate_features import (
     check_labels,
     check_num_classes,
 )
-from classbalance_losses.ops.counts import class_counts, class_means, class_sums, class_vector_sums
+from classbalance_losses.kernels.simplex import class_means
+from classbalance_losses.ops.counts import class_counts, class_sums, class_vector_sums
 
 
 def in_classes(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cpu.maps import class_sums, labels_outside, weighted_sums
-from classbalance_losses.kernels.cpu.pixel import cross_entropy_and_error, error_sums, pixel_values
 from classbalance_losses.kernels.cpu.pixel_loops import TYPES
 from classbalance_losses.kernels.cpu.select import kth_largest
 from classbalance_losses.kernels.cpu.threads import failure
+from classbalance_losses.kernels.cpu.upsample import cross_entropy_and_error, error_sums, pixel_values
+from classbalance_losses.kernels.simplex import project
 
 __all__ = [
     "class_sums",
@@ -17,6 +18,7 @@ __all__ = [
     "kth_largest",
     "labels_outside",
     "pixel_values",
+    "project",
     "reasons",
     "weighted_sums",
 ]
@@ -29,6 +31,4 @@ def reasons(logits: Logits | None, labels: Labels) -> list[str]:
         found.append(f"it needs tensors on the CPU, got labels on {labels.target.device}")
     if logits is not None and logits.input.dtype not in TYPES:
         found.append(f"it takes float32, bfloat16 and float16, got logits of {logits.input.dtype}")
-    if logits is not None and logits.resize is not None:
-        found.append("to come")
     return found

@@ -1,4 +1,4 @@
-"""What compiled loops are made of: memory by its address, parts for threads to take, exp and log in few instructions."""
+"""What compiled loops are made of: memory by its address, parts for threads to take, exp and log in a few steps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 from numpy.polynomial import Chebyshev, Polynomial
 
-# A product and a sum may be rounded once, as one instruction; nothing else is let loose.
-compiled = njit(fastmath={"contract"}, error_model="numpy")
+# A product and a sum may be rounded once, as one instruction; nothing else is let loose. Loops alone call these
+# functions: what Python would call them by is not made.
+_OPTIONS: dict[str, Any] = {
+    "fastmath": {"contract"},
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+compiled = njit(**_OPTIONS)
+# Of one number: the loop that calls it is done in vectors only where the call is none.
+inlined = njit(**_OPTIONS, forceinline=True)
 
 _INT = ir.IntType(64)
 _TASK = types.void(types.voidptr)
@@ -40,7 +49,7 @@ def task(function: Any) -> Task:
 
 
 @intrinsic
-def pointer(_: Any, address: Any) -> Any:
+def _pointer(_: Any, address: Any) -> Any:
     def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
 
@@ -59,7 +68,7 @@ def _add(_: Any, place: Any, value: Any) -> Any:
 @compiled
 def add(address: int, value: int) -> None:
     """Add to the int64 at an address in one step, which no other thread can part."""
-    _add(pointer(address), value)
+    _add(_pointer(address), value)
 
 
 @compiled
@@ -88,43 +97,43 @@ def _of_bits(_: Any, bits: Any) -> Any:
 @compiled
 def floats(address: int, size: int) -> Any:
     """Return the float32 array at an address."""
-    return carray(pointer(address), size, np.float32)
+    return carray(_pointer(address), size, np.float32)
 
 
 @compiled
 def doubles(address: int, size: int) -> Any:
     """Return the float64 array at an address."""
-    return carray(pointer(address), size, np.float64)
+    return carray(_pointer(address), size, np.float64)
 
 
 @compiled
 def words(address: int, size: int) -> Any:
     """Return the array of 32 bits at an address, as whole numbers."""
-    return carray(pointer(address), size, np.int32)
+    return carray(_pointer(address), size, np.int32)
 
 
 @compiled
 def integers(address: int, size: int) -> Any:
     """Return the int64 array at an address."""
-    return carray(pointer(address), size, np.int64)
+    return carray(_pointer(address), size, np.int64)
 
 
 @compiled
 def shorts(address: int, size: int) -> Any:
     """Return the int16 array at an address."""
-    return carray(pointer(address), size, np.int16)
+    return carray(_pointer(address), size, np.int16)
 
 
 @compiled
 def halves(address: int, size: int) -> Any:
     """Return the bfloat16 or float16 array at an address, as whole numbers of 16 bits."""
-    return carray(pointer(address), size, np.uint16)
+    return carray(_pointer(address), size, np.uint16)
 
 
 @compiled
 def flags(address: int, size: int) -> Any:
     """Return the array of bool or uint8 at an address."""
-    return carray(pointer(address), size, np.uint8)
+    return carray(_pointer(address), size, np.uint8)
 
 
 def _fitted(series: Polynomial, degree: int, low: float, high: float) -> list[np.float32]:
@@ -143,50 +152,49 @@ _T0, _T1, _T2, _T3, _T4, _T5, _T6, _T7, _T8 = _T
 _LOG2_E = np.float32(1 / math.log(2))
 _LN2_HIGH = np.float32(math.ldexp(round(math.ldexp(math.log(2), 9)), -9))  # few bits: its products are exact
 _LN2_LOW = np.float32(math.log(2) - float(_LN2_HIGH))
-_ROUND = np.float32(
-    1.5 * 2**23
-)  # a small number added to it is rounded to a whole one, which its last bits are
-_LOWEST = np.float32(-87)  # below, exp is less than the smallest normal number, and is returned as 0
+# A small number added to it is rounded to a whole one n, and its last bits are then n + 127, the exponent of 2^n.
+_ROUND = np.float32(1.5 * 2**23 + 127)
+_LOWEST = np.float32(-88)  # there the exponent's bits are 0, and so is 2^n
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _EXPONENT, _BIAS = np.int32(23), np.int32(127)
 _ROOT_HALF = np.int32(np.float32(2**-0.5).view(np.int32))
 
 
-@compiled
+@inlined
 def _exponential(x: Any) -> Any:
     """Return 2^n, and e with e^x = 2^n (1 + e), where x = n ln 2 + r and e = r + r² q(r)."""
     rounded = x * _LOG2_E + _ROUND
     n = rounded - _ROUND
     r = x - n * _LN2_HIGH - n * _LN2_LOW
     q = (((_Q4 * r + _Q3) * r + _Q2) * r + _Q1) * r + _Q0
-    return _of_bits(np.int32((_bits_of(rounded) + _BIAS) << _EXPONENT)), q * r * r + r
+    return _of_bits(np.int32(_bits_of(rounded) << _EXPONENT)), q * r * r + r
 
 
-@compiled
+@inlined
 def exp(x: Any) -> Any:
-    """Return e^x of a float32 x < 88, 0 below -87, and NaN for NaN.
+    """Return e^x of a float32 x < 88, which is 0 from -87.7 down, and NaN for NaN.
 
     A call of the C library's would keep a loop from being done in vectors, here and in `logarithm`.
     """
-    power, e = _exponential(x)
-    return _ZERO if x < _LOWEST else (e + _ONE) * power
+    power, e = _exponential(_LOWEST if x < _LOWEST else x)
+    return e * power + power
 
 
-@compiled
+@inlined
 def exp_or_zero(x: Any) -> Any:
     """Return the same, but 0 for NaN."""
-    power, e = _exponential(x)
-    return (e + _ONE) * power if x >= _LOWEST else _ZERO
+    power, e = _exponential(x if x > _LOWEST else _LOWEST)
+    return e * power + power
 
 
-@compiled
+@inlined
 def expm1(x: Any) -> Any:
     """Return e^x - 1 of a float32 x < 88 without cancellation, however near to 0, or NaN."""
-    power, e = _exponential(x)
-    return -_ONE if x < _LOWEST else e * power + (power - _ONE)
+    power, e = _exponential(_LOWEST if x < _LOWEST else x)
+    return e * power + (power - _ONE)
 
 
-@compiled
+@inlined
 def _logarithm(x: Any, rest: Any) -> Any:
     """Return the logarithm of a normal float32 x > 0, as n ln 2 + log(1 + f) with x + rest = 2^n (1 + f), or NaN."""
     bits = _bits_of(x)
@@ -199,33 +207,33 @@ def _logarithm(x: Any, rest: Any) -> Any:
     return x if np.isnan(x) else value
 
 
-@compiled
+@inlined
 def logarithm(x: Any) -> Any:
     """Return the logarithm of a normal float32 x > 0, or NaN."""
     return _logarithm(x, _ZERO)
 
 
-@compiled
+@inlined
 def log1p(x: Any) -> Any:
-    """Return log(1 + x) for x ≥ 0, however small, or NaN: what rounding takes from the sum is given back."""
+    """Return log(1 + x) for x > -0.9, however small, or NaN: what rounding takes from the sum is given back."""
     total = _ONE + x
     return _logarithm(total, x - (total - _ONE))
 
 
-@compiled
+@inlined
 def log_difference(a: Any, b: Any) -> Any:
     """Return log(a - b) for a ≥ 1 and 0 ≤ b ≤ 3/4, however small, or NaN: as `log1p` does it."""
     rest = a - b
     return _logarithm(rest, (a - rest) - b)
 
 
-@compiled
+@inlined
 def of_bfloat16(half: Any) -> Any:
     """Return the float32 of a bfloat16's bits."""
     return _of_bits(np.int32(half) << np.int32(16))
 
 
-@compiled
+@inlined
 def as_bfloat16(x: Any) -> Any:
     """Return the bits of a float32 as a bfloat16, rounded to the nearest, ties to even."""
     bits = _bits_of(x)
@@ -239,7 +247,7 @@ _REBIAS = np.int32((127 - 15) << 23)
 _SMALLEST = np.int32((127 - 14) << 23)  # of the normal float16
 
 
-@compiled
+@inlined
 def of_float16(half: Any) -> Any:
     """Return the float32 of a float16's bits."""
     bits = (np.int32(half) & np.int32(0x7FFF)) << _SHIFT
@@ -250,7 +258,7 @@ def of_float16(half: Any) -> Any:
     return _of_bits(np.int32(value | (np.int32(half) & np.int32(0x8000)) << np.int32(16)))
 
 
-@compiled
+@inlined
 def as_float16(x: Any) -> Any:
     """Return the bits of a float32 as a float16, rounded to the nearest, ties to even."""
     bits = _bits_of(x)

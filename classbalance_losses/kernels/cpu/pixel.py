@@ -28,6 +28,7 @@ from classbalance_losses.kernels.reference import class_rows
 
 _LOGITS = 1 << 16  # that a thread takes at a time: 256 KiB
 _PIXELS = PITCH  # at most: its numbers of a pixel stay in the first-level cache
+_FEW = 16  # at least, however many classes there are: a vector or two
 _PARTS = 64  # of the pixels, whose sums are added up apart
 _TABLES = 1 << 21  # sums in all of them: 16 MiB
 
@@ -115,7 +116,7 @@ def _forward(
     rows, target = class_rows(input), target.contiguous()
     job = _job(rows, target, ignore_index, value=value, error=error, log_sum=log_sum)
     fill(job["form"], code, numbers, weight, input.shape[1])
-    run(loops.forward, job)
+    run(loops.go, job)
     return value, error, log_sum
 
 
@@ -152,7 +153,7 @@ def _backward(
     job = _job(rows, target, ignore_index, slope=grad, log_sum=log_sum)
     fill(job["form"], code, numbers, weight, input.shape[1])
     _hand_over_rows(job, "gradient", class_rows(gradient), input.dtype)
-    run(loops.backward, job)
+    run(loops.go, job)
     return gradient
 
 
@@ -175,8 +176,8 @@ def _error_sums(
     parts = max(min(_PARTS, _TABLES // classes**2), 1)
     sums = torch.zeros(parts, classes, classes, dtype=torch.float64, device="cpu")
     job["sums"], job["parts"], job["squared"] = sums.data_ptr(), parts, squared
-    run(loops.error_sums, job)
-    return sums.sum(0).T.float()
+    run(loops.go, job)
+    return sums.sum(0).T.float().contiguous()
 
 
 def _table(input: Tensor, *_: object) -> Tensor:
@@ -187,7 +188,8 @@ def _job(rows: Tensor, target: Tensor, ignore_index: int, **maps: Tensor) -> Any
     """Return the sizes, and the addresses of logits (N, C, P), labels and maps, which the caller keeps alive."""
     job = np.zeros(1, loops.JOB)
     job["images"], job["classes"], job["pixels"] = images, classes, pixels = rows.shape
-    job["size"] = max(min(_PIXELS, _LOGITS // classes), 1)
+    job["size"] = size = max(min(_PIXELS, _LOGITS // classes), _FEW)
+    job["parts"] = images * -(-pixels // size)
     job["type"] = loops.TYPES[rows.dtype]
     hand_over_labels(job, target, ignore_index, (images, pixels))
     _hand_over_rows(job, "x", rows, rows.dtype)

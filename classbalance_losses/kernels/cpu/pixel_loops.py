@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,73 +39,57 @@ JOB = np.dtype([*((name, np.int64) for name in _FIELDS), ("form", FORM)])
 _TOGETHER = 16  # pixels whose logits lie apart, and are read as far as they share a line of the cache
 
 
-@task
-def forward(memory: Any) -> None:
-    """Write φ and, if asked, log Σ and ‖p - e_y‖² of each pixel."""
-    job = carray(memory, 1, JOB)[0]
-    values = np.empty(0 if _is_in_order(job) else job.classes * job.size, np.float32)
-    maps, labels = np.empty(ROWS * PITCH, np.float32), np.empty(job.size, np.int32)
-    parts = (job.pixels + job.size - 1) // job.size
-    part = take(memory)
-    while part < job.images * parts:
-        image, first = part // parts, part % parts * job.size
-        pixel, label = image * job.pixels + first, labels[: min(job.size, job.pixels - first)]
-        classes_of(job.label, job.label_bytes, pixel, job.ignored, job.classes, label)
-        x, stride = _logits(job, image, first, label.size, values)
-        error = job.error + 4 * pixel if job.error else 0
-        log_sum = job.log_sum + 4 * pixel if job.log_sum else 0
-        forward_tile(job.form, x, stride, job.classes, label, maps, job.value + 4 * pixel, error, log_sum)
-        part = take(memory)
+class Room(NamedTuple):
+    """A thread's memory for a tile: see `tiles`."""
+
+    values: Any  # logits that do not lie as the tile needs them
+    slopes: Any  # their gradient
+    maps: Any
+    labels: Any
 
 
 @task
-def backward(memory: Any) -> None:
-    """Write the gradient by a slope of each pixel."""
+def go(memory: Any) -> None:
+    """Write φ, the error and log Σ, or the gradient by ``slope``, or add up errors, of a part after the other."""
     job = carray(memory, 1, JOB)[0]
-    is_direct = (job.type == 0) & (job.gradient_pixel == 1)
-    values = np.empty(0 if _is_in_order(job) else job.classes * job.size, np.float32)
-    slopes = np.empty(0 if is_direct else job.classes * job.size, np.float32)
-    maps, labels = np.empty(ROWS * PITCH, np.float32), np.empty(job.size, np.int32)
-    parts = (job.pixels + job.size - 1) // job.size
-    part = take(memory)
-    while part < job.images * parts:
-        image, first = part // parts, part % parts * job.size
-        pixel, label = image * job.pixels + first, labels[: min(job.size, job.pixels - first)]
-        classes_of(job.label, job.label_bytes, pixel, job.ignored, job.classes, label)
-        x, stride = _logits(job, image, first, label.size, values)
-        slope, log_sum = job.slope + 4 * pixel, job.log_sum + 4 * pixel if job.log_sum else 0
-        place = image * job.gradient_image + first * job.gradient_pixel
-        if is_direct:
-            gradient, gradient_stride = job.gradient + 4 * place, job.gradient_class
-        else:
-            gradient, gradient_stride = np.int64(slopes.ctypes.data), label.size
-        backward_tile(
-            job.form, x, stride, job.classes, label, maps, slope, log_sum, gradient, gradient_stride
-        )
-        if not is_direct:
-            _put(job, place, label.size, slopes)
-        part = take(memory)
-
-
-@task
-def error_sums(memory: Any) -> None:
-    """Add up p - e_y, times a weight of the pixel, or its square, for each part and class of labels and of logits."""
-    job = carray(memory, 1, JOB)[0]
-    values = np.empty(0 if _is_in_order(job) else job.classes * job.size, np.float32)
-    maps, labels = np.empty(ROWS * PITCH, np.float32), np.empty(job.size, np.int32)
+    size, apart = job.classes * job.size, (job.type != 0) | (job.gradient_pixel != 1)
+    room = Room(
+        np.empty(0 if _is_in_order(job) else size, np.float32),
+        np.empty(size if apart else 0, np.float32),
+        np.empty(ROWS * PITCH, np.float32),
+        np.empty(job.size, np.int32),
+    )
     tiles = (job.pixels + job.size - 1) // job.size
-    total = job.images * tiles
     part = take(memory)
     while part < job.parts:
-        sums = doubles(job.sums + 8 * part * job.classes * job.classes, job.classes * job.classes)
+        total = job.images * tiles
         for tile in range(total * part // job.parts, total * (part + 1) // job.parts):
-            image, first = tile // tiles, tile % tiles * job.size
-            pixel, label = image * job.pixels + first, labels[: min(job.size, job.pixels - first)]
-            classes_of(job.label, job.label_bytes, pixel, job.ignored, job.classes, label)
-            x, stride = _logits(job, image, first, label.size, values)
-            weight = job.slope + 4 * pixel if job.slope else 0
-            error_tile(x, stride, job.classes, label, maps, weight, job.squared, sums)
+            _take_tile(job, room, part, tile // tiles, tile % tiles * job.size)
         part = take(memory)
+
+
+@compiled
+def _take_tile(job: Any, room: Any, part: int, image: int, first: int) -> None:
+    classes, pixel = job.classes, image * job.pixels + first
+    label = room.labels[: min(job.size, job.pixels - first)]
+    classes_of(job.label, job.label_bytes, pixel, job.ignored, classes, label)
+    x, stride = _logits(job, image, first, label.size, room.values)
+    slope = job.slope + 4 * pixel if job.slope else 0
+    log_sum = job.log_sum + 4 * pixel if job.log_sum else 0
+    if job.sums:
+        sums = doubles(job.sums + 8 * part * classes * classes, classes * classes)
+        error_tile(x, stride, classes, label, room.maps, slope, job.squared, sums)
+    elif job.gradient:
+        place = image * job.gradient_image + first * job.gradient_pixel
+        gradient, step = job.gradient + 4 * place, job.gradient_class
+        if room.slopes.size:
+            gradient, step = np.int64(room.slopes.ctypes.data), label.size
+        backward_tile(job.form, x, stride, classes, label, room.maps, slope, log_sum, gradient, step)
+        if room.slopes.size:
+            _put(job, place, label.size, room.slopes)
+    else:
+        error = job.error + 4 * pixel if job.error else 0
+        forward_tile(job.form, x, stride, classes, label, room.maps, job.value + 4 * pixel, error, log_sum)
 
 
 @compiled

@@ -1,8 +1,8 @@
-r"""What the pixel pass does with a tile: some pixels with all their classes, which stay in a thread's cache meanwhile.
+r"""What the pixel pass does with a tile, in memory or made on the way: value, gradient and sums of errors.
 
-Logits are float32, class by class: an address, and a class stride in entries; of a class, the pixels lie side by side.
-Their number is the size of ``label``, and at most ``PITCH``; `labels.classes_of` makes the labels. ``maps`` is room
-for ``ROWS`` numbers of each pixel, in one array at constant distances, as loops that are done in vectors need it.
+The number of a tile's pixels is the size of ``label``, at most ``PITCH``, whose labels `labels.classes_of` makes.
+Logits are float32 at an address, with a class stride in entries; maps and slopes of the pixels are float32 at
+addresses, too, and 0 is the address of what is not given or not asked. ``form`` is a ``FORM``.
 
 Forward keeps :math:`s = \log \sum_k e^{x_k - \max}`, which is not finite where a logit is NaN or infinite upwards.
 """
@@ -13,83 +13,79 @@ from typing import Any
 
 import numpy as np
 
-from classbalance_losses.kernels.cpu.math import (
-    compiled,
-    exp,
-    exp_or_zero,
-    expm1,
-    floats,
-    log1p,
-    logarithm,
+from classbalance_losses.kernels.cpu.dual_passes import make_dual_value, write_dual_gradient
+from classbalance_losses.kernels.cpu.math import compiled, exp, exp_or_zero, floats
+from classbalance_losses.kernels.cpu.passes import (
+    HIGHEST,
+    INF,
+    LOG_SUM,
+    ONE,
+    OTHERS,
+    OWN,
+    PITCH,
+    ROWS,
+    SLOPE,
+    TIES,
+    TOTAL,
+    VALUE,
+    ZERO,
+    Tile,
+    clear,
+    find_largest,
+    find_own,
+    log_prob,
+    row,
+    sum_beside_label,
+    sum_beside_largest,
 )
 from classbalance_losses.kernels.forms.cpu import (
     DUAL_CROSS_ENTROPY,
-    DUAL_FOCAL,
     FOCAL,
     SMOOTHED,
-    dual_cross_entropy_slope,
-    dual_cross_entropy_term,
-    dual_cross_entropy_value,
-    dual_focal_given,
-    dual_focal_own,
-    dual_focal_slope,
-    dual_focal_term,
-    dual_focal_value,
     focal_slope,
     focal_value,
+    read,
 )
 
-PITCH = 512
-ROWS = 9
-_APART = 4
-_HIGHEST, _OWN, _LOG_SUM, _OTHERS, _TIES, _VALUE, _TOTAL, _LOG_REST, _SLOPE = range(0, ROWS * PITCH, PITCH)
-_SQUARES = _TIES  # forward
-_PULL, _GIVEN = _OTHERS, _VALUE  # backward
-_ZERO, _ONE, _INF = np.float32(0), np.float32(1), np.float32(np.inf)
-_SURE_SUM = np.float32(1 / 3)  # of the others' e^(x - max): below, the largest has a probability of 3/4
-_TINY = np.float32(1e-30)
+__all__ = ["PITCH", "ROWS", "backward_tile", "error_tile", "forward_tile"]
+
+_APART = 4  # neighbours whose errors are added to other sums
+_PULL = OTHERS
 
 
 @compiled
 def forward_tile(
-    form: Any,
-    x: int,
-    stride: int,
-    classes: int,
-    label: Any,
-    maps: Any,
-    value: int,
-    error: int,
-    log_sum: int,
+    form: Any, x: int, stride: int, classes: int, label: Any, maps: Any, value: int, error: int, log_sum: int
 ) -> None:
-    """Write φ of each pixel at an address and, at those that are not 0, ‖p - e_y‖² and s; 0 where ignored, but s."""
-    _largest(x, stride, classes, label.size, maps)
-    _own(x, stride, classes, label, maps)
-    if form.code >= DUAL_CROSS_ENTROPY:
-        _sum_beside_largest(x, stride, classes, label.size, maps)
-    else:
-        _sum_beside_label(x, stride, classes, label, error, maps)
-    for p in range(label.size):
-        maps[_LOG_SUM + p] = log1p(maps[_OTHERS + p])
-        maps[_OWN + p] -= maps[_LOG_SUM + p]
-        maps[_VALUE + p] = -maps[_OWN + p]
-    if form.code == FOCAL:
-        for p in range(label.size):
-            maps[_VALUE + p] = focal_value(maps[_VALUE + p], form.gamma)
-    elif form.code == SMOOTHED:
-        _smooth(form, x, stride, classes, label, maps)
-    elif form.code == DUAL_CROSS_ENTROPY:
-        _dual_cross_entropy_terms(form, x, stride, classes, label, maps)
-    elif form.code == DUAL_FOCAL:
-        _log_rest(x, stride, classes, label.size, maps)
-        _dual_focal_terms(form, x, stride, classes, label, maps)
-    _write_kept(maps, _VALUE, label, value)
+    """Write φ of each pixel and, if asked, of cross-entropy ‖p - e_y‖², 0 where ignored; s of all."""
+    _forward(read(form), Tile(x, stride, classes, label.size), label, error != 0, maps)
+    _write_kept(maps, VALUE, label, value)
     if error:
-        _write_kept(maps, _SQUARES, label, error)
+        _write_kept(maps, TIES, label, error)
     if log_sum:
         out = floats(log_sum, label.size)
         for p in range(label.size):
-            out[p] = maps[_LOG_SUM + p]
+            out[p] = maps[LOG_SUM + p]
+
+
+@compiled
+def _forward(form: Any, x: Tile, label: Any, with_error: bool, maps: Any) -> None:
+    find_largest(x, maps)
+    find_own(x, label, maps)
+    if form.code >= DUAL_CROSS_ENTROPY:
+        sum_beside_largest(x, maps)
+    else:
+        sum_beside_label(x, label, with_error, maps)
+    for p in range(x.size):
+        maps[OWN + p] -= maps[LOG_SUM + p]
+        maps[VALUE + p] = -maps[OWN + p]
+    if form.code == FOCAL:
+        for p in range(x.size):
+            maps[VALUE + p] = focal_value(maps[VALUE + p], form.gamma)
+    elif form.code == SMOOTHED:
+        _smooth(form, x, label, maps)
+    elif form.code >= DUAL_CROSS_ENTROPY:
+        make_dual_value(form, x, label, maps)
 
 
 @compiled
@@ -105,290 +101,113 @@ def backward_tile(
     gradient: int,
     gradient_stride: int,
 ) -> None:
-    """Write the gradient by a slope of each pixel, 0 where ignored; s is found again if its address is 0.
+    """Write the gradient, in other memory than the logits', by a slope of each pixel; 0 where ignored.
 
-    ``gradient`` is other memory than ``x``.
+    s is found again if it is not given.
     """
-    _largest(x, stride, classes, label.size, maps)
+    tile, slopes, kept = (
+        Tile(x, stride, classes, label.size),
+        floats(slope, label.size),
+        floats(log_sum, label.size),
+    )
+    find_largest(tile, maps)
     if log_sum:
-        kept = floats(log_sum, label.size)
         for p in range(label.size):
-            maps[_LOG_SUM + p] = kept[p]
+            maps[LOG_SUM + p] = kept[p]
     else:
-        _sum_beside_largest(x, stride, classes, label.size, maps)
-        for p in range(label.size):
-            maps[_LOG_SUM + p] = log1p(maps[_OTHERS + p])
-    given = floats(slope, label.size)
+        sum_beside_largest(tile, maps)
     for p in range(label.size):
-        s = maps[_LOG_SUM + p]
+        s = maps[LOG_SUM + p]
         # NaN where s is, for what is then multiplied by it are numbers: exp_or_zero makes them.
-        maps[_SLOPE + p] = given[p] + (s - s) if label[p] >= 0 else _ZERO
-    if form.code == DUAL_CROSS_ENTROPY:
-        for p in range(label.size):
-            maps[_OWN + p] = -_ONE
-        _dual_cross_entropy_gradient(form, x, stride, classes, label, maps, gradient, gradient_stride)
-    elif form.code == DUAL_FOCAL:
-        _own(x, stride, classes, label, maps)
-        _prepare_dual_focal(form, x, stride, classes, label, maps)
-        _dual_focal_gradient(form, x, stride, classes, label, maps, gradient, gradient_stride)
-    else:
-        if form.code == FOCAL:
-            _own(x, stride, classes, label, maps)
-        _pull(form, classes, label, maps)
-        weight = floats(form.weight, classes if form.code == SMOOTHED else 0)
-        for k in range(classes):
-            row = floats(x + 4 * k * stride, label.size)
-            place = floats(gradient + 4 * k * gradient_stride, label.size)
-            spread = form.smoothing / np.float32(classes) * weight[k] if form.code == SMOOTHED else _ZERO
-            _slope_of_class(row, label, np.int32(k), spread, maps, place)
+        maps[SLOPE + p] = slopes[p] + (s - s) if label[p] >= 0 else ZERO
+    _backward(read(form), tile, Tile(gradient, gradient_stride, classes, label.size), label, maps)
+
+
+@compiled
+def _backward(form: Any, x: Tile, gradient: Tile, label: Any, maps: Any) -> None:
+    if form.code >= DUAL_CROSS_ENTROPY:
+        write_dual_gradient(form, x, gradient, label, maps)
+        return
+    weight = floats(form.weight, x.classes if form.code == SMOOTHED else 0)
+    if form.code == FOCAL:
+        find_own(x, label, maps)
+        for p in range(x.size):
+            slope = focal_slope(maps[LOG_SUM + p] - maps[OWN + p], form.gamma)
+            maps[SLOPE + p] = maps[SLOPE + p] * slope if label[p] >= 0 else ZERO
+    _pull(form, weight, label, maps)
+    for k in range(x.classes):
+        spread = form.smoothing / np.float32(x.classes) * weight[k] if weight.size else ZERO
+        _slope_of_class(row(x, k), label, np.int32(k), spread, maps, row(gradient, k))
 
 
 @compiled
 def error_tile(
     x: int, stride: int, classes: int, label: Any, maps: Any, weight: int, squared: int, sums: Any
 ) -> None:
-    """Add p_k - [k = y], times a weight of each pixel if its address is not 0, or its square, to sums of (k, y)."""
-    _largest(x, stride, classes, label.size, maps)
-    _sum_beside_largest(x, stride, classes, label.size, maps)
-    factor = floats(weight, label.size if weight else 0)
+    """Add p_k - [k = y], times a weight of each pixel if given, or its square, to float64 sums of (k, y)."""
+    tile, weights = Tile(x, stride, classes, label.size), floats(weight, label.size)
+    find_largest(tile, maps)
+    sum_beside_largest(tile, maps)
     for p in range(label.size):
-        maps[_LOG_SUM + p] = log1p(maps[_OTHERS + p])
-        maps[_SLOPE + p] = factor[p] if weight else _ONE
+        maps[SLOPE + p] = weights[p] if weight else ONE
     # Neighbours, which often have one label, are added apart: none waits for the other. The last is for the ignored.
     apart = np.empty((classes + 1, _APART), np.float64)
     for k in range(classes):
-        row = floats(x + 4 * k * stride, label.size)
+        logit = row(tile, k)
         for p in range(label.size):
-            prob = exp(row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p])
-            delta = prob - _ONE if label[p] == np.int32(k) else prob
-            maps[_TOTAL + p] = delta * delta if squared else delta * maps[_SLOPE + p]
+            prob = exp(log_prob(logit, p, maps))
+            delta = prob - ONE if label[p] == np.int32(k) else prob
+            maps[TOTAL + p] = delta * delta if squared else delta * maps[SLOPE + p]
         apart[:] = 0
         for p in range(label.size):
-            apart[label[p] if label[p] >= 0 else classes, p % _APART] += maps[_TOTAL + p]
+            apart[label[p] if label[p] >= 0 else classes, p % _APART] += maps[TOTAL + p]
         for y in range(classes):
             for i in range(_APART):
                 sums[k * classes + y] += apart[y, i]
 
 
 @compiled
-def _largest(x: int, stride: int, classes: int, size: int, maps: Any) -> None:
-    for k in range(classes):
-        row = floats(x + 4 * k * stride, size)
-        for p in range(size):
-            largest = maps[_HIGHEST + p]
-            maps[_HIGHEST + p] = row[p] if (k == 0) | (row[p] > largest) else largest
-
-
-@compiled
-def _own(x: int, stride: int, classes: int, label: Any, maps: Any) -> None:
-    values = floats(x, (classes - 1) * stride + label.size)
-    for p in range(label.size):
-        maps[_OWN + p] = values[max(label[p], 0) * stride + p] - maps[_HIGHEST + p]
-
-
-@compiled
-def _sum_beside_largest(x: int, stride: int, classes: int, size: int, maps: Any) -> None:
-    """Write Σ e^(x - max) less 1, which the largest is: what others there are is not lost in rounding."""
-    for p in range(size):
-        maps[_OTHERS + p], maps[_TIES + p] = _ZERO, _ZERO
-    for k in range(classes):
-        row = floats(x + 4 * k * stride, size)
-        for p in range(size):
-            power = exp(row[p] - maps[_HIGHEST + p])
-            is_largest = power == _ONE
-            maps[_OTHERS + p] += _ZERO if is_largest else power
-            maps[_TIES + p] += _ONE if is_largest else _ZERO
-    for p in range(size):
-        maps[_OTHERS + p] += maps[_TIES + p] - _ONE
-
-
-@compiled
-def _sum_beside_label(x: int, stride: int, classes: int, label: Any, error: int, maps: Any) -> None:
-    """Write Σ e^(x - max) less 1 and, if asked, ‖p - e_y‖²: where the label is the largest, what the others sum to."""
-    for p in range(label.size):
-        maps[_OTHERS + p], maps[_SQUARES + p] = _ZERO, _ZERO
-    for k in range(classes):
-        row = floats(x + 4 * k * stride, label.size)
-        if error:
-            _add_others_and_squares(row, label, np.int32(k), maps)
-        else:
-            _add_others(row, label, np.int32(k), maps)
-    for p in range(label.size):
-        others = maps[_OTHERS + p]
-        more = others + expm1(maps[_OWN + p])
-        # ‖p − e_y‖² = Σ p_k² + (1 − p_y)² = Σ p_k² + (Σ p_k)² over k ≠ y, which subtracts nothing
-        maps[_SQUARES + p] = (maps[_SQUARES + p] + others * others) / (more + _ONE) / (more + _ONE)
-        maps[_OTHERS + p] = more
-
-
-@compiled
-def _add_others(row: Any, label: Any, k: np.int32, maps: Any) -> None:
-    for p in range(label.size):
-        power = exp(row[p] - maps[_HIGHEST + p])
-        maps[_OTHERS + p] += power if label[p] != k else _ZERO
-
-
-@compiled
-def _add_others_and_squares(row: Any, label: Any, k: np.int32, maps: Any) -> None:
-    for p in range(label.size):
-        power = exp(row[p] - maps[_HIGHEST + p])
-        other = power if label[p] != k else _ZERO
-        maps[_OTHERS + p] += other
-        maps[_SQUARES + p] += other * other
-
-
-@compiled
-def _smooth(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any) -> None:
+def _smooth(form: Any, x: Tile, label: Any, maps: Any) -> None:
     """Make (1 - ε) w_y ℓ + ε/C Σ w_c (-log p_c) of ℓ."""
-    weight, total = floats(form.weight, classes), _ZERO
-    for p in range(label.size):
-        maps[_TOTAL + p] = _ZERO
-    for k in range(classes):
-        w = weight[k]
+    weight, total = floats(form.weight, x.classes), ZERO
+    clear(TOTAL, x.size, maps)
+    for k in range(x.classes):
+        w, logit = weight[k], row(x, k)
         if w != 0:  # else the surprise, which may be infinite, adds nothing
             total += w
-            row = floats(x + 4 * k * stride, label.size)
-            for p in range(label.size):
-                maps[_TOTAL + p] += w * (maps[_HIGHEST + p] - row[p])
-    share = form.smoothing / np.float32(classes)
-    for p in range(label.size):
-        own = weight[max(label[p], 0)]
-        loss = maps[_VALUE + p]
-        loss = _ZERO if (own == _ZERO) & (loss == _INF) else loss
-        spread = maps[_TOTAL + p] + total * maps[_LOG_SUM + p]
-        maps[_VALUE + p] = (_ONE - form.smoothing) * own * loss + share * spread
-
-
-def _terms(term: Any, value: Any) -> Any:
-    """Return a loop that makes φ of ℓ by the terms of the other classes."""
-
-    @compiled
-    def add_terms(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any) -> None:
-        for p in range(label.size):
-            maps[_TOTAL + p] = _ZERO
-        for k in range(classes):
-            row = floats(x + 4 * k * stride, label.size)
-            for p in range(label.size):
-                log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
-                addend = term(log_prob, maps[_LOG_REST + p], form)
-                maps[_TOTAL + p] += addend if label[p] != np.int32(k) else _ZERO
-        for p in range(label.size):
-            maps[_VALUE + p] = value(
-                maps[_VALUE + p], maps[_TOTAL + p], classes, maps[_OWN + p], maps[_LOG_REST + p], form
-            )
-
-    return add_terms
-
-
-_dual_cross_entropy_terms = _terms(dual_cross_entropy_term, dual_cross_entropy_value)
-_dual_focal_terms = _terms(dual_focal_term, dual_focal_value)
+            for p in range(x.size):
+                maps[TOTAL + p] += w * (maps[HIGHEST + p] - logit[p])
+    for p in range(x.size):  # apart, for it is not done in vectors
+        maps[OTHERS + p] = (ONE - form.smoothing) * weight[max(label[p], 0)]
+    share = form.smoothing / np.float32(x.classes)
+    for p in range(x.size):
+        own, loss = maps[OTHERS + p], maps[VALUE + p]
+        loss = ZERO if (own == ZERO) & (loss == INF) else loss
+        maps[VALUE + p] = own * loss + share * (maps[TOTAL + p] + total * maps[LOG_SUM + p])
 
 
 @compiled
-def _log_rest(x: int, stride: int, classes: int, size: int, maps: Any) -> None:
-    """Write log(1 - p) of a class that is nearly sure, by the sum of the others, and 0 where none is."""
-    tiny = 0
-    for p in range(size):
-        s = maps[_LOG_SUM + p]
-        others = expm1(s)
-        maps[_LOG_REST + p] = logarithm(others) - s if others < _SURE_SUM else _ZERO
-        tiny += others < _TINY
-    if tiny:
-        for p in range(size):
-            if expm1(maps[_LOG_SUM + p]) < _TINY:
-                maps[_LOG_REST + p] = _log_sum_of_others(x + 4 * p, stride, classes, maps[_HIGHEST + p])
-
-
-@compiled
-def _log_sum_of_others(x: int, stride: int, classes: int, highest: Any) -> Any:
-    """Return log Σ e^(x - highest) over all logits of a pixel but the highest, by the second highest."""
-    values = floats(x, (classes - 1) * stride + 1)
-    second = -_INF
-    for k in range(classes):
-        if second < values[k * stride] < highest:
-            second = values[k * stride]
-    if second == -_INF:
-        return second
-    total = _ZERO
-    for k in range(classes):
-        if values[k * stride] < highest:
-            total += exp(values[k * stride] - second)
-    return second - highest + logarithm(total)
-
-
-@compiled
-def _pull(form: Any, classes: int, label: Any, maps: Any) -> None:
+def _pull(form: Any, weight: Any, label: Any, maps: Any) -> None:
     """Write A and, in the place of log p, B of a gradient p A - [k = y] B - w_k ε/C g."""
+    total = ZERO
+    for w in weight:
+        total += w * form.smoothing / np.float32(weight.size)
     for p in range(label.size):
-        slope = maps[_SLOPE + p]
-        if form.code == FOCAL:
-            slope = (
-                slope * focal_slope(maps[_LOG_SUM + p] - maps[_OWN + p], form.gamma)
-                if label[p] >= 0
-                else _ZERO
-            )
-        maps[_PULL + p] = maps[_OWN + p] = slope
-    if form.code == SMOOTHED:
-        weight, total = floats(form.weight, classes), _ZERO
-        for k in range(classes):
-            total += weight[k]
-        total *= form.smoothing / np.float32(classes)
-        for p in range(label.size):
-            slope = maps[_SLOPE + p]
-            own = slope * (_ONE - form.smoothing) * weight[max(label[p], 0)]
-            maps[_PULL + p], maps[_OWN + p] = own + slope * total, own
+        slope = maps[SLOPE + p]
+        own = slope * (ONE - form.smoothing) * weight[max(label[p], 0)] if weight.size else slope
+        maps[_PULL + p], maps[OWN + p] = own + slope * total, own
 
 
 @compiled
-def _slope_of_class(row: Any, label: Any, k: np.int32, spread: Any, maps: Any, place: Any) -> None:
+def _slope_of_class(logit: Any, label: Any, k: np.int32, spread: Any, maps: Any, place: Any) -> None:
     for p in range(label.size):
-        prob = exp_or_zero(row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p])
-        own = maps[_OWN + p] if label[p] == k else _ZERO
-        place[p] = prob * maps[_PULL + p] - spread * maps[_SLOPE + p] - own
-
-
-@compiled
-def _prepare_dual_focal(form: Any, x: int, stride: int, classes: int, label: Any, maps: Any) -> None:
-    """Write log(1 - p) of a sure class, what it gives to the others and, in the place of log p_y, the label's u."""
-    _log_rest(x, stride, classes, label.size, maps)
-    for p in range(label.size):
-        own, rest, is_kept = maps[_OWN + p] - maps[_LOG_SUM + p], maps[_LOG_REST + p], label[p] >= 0
-        maps[_GIVEN + p] = dual_focal_given(own, rest, form) if is_kept else _ZERO
-        maps[_OWN + p] = dual_focal_own(own, rest, form) if is_kept else _ZERO
-
-
-def _through_softmax(slope: Any) -> Any:
-    """Return a loop that writes g (u_k - p_k Σ u)."""
-
-    @compiled
-    def put(
-        form: Any, x: int, stride: int, classes: int, label: Any, maps: Any, gradient: int, step: int
-    ) -> None:
-        for p in range(label.size):
-            maps[_TOTAL + p] = _ZERO
-        for k in range(classes):
-            row, place = floats(x + 4 * k * stride, label.size), floats(gradient + 4 * k * step, label.size)
-            for p in range(label.size):
-                log_prob = row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p]
-                is_own = label[p] == np.int32(k)
-                u = slope(log_prob, is_own, maps[_OWN + p], maps[_LOG_REST + p], maps[_GIVEN + p], form)
-                maps[_TOTAL + p] += u
-                place[p] = u
-        for k in range(classes):
-            row, place = floats(x + 4 * k * stride, label.size), floats(gradient + 4 * k * step, label.size)
-            for p in range(label.size):
-                prob = exp_or_zero(row[p] - maps[_HIGHEST + p] - maps[_LOG_SUM + p])
-                place[p] = maps[_SLOPE + p] * (place[p] - prob * maps[_TOTAL + p])
-
-    return put
-
-
-_dual_cross_entropy_gradient = _through_softmax(dual_cross_entropy_slope)
-_dual_focal_gradient = _through_softmax(dual_focal_slope)
+        own = maps[OWN + p] if label[p] == k else ZERO
+        pulled = exp_or_zero(log_prob(logit, p, maps)) * maps[_PULL + p]
+        place[p] = pulled - spread * maps[SLOPE + p] - own
 
 
 @compiled
 def _write_kept(maps: Any, first: int, label: Any, address: int) -> None:
     out = floats(address, label.size)
     for p in range(label.size):
-        out[p] = maps[first + p] if label[p] >= 0 else _ZERO
+        out[p] = maps[first + p] if label[p] >= 0 else ZERO

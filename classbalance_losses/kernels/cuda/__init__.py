@@ -14,10 +14,12 @@ from classbalance_losses.kernels.cuda.select import kth_largest
 from classbalance_losses.kernels.cuda.upsample import upsampled_pass
 from classbalance_losses.kernels.forms.cuda import OF_LOSS, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
+from classbalance_losses.kernels.reference import error_sums
 
 __all__ = [
     "class_sums",
     "cross_entropy_and_error",
+    "error_sums",
     "failure",
     "kth_largest",
     "pixel_values",

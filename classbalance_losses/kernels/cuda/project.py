@@ -19,24 +19,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from classbalance_losses.kernels import simplex
 from classbalance_losses.kernels.cuda.common import Launch, define
 
-MOST_CLASSES = 1 << 10  # each is compared with each
+_MOST_CLASSES = 1 << 10  # each is compared with each
 _LARGE = tl.constexpr(torch.finfo(torch.float32).max ** 0.5)
 
 
 def project(
     squared: Tensor, number: Tensor, regularization: float, *, present: bool, by_number: bool
 ) -> Tensor:
-    r"""Return v (C,), the projection of :math:`g / (2 \lambda)`, for g, the sums of the classes over their numbers.
-
-    Args:
-        squared: Each class's :math:`\sum \lVert q \delta \rVert^2` (C,), constant. C is at most ``MOST_CLASSES``.
-        number: n_c (C,), int64.
-        regularization: λ.
-        present: Whether classes without pixels take no part, and have the weight 1; else their norm is 0.
-        by_number: Whether g is divided by n_c once more.
-    """
+    """Return GBW's class weights (C,), as `simplex.project` does: by that itself for many classes."""
+    if squared.shape[0] > _MOST_CLASSES:
+        return simplex.project(squared, number, regularization, present=present, by_number=by_number)
     weights: Tensor = _PROJECT(squared, number, float(regularization), present, by_number)
     return weights
 

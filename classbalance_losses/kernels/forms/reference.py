@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses.kernels.call import accumulation_dtype
-from classbalance_losses.kernels.plain import can_read_values, is_plain
 
 HOPELESS = 104.0  # a cross-entropy whose probability is 0 in float32, and far below rounding in float64
 SURE = math.log(0.75)  # of a pixel's classes, one at most is as probable
-_SMALL = 1 / 16  # a loss from which the rounding of a sum above 1 costs it more than a digit
 
 
 class CrossEntropy(NamedTuple):
@@ -32,12 +30,17 @@ class CrossEntropy(NamedTuple):
     ranked: bool = False
 
     def value(self, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
-        """Return ℓ (N, *) of logits (N, C, *), 0 where not kept."""
-        input = input.to(accumulation_dtype(input.dtype))
-        index = torch.where(keep, target, 0)
-        can_look = not self.ranked and can_read_values(input) and is_plain(input, keep)
-        loss = _looked_at(input, index, keep) if can_look else _from_margins(input, index, keep)
-        return torch.where(keep, loss, 0)
+        r"""Return ℓ (N, *) of logits (N, C, *), 0 where not kept, as :math:`\log \sum_k e^{x_k - m} - (x_y - m)`.
+
+        m is the largest logit. log1p is given what exceeds 1 in the sum: where y has the largest logit that is the
+        others' part, however small. The sum itself would be rounded to 1, and ℓ to 0, from a margin of 17 on.
+        """
+        index = torch.where(keep, target, 0).unsqueeze(1)
+        x = torch.where(keep.unsqueeze(1), input, 0).to(accumulation_dtype(input.dtype))
+        shifted = x - x.detach().amax(1, keepdim=True)  # the loss does not depend on m
+        own = shifted.gather(1, index)
+        others = shifted.exp().scatter(1, index, 0).sum(1, keepdim=True)
+        return torch.where(keep, (torch.log1p(others + torch.expm1(own)) - own).squeeze(1), 0)
 
 
 class Focal(NamedTuple):
@@ -118,37 +121,6 @@ class DualFocal(NamedTuple):
 
 
 Form = CrossEntropy | Focal | Smoothed | DualCrossEntropy | DualFocal
-
-
-def _from_margins(input: Tensor, index: Tensor, keep: Tensor) -> Tensor:
-    r"""Return ℓ as :math:`\log \sum_k e^{x_k - m} - (x_y - m)`, where m is the largest logit.
-
-    log1p is given what exceeds 1 in the sum: where y has the largest logit that is the others' part, however small.
-    The sum itself would be rounded to 1, and ℓ to 0, from a margin of 17 on.
-    """
-    x = torch.where(keep.unsqueeze(1), input, 0)
-    shifted = x - x.detach().amax(1, keepdim=True)  # the loss does not depend on m
-    own = shifted.gather(1, index.unsqueeze(1))
-    others = shifted.exp().scatter(1, index.unsqueeze(1), 0).sum(1, keepdim=True)
-    return (torch.log1p(others + torch.expm1(own)) - own).squeeze(1)
-
-
-def _looked_at(input: Tensor, index: Tensor, keep: Tensor) -> Tensor:
-    """Return ℓ by torch's own cross-entropy, which is quicker: again where it is small, as its digits are lost there.
-
-    What does not count is replaced only where something is not finite.
-    """
-    loss = F.cross_entropy(input, index, reduction="none")
-    if not loss.detach().sum().isfinite():
-        input = torch.where(keep.unsqueeze(1), input, 0)
-        loss = F.cross_entropy(input, index, reduction="none")
-    small = torch.nonzero(keep & (loss.detach() < _SMALL), as_tuple=True)
-    if not len(small[0]):
-        return loss
-    rows, labels = input.detach().movedim(1, -1)[small], index[small]
-    exact = _from_margins(rows, labels, torch.ones_like(labels, dtype=torch.bool))
-    found = loss.detach()[small]
-    return loss.index_put(small, exact - found, accumulate=True)
 
 
 def _log_prob(input: Tensor, keep: Tensor) -> Tensor:
