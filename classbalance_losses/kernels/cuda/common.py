@@ -112,9 +112,9 @@ def merge(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[tuple[
     return pairs[::-1] or [(1, (0,) * len(strides))]
 
 
-def all_fit(beside: Tensor) -> Tensor:
+def all_fit(device: torch.device) -> Tensor:
     """Return what a kernel sets to 0 that finds a label which is none, and `check_fit` takes."""
-    return beside.new_ones((), dtype=torch.int32)
+    return torch.ones((), dtype=torch.int32, device=device)
 
 
 def check_fit(fits: Tensor, num_classes: int) -> None:

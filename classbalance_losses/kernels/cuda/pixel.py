@@ -106,7 +106,7 @@ def _forward(
     if plan is None:
         return _forward(input.contiguous(), target, weight, ignore_index, kind, numbers, with_error)
     value, norm, *error = outputs = _outputs(input, target, weight, ignore_index, kind, numbers, with_error)
-    fits = all_fit(input)
+    fits = all_fit(input.device)
     plan(input, target.contiguous(), weight, value, error[0] if error else None, norm, fits)
     check_fit(fits, input.shape[1])
     return outputs

@@ -115,7 +115,7 @@ def backward(
     pixel = outer * inner_count + inner
     plane = outer_count.to(tl.int64) * inner_count
     label, kept = labels(target_ptr, pixel, inside, ignore_index, checked=True)
-    target = label.to(tl.int32)
+    target = tl.where(kept, label.to(tl.int32), -1)
     top = tl.load(norm_ptr + pixel, mask=inside, other=0.0)
     log_total = tl.load(norm_ptr + plane + pixel, mask=inside, other=0.0)
     grad = of_kept(tl.load(grad_ptr + pixel, mask=inside, other=0.0), kept, log_total)

@@ -52,9 +52,8 @@ from classbalance_losses.kernels.plain import needs_reference
 _PIXELS = 4  # of a cell, for one lane
 _STRIP = 16  # rows of one program: it goes over one more, the cells above the first
 _LANES = 128
-_REGISTERS = (
-    184  # of a thread in backward: the compiler would take more, and fewer warps were to hide its loads
-)
+# Of a thread in backward: the compiler would take more, and fewer warps were to hide its loads.
+_REGISTERS = 192
 
 
 def upsampled_pass(
@@ -128,7 +127,7 @@ def _forward(
     if not target.numel():
         return outputs
     error, slope = (more[0], None) if with_error else (None, more[0] if more else None)
-    fits = all_fit(input)
+    fits = all_fit(input.device)
     kind, (gamma, *_) = for_kernel(kind, numbers, input.shape[1])
     launch = _forward_launch(
         ignore_index, kind, gamma, align_corners, input.shape, target.shape, input.stride()
