@@ -27,7 +27,7 @@ PIXEL = {
     ("bfloat16", "forward"): (80, 0, 16 * 4 * 19, 128),
     ("bfloat16", "backward"): (80, 0, 16 * 4 * 19, 128),
     ("channels last", "forward"): (64, 0, 20 * 19, 32),
-    ("channels last", "backward_of_rows"): (64, 0, 20 * 16, 128),
+    ("channels last", "backward_of_rows"): (64, 0, 21 * 16, 128),
     ("150 classes", "forward"): (168, 0, 12 * 4 * 54, 128),  # rounds of 32, and 22 that are left
     ("150 classes", "backward"): (168, 0, 13 * 4 * 54, 128),
 }
@@ -41,11 +41,11 @@ FORMS = {  # instructions as they stand, loops once
     ("float32, dual focal", "backward"): (128, 0, 850, 128),
 }
 MAPS = {
-    ("maps", "class_sums"): (96, 2, 900, 32),
+    ("maps", "class_sums"): (96, 3, 900, 32),
     ("maps", "class_slopes"): (64, 1, 300, 128),
-    ("mean", "weighted_sums"): (64, 4, 300, 128),
+    ("mean", "weighted_sums"): (64, 5, 300, 128),
     ("mean", "weighted_slopes"): (64, 1, 250, 128),
-    ("selection", "digit_kernel"): (96, 20, 1000, 128),
+    ("selection", "digit_kernel"): (96, 20, 2000, 128),
 }
 UPSAMPLED = {
     ("upsampled", "forward"): (80, 0, 750, 32),
