@@ -2,7 +2,7 @@
 
 The interpreter runs what the compiler may refuse: a variable that changes its type in a loop, say; and it does not tell
 what a layout costs. This is a script of its own, since a process that interprets kernels cannot compile them. It prints
-a line of JSON for each kernel and case.
+a line of JSON for each kernel and case or, for "--launches", what is passed to a kernel that was compiled.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from classbalance_losses.kernels import (
-    triton_classes,
-    triton_mean,
-    triton_pixel,
-    triton_select,
-    triton_upsample,
+from classbalance_losses.kernels import cuda
+from classbalance_losses.kernels.call import Hard, Labels, Logits, Resize, Share
+from classbalance_losses.kernels.forms.reference import (
+    CrossEntropy,
+    DualCrossEntropy,
+    DualFocal,
+    Focal,
+    Form,
+    Smoothed,
 )
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @contextmanager
-def compiled_only(arch: int) -> Iterator[dict[str, Any]]:
-    """Compile what is launched on CPU tensors, as for a device, and run nothing. Yields the kernels by name."""
+def compiled_only(arch: int) -> Iterator[list[tuple[str, Any]]]:
+    """Compile what is launched on CPU tensors, as for a device, and run nothing. Yields the kernels and their names."""
     target = GPUTarget("cuda", arch, 32)
     nothing = SimpleNamespace(
         get_current_target=lambda: target,
@@ -45,11 +48,11 @@ def compiled_only(arch: int) -> Iterator[dict[str, Any]]:
         get_current_stream=lambda device: 0,
     )
     driver.set_active(nothing)
-    kernels: dict[str, Any] = {}
+    kernels: list[tuple[str, Any]] = []
     run = JITFunction.run
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        kernels[self.__name__] = run(self, *args, grid=grid, warmup=True, **kwargs)
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        kernels.append((self.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
 
     JITFunction.run = compile_only
     yield kernels
@@ -91,64 +94,116 @@ def logits(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype, requires_grad=True)
 
 
-def step(
-    kernels: Any, input: Tensor, size: tuple[int, ...], *corners: bool, label: Any = torch.int64
-) -> None:
-    target, keep = torch.zeros(size, dtype=label), torch.ones(size, dtype=torch.bool)
-    kernels.cross_entropy_and_error(input, target, keep, *corners)[0].sum().backward()
-    kernels.cross_entropy(
-        input, target, keep, *corners
-    ).sum().backward()  # last: its kernel is what is measured
+def step(input: Tensor, form: Form | None = None, label: Any = torch.int64, size: Any = None) -> None:
+    """A pass each way: of a form, or of the cross-entropy with the squared errors."""
+    target = torch.zeros((input.shape[0], *(size or input.shape[2:])), dtype=label)
+    labels = Labels(target, input.shape[1], 255)
+    where = Logits(input, None if size is None else Resize(size, align_corners=len(size) == 3))
+    if form is None:
+        value, _ = cuda.cross_entropy_and_error(where, labels)
+    else:
+        value = cuda.pixel_values(where, labels, form)
+    value.sum().backward()
 
 
-def class_maps(label: torch.dtype, num_classes: int) -> None:
-    pixels = 1 << 16
-    target, value = torch.zeros(pixels, dtype=label), torch.zeros(pixels, requires_grad=True)
-    keep, _ = triton_classes.checked_labels(target, num_classes, 255)
-    bits, share = triton_select.kth_largest(
-        value.detach()[None], keep[None], triton_select.Share(1, 0, 26, 1)
-    )
-    hard = triton_classes.Hard(value.detach(), bits, share)
-    for gamma in (0.0, 1.5):
-        weight = torch.ones(num_classes)
-        triton_mean.weighted_mean(
-            value,
-            target,
-            keep,
-            weight,
-            value.detach(),
-            gamma=gamma,
-            by_weight=True,
-            plain=lambda loss: (loss, loss),
-        )[0].backward()
-    for which in (triton_classes.Hard(), hard):
-        triton_classes.class_sums(target, keep, num_classes, value, value.detach(), hard=which)
-        triton_classes.class_sums(target, keep, num_classes, value, hard=which).value.sum().backward()
+def maps(label: torch.dtype, num_classes: int, *, of_classes: bool = True, weighted: bool = True) -> None:
+    value = torch.zeros(1 << 16, requires_grad=True)
+    labels, rank = Labels(torch.zeros(1 << 16, dtype=label), num_classes, 255), value.detach()
+    if not of_classes:
+        weight = torch.ones(num_classes) if weighted else None
+        cuda.weighted_sums(value, labels, weight, weight, rank if weighted else None).mean.backward()
+        return
+    bits, share = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    hard = Hard(rank, bits, share) if weighted else None
+    sums = cuda.class_sums(labels, value, None if weighted else rank, hard=hard).value
+    assert sums is not None
+    sums.sum().backward()
 
 
+def selection(label: torch.dtype) -> None:
+    value = torch.zeros(1 << 16)
+    cuda.kth_largest(value, Labels(torch.zeros(1 << 16, dtype=label), 19, 255), 1, Share(0.2, 1), None)
+
+
+def projection() -> None:
+    cuda.project(torch.zeros(19), torch.zeros(19, dtype=torch.int64), 1.0, present=False, by_number=False)
+
+
+STREET, CE, FOCAL = (2, 19, 64, 64), CrossEntropy(), Focal(2.0)
+DUALS = (DualCrossEntropy(1.0, 0.5), DualFocal(0.5, 0.5, 2.0, 1.0))
 CASES: dict[str, Any] = {
-    "float32": lambda: step(triton_pixel, logits(2, 19, 64, 64), (2, 64, 64)),
-    "bfloat16": lambda: step(triton_pixel, logits(2, 19, 64, 64, dtype=torch.bfloat16), (2, 64, 64)),
-    "150 classes": lambda: step(triton_pixel, logits(2, 150, 64, 64), (2, 64, 64), label=torch.uint8),
-    "odd": lambda: step(triton_pixel, logits(2, 3, 8, 7, 7, 7)[:, :, 1:, 1:, 1:, 1:], (2, 7, 6, 6, 6)),
-    "channels last": lambda: step(
-        triton_pixel, logits(2, 64, 64, 19, dtype=torch.float32).permute(0, 3, 1, 2), (2, 64, 64)
-    ),
-    "one of each": lambda: step(
-        triton_pixel, logits(1, 1, 1, dtype=torch.float16), (1, 1), label=torch.int16
-    ),
-    "upsampled": lambda: step(triton_upsample, logits(2, 19, 32, 64), (2, 128, 256), False),
-    "upsampled, 3-D": lambda: step(triton_upsample, logits(1, 3, 8, 16, 16), (1, 16, 32, 32), True),
-    "maps of few classes": lambda: class_maps(torch.uint8, 19),
-    "maps of many classes": lambda: class_maps(torch.int64, 150),
+    "float32": lambda: step(logits(*STREET), CE),
+    "float32, focal": lambda: step(logits(*STREET), FOCAL),
+    "float32, any focal": lambda: step(logits(*STREET), Focal(1.5), torch.uint8),
+    "float32, errors": lambda: step(logits(*STREET)),
+    "float32, smoothed": lambda: step(logits(*STREET), Smoothed(0.1, torch.ones(19))),
+    "float32, dual cross entropy": lambda: step(logits(*STREET), DUALS[0]),
+    "float32, dual focal": lambda: step(logits(*STREET), DUALS[1]),
+    "bfloat16": lambda: step(logits(*STREET, dtype=torch.bfloat16), FOCAL),
+    "channels last": lambda: step(logits(2, 64, 64, 19).permute(0, 3, 1, 2), FOCAL),
+    "150 classes": lambda: step(logits(2, 150, 64, 64), CE),
+    "150 classes, errors": lambda: step(logits(2, 150, 64, 64)),
+    "odd": lambda: step(logits(2, 3, 7, 9, 6)[:, :, 1:, 1:], FOCAL, torch.uint8),
+    "one of each": lambda: step(logits(1, 1, 1, dtype=torch.float16), CE, torch.int16),
+    "upsampled": lambda: step(logits(2, 19, 32, 64), FOCAL, size=(128, 256)),
+    "upsampled, 3-D": lambda: step(logits(1, 3, 8, 16, 16), None, torch.int32, size=(16, 32, 32)),
+    "maps": lambda: maps(torch.int64, 19),
+    "maps, squared": lambda: maps(torch.uint8, 150, weighted=False),
+    "mean": lambda: maps(torch.int64, 19, of_classes=False),
+    "mean, plain": lambda: maps(torch.uint8, 19, of_classes=False, weighted=False),
+    "selection": lambda: selection(torch.int64),
+    "projection": projection,
 }
 
 
+def launches(arch: int) -> dict[str, Any]:
+    """Launch a kernel twice, on nothing, and tell in what the two launches differ."""
+    seen: list[tuple[Any, ...]] = []
+    target, stream = GPUTarget("cuda", arch, 32), 7
+    number = 5 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 4) else 4
+
+    class Launcher:
+        def __init__(self, source: Any, metadata: Any) -> None:
+            self.source = source
+
+        def __call__(
+            self, *given: Any
+        ) -> None:  # grid, stream, kernel, metadata, the launch's, two hooks, arguments
+            seen.append(given[:6] + given[9:])
+
+    driver.set_active(
+        SimpleNamespace(
+            launcher_cls=Launcher,
+            utils=SimpleNamespace(
+                load_binary=lambda *_: ("module", "kernel", 32, 0, 1024)[:number],
+                get_device_properties=lambda device: {"max_shared_mem": 1 << 17},
+                unload_module=lambda module: None,
+            ),
+            get_current_target=lambda: target,
+            get_current_device=lambda: -1,
+            get_current_stream=lambda device: stream,
+        )
+    )
+    torch.cuda.current_device = lambda: -1  # of tensors on the CPU
+    for _ in range(2):
+        projection()
+    first, second = seen
+    differ = [
+        place
+        for place, (one, other) in enumerate(zip(first, second, strict=True))
+        if not (isinstance(one, Tensor) and one.shape == other.shape) and one != other
+    ]
+    return {"launches": len(seen), "differ": differ}
+
+
 def main(arch: int, cases: list[str]) -> None:
+    if cases == ["--launches"]:
+        print(json.dumps(launches(arch)))
+        return
     for case in cases or CASES:
         with compiled_only(arch) as kernels:
             CASES[case]()
-        for name, kernel in kernels.items():
+        for name, kernel in kernels:
             print(json.dumps({"case": case, "kernel": name.strip("_"), **facts(kernel)}), flush=True)
 
 

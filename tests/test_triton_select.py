@@ -14,7 +14,6 @@ pytest.importorskip("triton", reason="triton is not installed")
 from classbalance_losses.kernels.call import Hard, Labels, Share
 from classbalance_losses.kernels.cuda import select
 from classbalance_losses.kernels.cuda.select import kth_largest
-from classbalance_losses.kernels.selection import fixed_point
 
 __all__ = ["poisoned"]
 pytestmark = marks
@@ -65,8 +64,7 @@ def test_finds_the_kth_largest_and_its_share(fraction: float, at_least: int) -> 
 def joint(ranks: list[tuple[Tensor, Tensor]], which: Share) -> Hard:
     """The search of the last rank, when the tables of the others are added to its own."""
     *others, (value, keep) = ranks
-    number = (*fixed_point(which.part), which.at_least)
-    buffers = [select._tables(values, len(values)) for values, _ in others]
+    buffers = [select._buffers(values, len(values)) for values, _ in others]
     level = 0
 
     def joined(table: Tensor) -> Tensor:
@@ -74,10 +72,10 @@ def joint(ranks: list[tuple[Tensor, Tensor]], which: Share) -> Hard:
         total = table.clone()
         for (values, candidates), own in zip(others, buffers, strict=True):
             target = of(candidates).target
-            torch.ops.classbalance_losses.cuda_count_digit(values, target, 255, *own, level, *number)
-            total += own[0][level]
+            torch.ops.classbalance_losses.cuda_count_digit(values, target, 255, *own, level, *which)
+            total += own[0][level, :, :-2]
         for own in buffers:
-            own[0][level] = total
+            own[0][level, :, :-2] = total
         level += 1
         return total
 
@@ -98,14 +96,12 @@ def test_selection_is_well_formed_and_compiles() -> None:
     torch.compiler.reset()
     value, keep = torch.rand(2, 30, device=DEVICE), torch.rand(2, 30, device=DEVICE) < 0.5
     which, target = Share(0.2, 1), of(keep).target
-    number = (*fixed_point(which.part), which.at_least)
     ops = torch.ops.classbalance_losses
-    tables, states, candidates = select._tables(value, 2)
-    states.zero_()
-    torch.library.opcheck(ops.cuda_kth_largest.default, (value, target, 255, 2, *number))
-    maps = (value, target, 255, tables, states, candidates)
-    torch.library.opcheck(ops.cuda_count_digit.default, (*maps, 0, *number))
-    torch.library.opcheck(ops.cuda_found_digits.default, (tables, states, *number))
+    tables, candidates = select._buffers(value, 2)
+    torch.library.opcheck(ops.cuda_kth_largest.default, (value, target, 255, 2, *which))
+    maps = (value, target, 255, tables, candidates)
+    torch.library.opcheck(ops.cuda_count_digit.default, (*maps, 0, *which))
+    torch.library.opcheck(ops.cuda_found_digits.default, (tables, *which))
 
     def hard(joined: bool) -> list[Tensor]:
         return list(kth_largest(value, Labels(target, 19, 255), 2, which, Tensor.clone if joined else None))

@@ -10,6 +10,7 @@ Each sum has one order, whatever comes first.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels, WeightedSums
 from classbalance_losses.kernels.cuda import class_kernels as kernels
-from classbalance_losses.kernels.cuda.common import by_reference, define, launch
+from classbalance_losses.kernels.cuda.common import Launch, by_reference, define
 from classbalance_losses.kernels.plain import needs_reference
 
 _GROUP = 8  # classes of a program
@@ -130,35 +131,31 @@ def _class_sums(
     rows: int,
     *factors: Tensor | None,
 ) -> list[Tensor]:
-    outputs = _tables(value, squared, target, num_classes, ignore_index, rows, *factors)
-    pixels, cells = target.numel() // rows if rows else 0, rows * num_classes
-    if not pixels * cells:
+    number, *tables = outputs = _tables(value, squared, target, num_classes, ignore_index, rows, *factors)
+    if not target.numel() * rows:
         return [output.zero_() for output in outputs]
-    blocks = triton.cdiv(pixels, _LANES * _ROUNDS)
+    parts, add, join = _class_launches(target.numel() // rows, num_classes, ignore_index, rows)
+    counts = target.new_empty((rows * num_classes, parts), dtype=torch.int32)
+    sums = target.new_empty((len(tables), rows * num_classes, parts), dtype=torch.float32)
+    add(target.contiguous(), *_read(value, squared, *factors), counts, sums)
+    of_value, of_squared = None if value is None else tables[0], None if squared is None else tables[-1]
+    join(counts, sums, factors[-1], number, of_value, of_squared)
+    return outputs
+
+
+@lru_cache(maxsize=1 << 10)
+def _class_launches(
+    pixels: int, num_classes: int, ignore_index: int, rows: int
+) -> tuple[int, Launch, Launch]:
+    """Return how many parts there are, what adds up each, and what adds these up."""
+    blocks, cells = triton.cdiv(pixels, _LANES * _ROUNDS), rows * num_classes
     parts = min(blocks, max(_PARTS // rows, triton.cdiv(pixels, _LANES * _ADDED)))
     groups = triton.cdiv(num_classes, _GROUP)
-    counts = torch.empty(cells, parts, dtype=torch.int32, device=target.device)
-    sums = torch.empty(len(outputs) - 1, cells, parts, dtype=torch.float32, device=target.device)
-    launch(
-        kernels.class_sums,
-        rows * parts * groups,
-        (target.contiguous(), *_read(value, squared, *factors), counts, sums),
-        (pixels, num_classes, parts, groups, blocks, cells * parts, ignore_index),
-        (_GROUP, _ROUNDS, _LANES, _SOME),
-        num_warps=1,
-    )
-    number, *tables = outputs
-    launch(
-        kernels.join_classes,
-        cells,
-        (
-            *(counts, sums, factors[-1], number),
-            *(None if value is None else tables[0], None if squared is None else tables[-1]),
-        ),
-        (num_classes, parts, cells * parts),
-        (_PARTS,),
-    )
-    return outputs
+    numbers = (pixels, num_classes, parts, groups, blocks, cells * parts, ignore_index)
+    constants = (_GROUP, _ROUNDS, _LANES, _SOME)
+    add = Launch(kernels.class_sums, rows * parts * groups, numbers, constants, num_warps=1)
+    join = Launch(kernels.join_classes, cells, (num_classes, parts, cells * parts), (_PARTS,))
+    return parts, add, join
 
 
 def _tables(
@@ -173,22 +170,22 @@ def _tables(
     """Return the tables (R, C) of numbers and of those sums that are asked."""
     dtypes = [torch.int64 if factors[-1] is None else torch.float32]
     dtypes += [torch.float32 for given in (value, squared) if given is not None]
-    return [torch.empty(rows, num_classes, dtype=dtype, device=target.device) for dtype in dtypes]
+    return [target.new_empty((rows, num_classes), dtype=dtype) for dtype in dtypes]
 
 
 def _class_slopes(coefficient: Tensor, target: Tensor, ignore_index: int, *factors: Tensor | None) -> Tensor:
     slope = _map(target)
-    rows, num_classes = coefficient.shape
-    pixels = target.numel() // rows if rows else 0
-    blocks = triton.cdiv(pixels, _WRITTEN)
-    launch(
-        kernels.class_slopes,
-        rows * blocks,
-        (coefficient.contiguous(), target.contiguous(), *_read(*factors), slope),
-        (pixels, num_classes, blocks, ignore_index),
-        (_WRITTEN,),
-    )
+    if coefficient.numel() * target.numel():
+        launch = _class_slope_launch(target.numel(), ignore_index, *coefficient.shape)
+        launch(coefficient.contiguous(), target.contiguous(), *_read(*factors), slope)
     return slope
+
+
+@lru_cache(maxsize=1 << 10)
+def _class_slope_launch(pixels: int, ignore_index: int, rows: int, num_classes: int) -> Launch:
+    blocks = triton.cdiv(pixels // rows, _WRITTEN)
+    numbers = (pixels // rows, num_classes, blocks, ignore_index)
+    return Launch(kernels.class_slopes, rows * blocks, numbers, (_WRITTEN,))
 
 
 class _WeightedSums(torch.autograd.Function):
@@ -239,22 +236,27 @@ def _weighted_sums(
     *weights: Tensor | None,
 ) -> Tensor:
     sums = _three(value)
-    blocks = triton.cdiv(target.numel(), _SUMMED)
-    parts = min(blocks, max(_PARTS, triton.cdiv(blocks, _ADDED)))
-    partial = torch.empty(2, parts, dtype=torch.float32, device=value.device)
-    launch(
-        kernels.weighted_sums,
-        parts,
-        (*_read(value, target, *weights), partial),
-        (target.numel(), num_classes, parts, blocks, ignore_index),
-        (over_weight, _SUMMED),
-    )
-    launch(kernels.join_weighted, 1, (partial, sums), (parts,), (_PARTS,))
+    parts, add, join = _weighted_launches(target.numel(), num_classes, ignore_index, over_weight)
+    partial = value.new_empty((2, parts))
+    add(value.contiguous(), target.contiguous(), *_read(*weights), partial)
+    join(partial, sums)
     return sums
 
 
+@lru_cache(maxsize=1 << 10)
+def _weighted_launches(
+    pixels: int, num_classes: int, ignore_index: int, over_weight: bool
+) -> tuple[int, Launch, Launch]:
+    """Return how many parts there are, what adds up each, and what adds these up."""
+    blocks = triton.cdiv(pixels, _SUMMED)
+    parts = min(blocks, max(_PARTS, triton.cdiv(blocks, _ADDED)))
+    numbers = (pixels, num_classes, parts, blocks, ignore_index)
+    add = Launch(kernels.weighted_sums, parts, numbers, (over_weight, _SUMMED))
+    return parts, add, Launch(kernels.join_weighted, 1, (parts,), (_PARTS,))
+
+
 def _three(value: Tensor, *_: object) -> Tensor:
-    return torch.empty(3, dtype=torch.float32, device=value.device)
+    return value.new_empty(3, dtype=torch.float32)
 
 
 def _weighted_slopes(
@@ -268,18 +270,19 @@ def _weighted_slopes(
     pixel_weight: Tensor | None,
 ) -> Tensor:
     slope = _map(target)
-    launch(
-        kernels.weighted_slopes,
-        triton.cdiv(target.numel(), _WRITTEN),
-        (norm, of_mean, of_total, *_read(target, weight, pixel_weight), slope),
-        (target.numel(), num_classes, ignore_index),
-        (_WRITTEN,),
-    )
+    launch = _weighted_slope_launch(target.numel(), num_classes, ignore_index)
+    launch(norm, of_mean, of_total, *_read(target, weight, pixel_weight), slope)
     return slope
 
 
+@lru_cache(maxsize=1 << 10)
+def _weighted_slope_launch(pixels: int, num_classes: int, ignore_index: int) -> Launch:
+    numbers = (pixels, num_classes, ignore_index)
+    return Launch(kernels.weighted_slopes, triton.cdiv(pixels, _WRITTEN), numbers, (_WRITTEN,))
+
+
 def _map(target: Tensor) -> Tensor:
-    return torch.empty(target.shape, dtype=torch.float32, device=target.device)
+    return target.new_empty(target.shape, dtype=torch.float32)
 
 
 def _read(*maps: Tensor | None) -> list[Tensor | None]:

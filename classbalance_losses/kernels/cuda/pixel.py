@@ -15,6 +15,7 @@ backward goes over them twice as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,12 +26,11 @@ from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cuda import pixel_kernels as kernels
 from classbalance_losses.kernels.cuda.common import (
-    Layout,
+    Launch,
     all_fit,
     by_reference,
     check_fit,
     define,
-    launch,
     pixel_layout,
 )
 from classbalance_losses.kernels.forms.cuda import OF_LOSS, for_kernel, form_of
@@ -102,19 +102,12 @@ def _forward(
     numbers: Sequence[float],
     with_error: bool,
 ) -> list[Tensor]:
-    layout = pixel_layout(input.shape, input.stride())
-    if layout is None:
+    plan = _plan(ignore_index, kind, (*numbers,), input.shape, input.stride())
+    if plan is None:
         return _forward(input.contiguous(), target, weight, ignore_index, kind, numbers, with_error)
     value, norm, *error = outputs = _outputs(input, target, weight, ignore_index, kind, numbers, with_error)
     fits = all_fit(input.device)
-    programs, counts, constants = _plan(layout, input.shape[1], ignore_index, kind, numbers)
-    launch(
-        kernels.forward,
-        programs,
-        (input, target.contiguous(), weight, value, error[0] if error else None, norm, fits),
-        (*counts, input.stride(1), *layout.strides[0]),
-        constants,
-    )
+    plan(input, target.contiguous(), weight, value, error[0] if error else None, norm, fits)
     check_fit(fits, input.shape[1])
     return outputs
 
@@ -129,7 +122,7 @@ def _outputs(
     with_error: bool,
 ) -> list[Tensor]:
     def new(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=input.device)
+        return input.new_empty(shape, dtype=torch.float32)
 
     planes = 3 if kind == "focal" else 2
     outputs = [new(*target.shape), new(planes, *target.shape)]
@@ -147,50 +140,50 @@ def _backward(
     numbers: Sequence[float],
 ) -> Tensor:
     output = torch.empty_like(input)
-    layout = pixel_layout(input.shape, input.stride(), output.stride())
-    if layout is None:
+    plan = _plan(ignore_index, kind, (*numbers,), input.shape, input.stride(), output.stride())
+    if plan is None:
         dense = input.contiguous()
         return output.copy_(_backward(grad, dense, target, weight, norm, ignore_index, kind, numbers))
-    num_classes = input.shape[1]
-    target, grad = target.contiguous(), grad.contiguous()
-    programs, counts, constants = _plan(layout, num_classes, ignore_index, kind, numbers)
-    if _in_rows(input, output, layout) and kind in OF_LOSS and num_classes >= 4:
-        each = min(triton.next_power_of_2(num_classes + 1) // 2, 16)
-        launch(
-            kernels.backward_of_rows,
-            triton.cdiv(input.numel(), each * _GROUPS),
-            (grad, input, target, norm, output),
-            (target.numel(), ignore_index),
-            (kind, num_classes, each, _GROUPS),
-        )
-        return output
-    launch(
-        kernels.backward,
-        programs,
-        (grad, input, target, weight, norm, output),
-        (*counts, input.stride(1), *layout.strides[0], output.stride(1), *layout.strides[1]),
-        constants,
-    )
+    plan(grad.contiguous(), input, target.contiguous(), weight, norm, output)
     return output
 
 
+@lru_cache(maxsize=1 << 10)
 def _plan(
-    layout: Layout, num_classes: int, ignore_index: int, kind: str, numbers: Sequence[float]
-) -> tuple[int, tuple[float, ...], tuple[Any, ...]]:
-    """Return the number of programs, and what both kernels take of numbers, but for strides, and of constants."""
+    ignore_index: int, kind: str, numbers: Sequence[float], shape: Sequence[int], *strides: Sequence[int]
+) -> Launch | None:
+    """Return the launch of forward, for the logits' strides, or of backward, for theirs and the gradient's.
+
+    ``None`` where pixels lie along too many axes that cannot be taken as one.
+    """
+    layout = pixel_layout(shape, *strides)
+    if layout is None:
+        return None
+    num_classes, of_loss = shape[1], kind in OF_LOSS
+    rows = (0, 0, num_classes)  # a pixel's logits are neighbours, as are pixels
+    in_rows = all(of[1] == 1 for of in strides) and layout.outer == 1 and layout.strides == (rows, rows)
+    for_code, numbers = for_kernel(kind, numbers, num_classes)
+    if in_rows and of_loss and num_classes >= 4:
+        each = min(triton.next_power_of_2(num_classes + 1) // 2, 16)
+        programs = triton.cdiv(layout.inner * num_classes, each * _GROUPS)
+        return Launch(
+            *(kernels.backward_of_rows, programs),
+            *((layout.inner, ignore_index), (for_code, num_classes, each, _GROUPS)),
+        )
     together = 4 if layout.strides[0][-1] == 1 else 1  # of neighbours a thread takes 16 bytes
     blocks = triton.cdiv(layout.inner, together * _THREADS)
-    of_all, in_rows = kind not in OF_LOSS, layout.row < layout.inner
-    kind, numbers = for_kernel(kind, numbers, num_classes)
-    counts = (layout.outer, layout.inner, blocks, ignore_index, layout.row, *numbers)
-    constants = (in_rows, kind, of_all, num_classes, _UNROLLED, together, together * _THREADS)
-    return layout.outer * blocks, counts, constants
-
-
-def _in_rows(input: Tensor, output: Tensor, layout: Layout) -> bool:
-    """Whether a pixel's logits are neighbours, as are pixels."""
-    rows = (0, 0, input.shape[1])
-    return input.stride(1) == output.stride(1) == layout.outer == 1 and layout.strides == (rows, rows)
+    return Launch(
+        kernels.forward if len(strides) == 1 else kernels.backward,
+        layout.outer * blocks,
+        (
+            *(layout.outer, layout.inner, blocks, ignore_index, layout.row, *numbers),
+            *(step for of, places in zip(strides, layout.strides, strict=True) for step in (of[1], *places)),
+        ),
+        (
+            *(layout.row < layout.inner, for_code, not of_loss, num_classes),
+            *(_UNROLLED, together, together * _THREADS),
+        ),
+    )
 
 
 _FORM = "int ignore_index, str kind, float[] numbers"

@@ -115,7 +115,7 @@ def backward(
     pixel = outer * inner_count + inner
     plane = outer_count.to(tl.int64) * inner_count
     label, kept = labels(target_ptr, pixel, inside, ignore_index, checked=True)
-    target = label.to(tl.int32)
+    target = tl.where(kept, label.to(tl.int32), -1)
     top = tl.load(norm_ptr + pixel, mask=inside, other=0.0)
     log_total = tl.load(norm_ptr + plane + pixel, mask=inside, other=0.0)
     grad = of_kept(tl.load(grad_ptr + pixel, mask=inside, other=0.0), kept, log_total)
@@ -189,7 +189,7 @@ def _write_all(
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def backward_of_rows(
-    grad_ptr, input_ptr, target_ptr, norm_ptr, output_ptr, num_pixels, ignore_index,
+    grad_ptr, input_ptr, target_ptr, weight_ptr, norm_ptr, output_ptr, num_pixels, ignore_index,
     kind: tl.constexpr, num_classes: tl.constexpr, each: tl.constexpr, groups: tl.constexpr,
 ):  # fmt: skip
     """Go over the logits as they lie, so that stores are wide: a thread takes ``each``, of one pixel or two."""

@@ -9,13 +9,15 @@ import triton
 import triton.language as tl
 from triton.errors import TritonError
 
-from classbalance_losses.kernels.cuda.common import launch
+from classbalance_losses.kernels.cuda.common import Launch
 
 
 def failure(device: torch.device) -> str | None:
     """Compile a kernel of one line, launch it, and return what went wrong; ``None`` if nothing did."""
     try:
-        launch(_write_one, 1, (torch.empty(1, dtype=torch.int32, device=device),), (), ())
+        launch, out = Launch(_write_one, 1), torch.empty(1, dtype=torch.int32, device=device)
+        for _ in range(2):  # what was compiled is called in another way
+            launch(out)
     except (TritonError, RuntimeError, OSError, SubprocessError) as error:  # all that a missing part raises
         return f"{type(error).__name__}: {error}"
     return None

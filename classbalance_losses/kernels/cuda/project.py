@@ -12,15 +12,17 @@ adds up those that are not below it.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from classbalance_losses.kernels import simplex
-from classbalance_losses.kernels.cuda.common import define, launch
+from classbalance_losses.kernels.cuda.common import Launch, define
 
-MOST_CLASSES = 1 << 10  # each is compared with each
+_MOST_CLASSES = 1 << 10  # each is compared with each
 _LARGE = tl.constexpr(torch.finfo(torch.float32).max ** 0.5)
 
 
@@ -28,7 +30,7 @@ def project(
     squared: Tensor, number: Tensor, regularization: float, *, present: bool, by_number: bool
 ) -> Tensor:
     """Return GBW's class weights (C,), as `simplex.project` does: by that itself for many classes."""
-    if squared.shape[0] > MOST_CLASSES:
+    if squared.shape[0] > _MOST_CLASSES:
         return simplex.project(squared, number, regularization, present=present, by_number=by_number)
     weights: Tensor = _PROJECT(squared, number, float(regularization), present, by_number)
     return weights
@@ -38,15 +40,15 @@ def _project(
     squared: Tensor, number: Tensor, regularization: float, present: bool, by_number: bool
 ) -> Tensor:
     weights = torch.empty_like(squared)
-    num_classes = squared.shape[0]
-    launch(
-        _kernel,
-        1,
-        (squared.contiguous(), number.contiguous(), weights),
-        (num_classes, 2 * regularization),
-        (present, by_number, triton.next_power_of_2(num_classes)),
-    )
+    launch = _launch(squared.shape[0], regularization, present, by_number)
+    launch(squared.contiguous(), number.contiguous(), weights)
     return weights
+
+
+@lru_cache(maxsize=1 << 10)
+def _launch(num_classes: int, regularization: float, present: bool, by_number: bool) -> Launch:
+    constants = (present, by_number, triton.next_power_of_2(num_classes))
+    return Launch(_kernel, 1, (num_classes, 2 * regularization), constants)
 
 
 _PROJECT = define(

@@ -29,6 +29,7 @@ else be off by some 10⁻⁶ of itself, at 10⁴ by 5·10⁻⁴.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -39,11 +40,11 @@ from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import Labels, Logits, Resize
 from classbalance_losses.kernels.cuda import upsample_kernels as kernels
 from classbalance_losses.kernels.cuda.common import (
+    Launch,
     all_fit,
     by_reference,
     check_fit,
     define,
-    launch,
 )
 from classbalance_losses.kernels.forms.cuda import for_kernel, form_of
 from classbalance_losses.kernels.plain import needs_reference
@@ -51,9 +52,8 @@ from classbalance_losses.kernels.plain import needs_reference
 _PIXELS = 4  # of a cell, for one lane
 _STRIP = 16  # rows of one program: it goes over one more, the cells above the first
 _LANES = 128
-_REGISTERS = (
-    184  # of a thread in backward: the compiler would take more, and fewer warps were to hide its loads
-)
+# Of a thread in backward: the compiler would take more, and fewer warps were to hide its loads.
+_REGISTERS = 192
 
 
 def upsampled_pass(
@@ -112,28 +112,6 @@ class _UpsampledPass(torch.autograd.Function):
         return by_reference(values, input, (grad,)), *(None,) * 6
 
 
-def _sizes(input: Tensor, target: Tensor) -> tuple[int, ...]:
-    """Return both sizes of depth, height and width: one and two axes are three, of which the first are of size 1."""
-    pairs = [(1, 1)] * (5 - input.ndim) + list(zip(input.shape[2:], target.shape[1:], strict=True))
-    return tuple(size for pair in pairs for size in pair)
-
-
-def _strides(logits: Tensor) -> tuple[int, ...]:
-    """Return those of N, C, depth, height and width."""
-    return (*logits.stride()[:2], *[0] * (5 - logits.ndim), *logits.stride()[2:])
-
-
-def _pixels_of_cell(low: int, full: int, align_corners: bool) -> int:
-    """Return how many full-size indices a cell of the last axis has at most."""
-    if not align_corners:
-        step, unit = low, full
-    elif low == 1 or full == 1:
-        step, unit = 1, full + 1
-    else:
-        step, unit = low - 1, full - 1
-    return min(-(-unit // step), full)
-
-
 def _forward(
     input: Tensor,
     target: Tensor,
@@ -146,25 +124,15 @@ def _forward(
     value, lse, rest, *more = outputs = _outputs(
         input, target, ignore_index, kind, numbers, with_error, align_corners
     )
-    kind, (gamma, *_) = for_kernel(kind, numbers, input.shape[1])
     if not target.numel():
         return outputs
     error, slope = (more[0], None) if with_error else (None, more[0] if more else None)
     fits = all_fit(input.device)
-    _, _, low_y, full_y, low_x, full_x = sizes = _sizes(input, target)
-    of_cell = _pixels_of_cell(low_x, full_x, align_corners)
-    pixels = min(of_cell, _PIXELS)
-    rounds = triton.cdiv(of_cell, pixels)
-    lanes = full_y * (low_x + 1)
-    blocks = triton.cdiv(lanes, _LANES)
-    launch(
-        kernels.forward,
-        target.shape[0] * sizes[1] * rounds * blocks,
-        (input, target.contiguous(), value, error, lse, rest, slope, fits),
-        (input.shape[1], lanes, blocks, rounds, ignore_index, *sizes, *_strides(input), gamma),
-        (kind, align_corners, sizes[0] > 1, low_y > 1, pixels, _LANES),
-        num_warps=_LANES // 32,
+    kind, (gamma, *_) = for_kernel(kind, numbers, input.shape[1])
+    launch = _forward_launch(
+        ignore_index, kind, gamma, align_corners, input.shape, target.shape, input.stride()
     )
+    launch(input, target.contiguous(), value, error, lse, rest, slope, fits)
     check_fit(fits, input.shape[1])
     return outputs
 
@@ -181,7 +149,7 @@ def _outputs(
     """Return φ, the log-sum-exp, what its rounding cut off and, if asked, ‖p − e_y‖², or the slope if it is not 1."""
 
     def new(dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(target.shape, dtype=dtype, device=input.device)
+        return input.new_empty(target.shape, dtype=dtype)
 
     more = [new()] if with_error or kind != "cross entropy" else []
     return [new(), new(), new(torch.float16), *more]
@@ -202,28 +170,82 @@ def _backward(
         return output
     if not target.numel():
         return output.zero_()
-    low_z, _, low_y, _, low_x, full_x = sizes = _sizes(input, target)
+    launch = _backward_launch(
+        ignore_index, align_corners, input.shape, target.shape, input.stride(), output.stride()
+    )
+    launch(grad.contiguous(), input, target.contiguous(), lse, rest, slope, output)
+    return output
+
+
+@lru_cache(maxsize=1 << 10)
+def _forward_launch(
+    ignore_index: int,
+    kind: str,
+    gamma: float,
+    align_corners: bool,
+    shape: Sequence[int],
+    full: Sequence[int],
+    stride: Sequence[int],
+) -> Launch:
+    low_z, full_z, low_y, full_y, low_x, full_x = sizes = _sizes(shape, full)
+    of_cell = _pixels_of_cell(low_x, full_x, align_corners)
+    pixels = min(of_cell, _PIXELS)
+    rounds = triton.cdiv(of_cell, pixels)
+    lanes = full_y * (low_x + 1)
+    blocks = triton.cdiv(lanes, _LANES)
+    return Launch(
+        kernels.forward,
+        shape[0] * full_z * rounds * blocks,
+        (shape[1], lanes, blocks, rounds, ignore_index, *sizes, *_all_five(stride), gamma),
+        (kind, align_corners, low_z > 1, low_y > 1, pixels, _LANES),
+        num_warps=_LANES // 32,
+    )
+
+
+@lru_cache(maxsize=1 << 10)
+def _backward_launch(
+    ignore_index: int,
+    align_corners: bool,
+    shape: Sequence[int],
+    full: Sequence[int],
+    *strides: Sequence[int],
+) -> Launch:
+    low_z, _, low_y, _, low_x, full_x = sizes = _sizes(shape, full)
     of_cell = _pixels_of_cell(low_x, full_x, align_corners)
     pixels = min(of_cell, _PIXELS)
     lanes = min((32, 64), key=lambda lanes: (triton.cdiv(low_x, lanes) * lanes, -lanes))
-    blocks, chunks, strips = (
-        triton.cdiv(low_x, lanes),
-        triton.cdiv(input.shape[1], 4),
-        triton.cdiv(low_y, _STRIP),
-    )
-    launch(
+    blocks, chunks, strips = triton.cdiv(low_x, lanes), triton.cdiv(shape[1], 4), triton.cdiv(low_y, _STRIP)
+    counts = (shape[1], chunks, blocks, strips, triton.cdiv(of_cell, pixels), ignore_index)
+    return Launch(
         kernels.backward,
-        input.shape[0] * low_z * strips * blocks * chunks,
-        (grad.contiguous(), input, target.contiguous(), lse, rest, slope, output),
-        (
-            *(input.shape[1], chunks, blocks, strips, triton.cdiv(of_cell, pixels), ignore_index),
-            *(*sizes, *_strides(input), *_strides(output)),
-        ),
+        shape[0] * low_z * strips * blocks * chunks,
+        (*counts, *sizes, *(step for stride in strides for step in _all_five(stride))),
         (align_corners, low_z > 1, _STRIP, pixels, lanes),
         maxnreg=_REGISTERS,
         num_warps=lanes // 32,
     )
-    return output
+
+
+def _sizes(shape: Sequence[int], full: Sequence[int]) -> tuple[int, ...]:
+    """Return both sizes of depth, height and width: one and two axes are three, of which the first are of size 1."""
+    pairs = [(1, 1)] * (5 - len(shape)) + list(zip(shape[2:], full[1:], strict=True))
+    return tuple(size for pair in pairs for size in pair)
+
+
+def _all_five(stride: Sequence[int]) -> tuple[int, ...]:
+    """Return those of N, C, depth, height and width."""
+    return (*stride[:2], *[0] * (5 - len(stride)), *stride[2:])
+
+
+def _pixels_of_cell(low: int, full: int, align_corners: bool) -> int:
+    """Return how many full-size indices a cell of the last axis has at most."""
+    if not align_corners:
+        step, unit = low, full
+    elif low == 1 or full == 1:
+        step, unit = 1, full + 1
+    else:
+        step, unit = low - 1, full - 1
+    return min(-(-unit // step), full)
 
 
 _FORWARD = define(
