@@ -218,7 +218,7 @@ def test_state_goes_on_in_a_fresh_module(name: str, tmp_path: Path) -> None:
 
     one, other = criterion(), criterion()
     for seed in range(2):
-        one.weight(batch(seed)[0], target := batch(seed)[1], target != IGNORE, CLASSES)
+        one.weight(sums_of(*batch(seed)))
     torch.save(one.state_dict(), tmp_path / "state.pt")
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for seed in range(2, 4):
@@ -238,7 +238,7 @@ def test_another_number_of_classes_is_an_error() -> None:
         with pytest.raises(ValueError, match="followed 5 classes, the batch has 7"):
             estimator(sums_of(loss, target, 7))
         larger = copy.deepcopy(fresh)
-        larger(loss, target, target != IGNORE, 7)
+        larger(sums_of(loss, target, 7))
         with pytest.raises(RuntimeError, match="size mismatch"):
             larger.load_state_dict(estimator.state_dict())
 

@@ -93,7 +93,7 @@ def weighted_sums(
     r"""Return :math:`\sum_i w_{y_i} q_i v_i` over :math:`\sum_i w'_{y_i}`, or over the number of pixels that count."""
     target, keep = indices(labels)
     own = None if weight is None else per_pixel(weight, target, keep)
-    total = scaled(value, own, kept_weight(pixel_weight, keep)).sum()
+    total = scaled(torch.where(keep, value, 0), own, kept_weight(pixel_weight, keep)).sum()
     if norm_weight is None:
         norm = keep.sum()
     elif own is not None and norm_weight is weight:

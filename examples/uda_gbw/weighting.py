@@ -19,6 +19,7 @@ from classbalance_losses.functional import (
     pixel_frequency_weights,
     weighted_cross_entropy_loss,
 )
+from classbalance_losses.state import BatchSums
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.uda_gbw.config import WeightingConfig
 from examples.uda_gbw.data import Classes
@@ -92,7 +93,9 @@ class ClassWeightedLoss(nn.Module):
         elif self.curriculum is not None:
             loss = F.cross_entropy(logits.detach(), target, ignore_index=IGNORE_INDEX, reduction="none")
             keep = target != IGNORE_INDEX
-            self.class_weight.copy_(self.curriculum(loss, target, keep, logits.shape[1], _WORLD))
+            self.class_weight.copy_(
+                self.curriculum(BatchSums.of_maps(loss, target, keep, logits.shape[1], _WORLD))
+            )
         return self.class_weight
 
     def forward(self, logits: Tensor, target: Tensor, confidence: Tensor | None = None) -> Tensor:
