@@ -178,7 +178,11 @@ def _backend(logits: Logits | None, labels: Labels, size: int, reasons: list[str
 
 def _reasons_against_memory(*tensors: Tensor | None) -> list[str]:
     """Why the reference alone can take the tensors, on any device."""
-    if torch.compiler.is_compiling() or is_plain(*(tensor for tensor in tensors if tensor is not None)):
+    if torch.compiler.is_compiling():
+        is_memory = not torch._C._are_functorch_transforms_active()
+    else:
+        is_memory = is_plain(*(tensor for tensor in tensors if tensor is not None))
+    if is_memory:
         return []
     return ["a tensor is inside a transform of torch.func, a subclass, or has a forward-mode tangent"]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import CORE, DEFAULTS, Case, close, grad, over, sample
 from torch import Tensor
+from torch._dynamo.testing import EagerAndRecordGraphs
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
@@ -60,3 +61,28 @@ def test_compiled_for_changing_shapes(case: Case) -> None:
 @over([case for case in DEFAULTS if case.loss in {"DyCELoss", "GBWLoss"}])
 def test_inductor(case: Case) -> None:
     check(case, "inductor", torch.float32, 1e-5)
+
+
+@over(DEFAULTS)
+def test_loops_stay_in_the_graph(case: Case) -> None:
+    pytest.importorskip("numba", reason="numba is not installed")
+    here = sample(2, 19, shape=(2, 90, 91), dtype=torch.float32).leaf()
+    graphs = EagerAndRecordGraphs()
+    module = case.build(here)
+    value = torch.compile(module, fullgraph=True, backend=graphs)(here.input, here.target)
+    (graph,) = graphs.graphs
+    expected = case.by_module(here, module)
+    assert torch.equal(value, expected)
+    assert torch.equal(grad(value, here), grad(expected, here))
+    inside = [str(node.target) for module in graph.modules() for node in module.graph.nodes]
+    assert any("cpu_pixel_forward" in name for name in inside)
+    assert any("cpu_pixel_backward" in name for name in inside)
+
+
+@over([case for case in DEFAULTS if case.loss == "DyCELoss"])
+def test_transforms_inside_a_graph_take_the_reference(case: Case) -> None:
+    """An operator has no rule for them: its gradient would be silently wrong."""
+    here = sample(2, 19, shape=(2, 90, 91), dtype=torch.float32).leaf()
+    gradient = torch.func.grad(lambda x: case(here, input=x))
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    close(compiled(here.input.detach()), grad(case(here), here).double().numpy(), rtol=1e-4, atol=1e-9)

@@ -17,7 +17,7 @@ from classbalance_losses.kernels.forms.reference import CrossEntropy, Focal, For
 
 pytest.importorskip("numba")
 
-from classbalance_losses.kernels.cpu import threads, upsample
+from classbalance_losses.kernels.cpu import pixel, threads, upsample
 
 if threads.failure(torch.device("cpu")) is not None:
     pytest.skip("loops cannot run here", allow_module_level=True)
@@ -84,7 +84,7 @@ def near(actual: Tensor, expected: Tensor, eps: float = 1e-5) -> None:
 def check(logits: Logits, labels: Labels, form: Form, eps: float = 1e-5) -> None:
     twin = double(logits)
     wanted = reference.pixel_values(twin, labels, exact(form))
-    got = upsample.pixel_values(logits, labels, form)
+    got = pixel.pixel_values(logits, labels, form)
     assert got.dtype == torch.float32
     near(got, wanted, 1e-5)
     grad = torch.rand(got.shape)
@@ -133,7 +133,7 @@ def test_error(low: tuple[int, ...], full: tuple[int, ...], align_corners: bool)
     logits, labels = some(low, full, align_corners)
     twin = double(logits)
     for got, wanted in zip(
-        upsample.cross_entropy_and_error(logits, labels),
+        pixel.cross_entropy_and_error(logits, labels),
         reference.cross_entropy_and_error(twin, labels),
         strict=True,
     ):
@@ -149,7 +149,7 @@ def test_error_sums(squared: bool, low: tuple[int, ...], full: tuple[int, ...]) 
     for weight in (None, torch.rand(labels.target.shape)):
         same = None if weight is None else weight.double()
         wanted = reference.error_sums(double(logits), labels, same, squared=squared)
-        got = upsample.error_sums(logits, labels, weight, squared=squared)
+        got = pixel.error_sums(logits, labels, weight, squared=squared)
         assert not got.requires_grad
         near(got, wanted)
 
@@ -159,8 +159,8 @@ def test_labels_of_any_type_and_layout(dtype: torch.dtype) -> None:
     logits, labels = some((3, 4), (12, 16))
     target = torch.where(labels.target == -100, 255, labels.target).to(dtype)
     for same in (target, target.transpose(1, 2).contiguous().transpose(1, 2)):
-        got = upsample.pixel_values(logits, Labels(same, CLASSES, 255), CrossEntropy())
-        assert torch.equal(got, upsample.pixel_values(logits, labels, CrossEntropy()))
+        got = pixel.pixel_values(logits, Labels(same, CLASSES, 255), CrossEntropy())
+        assert torch.equal(got, pixel.pixel_values(logits, labels, CrossEntropy()))
 
 
 def test_logits_of_any_layout() -> None:
@@ -170,7 +170,7 @@ def test_logits_of_any_layout() -> None:
 
     def gradient(input: Tensor) -> Tensor:
         leaf = input.detach().requires_grad_()
-        value = upsample.pixel_values(Logits(leaf, logits.resize), labels, CrossEntropy())
+        value = pixel.pixel_values(Logits(leaf, logits.resize), labels, CrossEntropy())
         return torch.autograd.grad(value, leaf, grad)[0]
 
     padded = F.pad(plain, (1, 2, 3, 1))
@@ -190,7 +190,7 @@ def test_what_only_ignored_pixels_see_is_inert(value: float) -> None:
     spoilt[..., 0] = value
     found = []
     for input in (logits.input, spoilt.requires_grad_()):
-        got = upsample.pixel_values(Logits(input, logits.resize), labels, CrossEntropy())
+        got = pixel.pixel_values(Logits(input, logits.resize), labels, CrossEntropy())
         found.append((got, *torch.autograd.grad(got.sum(), input)))
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
     assert not found[1][1][..., 0].any()
@@ -205,7 +205,7 @@ def test_what_is_not_finite_in_a_valid_pixel_is_not_hidden(value: float, align_c
         logits.input[0, 1, 2, 1] = value
     twin = double(logits)
     assert logits.resize is not None
-    got = upsample.pixel_values(logits, labels, CrossEntropy())
+    got = pixel.pixel_values(logits, labels, CrossEntropy())
     (gradient,) = torch.autograd.grad(got.sum(), logits.input)
     seen = ~logits.resize(twin.input).isfinite().all(1) & (labels.target != -100)
     is_own = labels.target == 1
@@ -225,7 +225,7 @@ def test_a_class_that_is_ruled_out_has_no_probability() -> None:
     labels.target[:, 0] = labels.target[:, :, 0] = -100
     with torch.no_grad():
         logits.input[:, 1] = -torch.inf
-    value = upsample.pixel_values(logits, labels, CrossEntropy())
+    value = pixel.pixel_values(logits, labels, CrossEntropy())
     (gradient,) = torch.autograd.grad(value.sum(), logits.input)
     assert not gradient[:, 1].any()
     assert gradient.isfinite().all()
@@ -239,8 +239,8 @@ def test_one_thread_or_three_find_the_same_bits(low: tuple[int, ...], full: tupl
     former, found = torch.get_num_threads(), []
     for number in (1, 3):
         torch.set_num_threads(number)
-        value = upsample.pixel_values(logits, labels, Focal(2.0))
-        sums = upsample.error_sums(logits, labels, None, squared=True)
+        value = pixel.pixel_values(logits, labels, Focal(2.0))
+        sums = pixel.error_sums(logits, labels, None, squared=True)
         found.append((value, *torch.autograd.grad(value.sum(), logits.input), sums))
     torch.set_num_threads(former)
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
@@ -252,7 +252,7 @@ def test_double_backward(name: str) -> None:
     twin = double(logits)
     slopes = []
     for here, values, way in (
-        (logits, upsample.pixel_values, form),
+        (logits, pixel.pixel_values, form),
         (twin, reference.pixel_values, exact(form)),
     ):
         value = values(here, labels, way).sum()
@@ -263,7 +263,7 @@ def test_double_backward(name: str) -> None:
 
 def test_gradients_in_a_batch() -> None:
     logits, labels = some((2, 3), (5, 7))
-    value = upsample.pixel_values(logits, labels, CrossEntropy())
+    value = pixel.pixel_values(logits, labels, CrossEntropy())
     grads = torch.rand(3, *value.shape)
     (batch,) = torch.autograd.grad(value, logits.input, grads, is_grads_batched=True, retain_graph=True)
     for grad, got in zip(grads, batch, strict=True):
@@ -274,7 +274,7 @@ def test_gradients_in_a_batch() -> None:
 def test_nothing_to_do(images: int) -> None:
     input = torch.randn(images, 3, 4, 4, requires_grad=True)
     labels = Labels(torch.full((images, 8, 8), -100), 3, -100)
-    value = upsample.pixel_values(Logits(input, Resize((8, 8), False)), labels, CrossEntropy())
+    value = pixel.pixel_values(Logits(input, Resize((8, 8), False)), labels, CrossEntropy())
     (gradient,) = torch.autograd.grad(value.sum(), input)
     assert not value.any()
     assert not gradient.any()
@@ -308,11 +308,11 @@ def test_interpolated_first(
     check(*some(low, full, dtype=torch.bfloat16), CrossEntropy(), torch.finfo(torch.bfloat16).eps)
     logits, labels = some(low, full)
     near(
-        upsample.cross_entropy_and_error(logits, labels)[1],
+        pixel.cross_entropy_and_error(logits, labels)[1],
         reference.cross_entropy_and_error(logits, labels)[1].double(),
     )
     near(
-        upsample.error_sums(logits, labels, None, squared=False),
+        pixel.error_sums(logits, labels, None, squared=False),
         reference.error_sums(double(logits), labels, None, squared=False),
     )
 
@@ -326,7 +326,7 @@ def test_they_err_no_more_than_torch(scale: float) -> None:
     found = []
     for here, values in (
         (twin, reference.pixel_values),
-        (logits, upsample.pixel_values),
+        (logits, pixel.pixel_values),
         (logits, reference.pixel_values),
     ):
         value = values(here, labels, CrossEntropy())
@@ -346,9 +346,9 @@ def test_full_size_logits_never_exist() -> None:
     input = torch.randn(1, num_classes, 128, 128, requires_grad=True)
     logits = Logits(input, Resize(full, False))
     labels = Labels(torch.randint(num_classes, (1, *full), dtype=torch.uint8), num_classes, 255)
-    upsample.pixel_values(logits, labels, CrossEntropy()).sum().backward()  # the loops are compiled
+    pixel.pixel_values(logits, labels, CrossEntropy()).sum().backward()  # the loops are compiled
     size, used = num_classes * 4 << 20, []
-    for values in (reference.pixel_values, upsample.pixel_values):
+    for values in (reference.pixel_values, pixel.pixel_values):
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         values(logits, labels, CrossEntropy()).sum().backward()
@@ -373,7 +373,7 @@ def test_kept_bytes() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        value = upsample.pixel_values(logits, labels, CrossEntropy())
+        value = pixel.pixel_values(logits, labels, CrossEntropy())
     for given in (logits.input, labels.target):
         kept.pop(given.data_ptr(), None)
     assert 0 < sum(kept.values()) <= 4 * value.numel()
@@ -386,9 +386,7 @@ def test_memory_that_the_loop_was_not_written_for_is_refused() -> None:
     good = torch.rand(target.shape)
 
     def backward(grad: Tensor, target: Tensor, log_sum: Tensor) -> None:
-        torch.ops.classbalance_losses.cpu_upsampled_backward(
-            grad, x, target, log_sum, -100, False, 0, [], None
-        )
+        torch.ops.classbalance_losses.cpu_pixel_backward(grad, x, target, log_sum, -100, False, 0, [], None)
 
     backward(good, target, good)
     for bad in (good.double(), good[:, 1:], good.mT, torch.empty(0)):
@@ -409,9 +407,9 @@ def test_whole_in_a_compiled_graph(dtype: torch.dtype) -> None:
     @torch.compile(fullgraph=True, backend="aot_eager")
     def total(input: Tensor, target: Tensor) -> Tensor:
         here = Logits(input, Resize(tuple(target.shape[1:]), False))
-        return upsample.pixel_values(here, Labels(target, CLASSES, -100), Focal(2.0)).sum()
+        return pixel.pixel_values(here, Labels(target, CLASSES, -100), Focal(2.0)).sum()
 
-    wanted = upsample.pixel_values(logits, labels, Focal(2.0)).sum()
+    wanted = pixel.pixel_values(logits, labels, Focal(2.0)).sum()
     got = total(logits.input, labels.target)
     assert torch.equal(got, wanted)
     assert torch.equal(*(torch.autograd.grad(value, logits.input)[0] for value in (got, wanted)))
@@ -424,9 +422,9 @@ def test_operators_are_what_they_say() -> None:
     check = ("test_schema", "test_faketensor")
     for with_error in (False, True):
         args = (x, labels.target, *constants, 0, [], None, with_error)
-        torch.library.opcheck(operators.cpu_upsampled_forward.default, args, test_utils=check)
+        torch.library.opcheck(operators.cpu_pixel_forward.default, args, test_utils=check)
     log_sum = torch.rand(labels.target.shape)
     args = (log_sum, x, labels.target, log_sum, *constants, 0, [], None)
-    torch.library.opcheck(operators.cpu_upsampled_backward.default, args, test_utils=check)
+    torch.library.opcheck(operators.cpu_pixel_backward.default, args, test_utils=check)
     args = (x, labels.target, None, *constants, True)
-    torch.library.opcheck(operators.cpu_upsampled_error_sums.default, args, test_utils=check)
+    torch.library.opcheck(operators.cpu_error_sums.default, args, test_utils=check)

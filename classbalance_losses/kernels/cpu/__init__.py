@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cpu.maps import class_sums, labels_outside, weighted_sums
+from classbalance_losses.kernels.cpu.pixel import cross_entropy_and_error, error_sums, pixel_values
 from classbalance_losses.kernels.cpu.pixel_loops import TYPES
 from classbalance_losses.kernels.cpu.select import kth_largest
 from classbalance_losses.kernels.cpu.threads import failure
-from classbalance_losses.kernels.cpu.upsample import cross_entropy_and_error, error_sums, pixel_values
 from classbalance_losses.kernels.simplex import project
 
 __all__ = [

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import Labels, Logits
+from classbalance_losses.kernels.call import Labels, Logits, Resize
 from classbalance_losses.kernels.cpu import pixel_loops as loops
+from classbalance_losses.kernels.cpu import upsample, upsample_loops
 from classbalance_losses.kernels.cpu.memory import address, hand_over_labels
 from classbalance_losses.kernels.cpu.operators import define
 from classbalance_losses.kernels.cpu.threads import run
@@ -35,30 +36,37 @@ _TABLES = 1 << 21  # sums in all of them: 16 MiB
 
 def pixel_values(logits: Logits, labels: Labels, form: Form) -> Tensor:
     """Return φ of each pixel (N, *) in float32, 0 where its label is ignored, with the gradient of the logits."""
+    input, align_corners = upsample.taken(logits)
     value, _ = _PixelPass.apply(  # type: ignore[no-untyped-call]
-        logits.input, labels.target, labels.ignore_index, *parameters(form), False
+        input, labels.target, labels.ignore_index, align_corners, *parameters(form), False
     )
     return value  # type: ignore[no-any-return]
 
 
 def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *)."""
+    input, align_corners = upsample.taken(logits)
     value, error = _PixelPass.apply(  # type: ignore[no-untyped-call]
-        logits.input, labels.target, labels.ignore_index, *parameters(CrossEntropy()), True
+        input, labels.target, labels.ignore_index, align_corners, *parameters(CrossEntropy()), True
     )
     return value, error
 
 
 def error_sums(logits: Logits, labels: Labels, weight: Tensor | None, *, squared: bool) -> Tensor:
     r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2` without q, (C, C), a constant."""
+    input, align_corners = upsample.taken(logits)
+    weight = None if squared else weight
     table: Tensor = _ERROR_SUMS(
-        logits.input.detach(), labels.target, None if squared else weight, labels.ignore_index, squared
+        input.detach(), labels.target, weight, labels.ignore_index, align_corners, squared
     )
     return table
 
 
 class _PixelPass(torch.autograd.Function):
-    """φ of each pixel and, if asked, the error; its backward by the loops, or by the reference."""
+    """φ of each pixel and, if asked, the error; its backward by the loops, or by the reference.
+
+    Logits are enlarged to the labels' size unless ``align_corners`` is ``None``.
+    """
 
     @staticmethod
     def forward(
@@ -66,14 +74,16 @@ class _PixelPass(torch.autograd.Function):
         input: Tensor,
         target: Tensor,
         ignore_index: int,
+        align_corners: bool | None,
         code: int,
         numbers: list[float],
         weight: Tensor | None,
         with_error: bool,
     ) -> tuple[Tensor, Tensor]:
-        value, error, log_sum = _FORWARD(input, target, ignore_index, code, numbers, weight, with_error)
+        constants = (ignore_index, align_corners, code, numbers)
+        value, error, log_sum = _FORWARD(input, target, *constants, weight, with_error)
         ctx.save_for_backward(input, target, weight, log_sum)
-        ctx.ignore_index, ctx.code, ctx.numbers = ignore_index, code, numbers
+        ctx.constants = constants
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(error)
         return value, error
@@ -81,17 +91,20 @@ class _PixelPass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 7
+            return (None,) * 8
         input, target, weight, log_sum = ctx.saved_tensors
         if needs_reference(grad):
-            labels = Labels(target, input.shape[1], ctx.ignore_index)
-            form = form_of(ctx.code, ctx.numbers, weight)
-            gradient = by_reference(lambda x: reference.pixel_values(Logits(x), labels, form), input, grad)
-        else:
-            gradient = _BACKWARD(
-                grad, input, target, log_sum, ctx.ignore_index, ctx.code, ctx.numbers, weight
+            ignore_index, align_corners, code, numbers = ctx.constants
+            labels, form = Labels(target, input.shape[1], ignore_index), form_of(code, numbers, weight)
+            resize = None if align_corners is None else Resize(tuple(target.shape[1:]), align_corners)
+            gradient = by_reference(
+                lambda x: reference.pixel_values(upsample.in_single(Logits(x, resize)), labels, form),
+                input,
+                grad,
             )
-        return (gradient, *(None,) * 6)
+        else:
+            gradient = _BACKWARD(grad, input, target, log_sum, *ctx.constants, weight)
+        return (gradient, *(None,) * 7)
 
 
 def by_reference(function: Callable[[Tensor], Tensor], input: Tensor, grad: Tensor) -> Tensor:
@@ -107,23 +120,27 @@ def _forward(
     input: Tensor,
     target: Tensor,
     ignore_index: int,
+    align_corners: bool | None,
     code: int,
     numbers: Sequence[float],
     weight: Tensor | None,
     with_error: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    value, error, log_sum = _maps(input, target, ignore_index, code, numbers, weight, with_error)
-    rows, target = class_rows(input), target.contiguous()
-    job = _job(rows, target, ignore_index, value=value, error=error, log_sum=log_sum)
+    maps = _maps(input, target, ignore_index, align_corners, code, numbers, weight, with_error)
+    names = ("value", "error", "log_sum")
+    given = {name: made for name, made in zip(names, maps, strict=True) if made.numel()}
+    target = target.contiguous()
+    _kept, task, job = _prepared(input, target, ignore_index, align_corners, **given)
     fill(job["form"], code, numbers, weight, input.shape[1])
-    run(loops.go, job)
-    return value, error, log_sum
+    run(task, job)
+    return maps
 
 
 def _maps(
     input: Tensor,
     target: Tensor,
     ignore_index: int,
+    align_corners: bool | None,
     code: int,
     numbers: Sequence[float],
     weight: Tensor | None,
@@ -135,7 +152,8 @@ def _maps(
         shape = target.shape if is_wanted else (0,)
         return torch.empty(shape, dtype=torch.float32, device=input.device)
 
-    return new(True), new(with_error), new(input.dtype == torch.float32)
+    is_kept = input.dtype == torch.float32 or align_corners is not None
+    return new(True), new(with_error), new(is_kept)
 
 
 def _backward(
@@ -144,17 +162,40 @@ def _backward(
     target: Tensor,
     log_sum: Tensor,
     ignore_index: int,
+    align_corners: bool | None,
     code: int,
     numbers: Sequence[float],
     weight: Tensor | None,
 ) -> Tensor:
-    gradient = _like_input(grad, input)
-    rows, target, grad = class_rows(input), target.contiguous(), grad.contiguous()
-    job = _job(rows, target, ignore_index, slope=grad, log_sum=log_sum)
+    target, grad = target.contiguous(), grad.contiguous()
+    given = {"slope": grad, "log_sum": log_sum}
+    if align_corners is not None:
+        x = upsample.source(input)
+        gradient = torch.zeros_like(x)
+        job = upsample.job_for(x, target, ignore_index, align_corners, **given, gradient=gradient)
+        fill(job["form"], code, numbers, weight, input.shape[1])
+        upsample.run_in_turns(job)
+        return gradient.to(input.dtype)
+    rows, gradient = class_rows(input), _like_input(grad, input)
+    job = _job(rows, target, ignore_index, **given)
     fill(job["form"], code, numbers, weight, input.shape[1])
     _hand_over_rows(job, "gradient", class_rows(gradient), input.dtype)
     run(loops.go, job)
     return gradient
+
+
+def _gradient(
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    log_sum: Tensor,
+    ignore_index: int,
+    align_corners: bool | None,
+    *_: object,
+) -> Tensor:
+    if align_corners is None:
+        return _like_input(grad, input)
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
 def _like_input(grad: Tensor, input: Tensor, *_: object) -> Tensor:
@@ -166,22 +207,41 @@ def _like_input(grad: Tensor, input: Tensor, *_: object) -> Tensor:
 
 
 def _error_sums(
-    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, squared: bool
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    align_corners: bool | None,
+    squared: bool,
 ) -> Tensor:
-    classes = input.shape[1]
-    rows, target = class_rows(input), target.contiguous()
-    maps = {} if weight is None else {"slope": weight.contiguous()}
-    job = _job(rows, target, ignore_index, **maps)
+    classes, target = input.shape[1], target.contiguous()
     # Parts, in the order of whose sums no thread has a say.
     parts = max(min(_PARTS, _TABLES // classes**2), 1)
     sums = torch.zeros(parts, classes, classes, dtype=torch.float64, device="cpu")
+    given = {} if weight is None else {"slope": weight.contiguous()}
+    _kept, task, job = _prepared(input, target, ignore_index, align_corners, **given)
     job["sums"], job["parts"], job["squared"] = sums.data_ptr(), parts, squared
-    run(loops.go, job)
+    run(task, job)
     return sums.sum(0).T.float().contiguous()
 
 
 def _table(input: Tensor, *_: object) -> Tensor:
     return torch.empty(input.shape[1], input.shape[1], dtype=torch.float32, device=input.device)
+
+
+def _prepared(
+    input: Tensor, target: Tensor, ignore_index: int, align_corners: bool | None, **maps: Tensor
+) -> tuple[Tensor, Any, Any]:
+    """Return the logits as a loop reads them, which the caller keeps alive, too, the loop, and its job."""
+    if align_corners is None:
+        rows = class_rows(input)
+        return rows, loops.go, _job(rows, target, ignore_index, **maps)
+    source = upsample.source(input)
+    return (
+        source,
+        upsample_loops.pixel_pass,
+        upsample.job_for(source, target, ignore_index, align_corners, **maps),
+    )
 
 
 def _job(rows: Tensor, target: Tensor, ignore_index: int, **maps: Tensor) -> Any:
@@ -210,19 +270,20 @@ def _hand_over_rows(job: Any, name: str, rows: Tensor, dtype: torch.dtype) -> No
 
 
 _FORWARD = define(
-    "cpu_pixel_forward(Tensor input, Tensor target, int ignore_index, int form, float[] numbers, Tensor? weight, "
-    "bool with_error) -> (Tensor, Tensor, Tensor)",
+    "cpu_pixel_forward(Tensor input, Tensor target, int ignore_index, bool? align_corners, int form, "
+    "float[] numbers, Tensor? weight, bool with_error) -> (Tensor, Tensor, Tensor)",
     _forward,
     _maps,
 )
 _BACKWARD = define(
-    "cpu_pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor log_sum, int ignore_index, int form, "
-    "float[] numbers, Tensor? weight) -> Tensor",
+    "cpu_pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor log_sum, int ignore_index, "
+    "bool? align_corners, int form, float[] numbers, Tensor? weight) -> Tensor",
     _backward,
-    _like_input,
+    _gradient,
 )
 _ERROR_SUMS = define(
-    "cpu_error_sums(Tensor input, Tensor target, Tensor? weight, int ignore_index, bool squared) -> Tensor",
+    "cpu_error_sums(Tensor input, Tensor target, Tensor? weight, int ignore_index, bool? align_corners, "
+    "bool squared) -> Tensor",
     _error_sums,
     _table,
 )
