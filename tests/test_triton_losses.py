@@ -11,23 +11,13 @@ from cases import CASES, DEFAULTS, Case, Sample, close, grad, over, sample
 from kernel_checks import DEVICE, WARNINGS
 from test_upsample import expected, pair
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from classbalance_losses import DualFocalLoss, DyCELoss, use_backend
-from classbalance_losses.kernels import blocks
+from classbalance_losses import DyCELoss, use_backend
+from classbalance_losses.kernels.cuda.common import Launch
 
 pytestmark = WARNINGS
-WITHOUT_KERNELS = {"DualFocalLoss", "DualCrossEntropyLoss"}
-TRITON = [case for case in CASES if case.loss not in WITHOUT_KERNELS and "smoothing" not in case.variant]
-TRITON_DEFAULTS = [case for case in TRITON if case in DEFAULTS]
-
-
-@pytest.fixture(autouse=True)
-def _no_map_is_thin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted kernels run on the CPU, where maps as small as these would be interpolated before the loss."""
-    monkeypatch.setattr(blocks, "_THIN", 0)
 
 
 def there(s: Sample) -> Sample:
@@ -41,11 +31,11 @@ def there(s: Sample) -> Sample:
     return replace(moved, input=s.input.detach().float().to(DEVICE)).leaf()
 
 
-@over([case for case in TRITON if case.core])
-def test_every_loss_that_has_kernels(case: Case) -> None:
+@over([case for case in CASES if case.core])
+def test_every_loss(case: Case) -> None:
     here = sample(2, weighted=True, dtype=torch.float32)
     on_device = there(here)
-    with use_backend("triton"):
+    with use_backend("cuda"):
         loss = case(on_device)
         gradient = grad(loss, on_device)
     answer = case.expected(here)
@@ -53,7 +43,7 @@ def test_every_loss_that_has_kernels(case: Case) -> None:
     close(gradient.cpu(), answer.mean_grad, rtol=1e-4, atol=1e-6)
 
 
-@over(TRITON_DEFAULTS)
+@over(DEFAULTS)
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
     ("low", "full"), [((3,), (7,)), ((2, 3), (5, 4)), ((2, 1, 2), (3, 2, 3))], ids=["1-D", "2-D", "3-D"]
@@ -66,7 +56,7 @@ def test_every_loss_of_enlarged_logits(
     here = replace(here, input=here.input.detach().float().double()).leaf()  # what the kernels get
     on_device = there(here)
     value, slope = expected(case, here, align_corners)
-    with use_backend("triton"):
+    with use_backend("cuda"):
         loss = case(on_device, upsample="linear", align_corners=align_corners)
         gradient = grad(loss, on_device)
     close(loss.cpu(), value.numpy(), rtol=1e-5)
@@ -85,7 +75,7 @@ def test_ties_and_weightless_pixels_in_mining(omega: float, scope: str) -> None:
     weight = (torch.rand(2, 50, 60, generator=draw) * 3).floor()
     target[:, :5] = 255
     outcomes = []
-    for backend, device in (("reference", "cpu"), ("triton", DEVICE)):
+    for backend, device in (("reference", "cpu"), ("cuda", DEVICE)):
         leaf = input.to(device).requires_grad_()
         with use_backend(backend):
             value = loss(leaf, target.to(device), pixel_weight=weight.to(device))
@@ -95,37 +85,39 @@ def test_ties_and_weightless_pixels_in_mining(omega: float, scope: str) -> None:
     torch.testing.assert_close(slope, gradient, rtol=1e-4, atol=1e-7)
 
 
-class Ours(TorchDispatchMode):
-    """The names of this library's operators that run."""
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of the kernels that run."""
+    names: set[str] = set()
+    launch = Launch.__call__
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
+    def noted(self: Launch, *tensors: Any) -> None:
+        names.add(f"{self._kernel.fn.__module__.rpartition('.')[2]}.{self._kernel.fn.__name__}")
+        launch(self, *tensors)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "classbalance_losses":
-            self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+    monkeypatch.setattr(Launch, "__call__", noted)
+    return names
 
 
-@over(TRITON_DEFAULTS)
+@over(DEFAULTS)
 @pytest.mark.parametrize("upsample", [None, "linear"])
-def test_the_kernels_run(case: Case, upsample: str | None) -> None:
+def test_the_kernels_run(case: Case, upsample: str | None, launched: set[str]) -> None:
     """On a device "auto" takes them; on the CPU nobody would but who asks."""
     here = there(sample(2, shape=(2, 4, 5)))
-    with use_backend("auto" if DEVICE == "cuda" else "triton"), Ours() as seen:
+    with use_backend("auto" if DEVICE == "cuda" else "cuda"):
         case(here, upsample=upsample).backward()
-    kind = "pixel" if upsample is None else "upsampled"
-    assert {f"{kind}_forward", f"{kind}_backward"} <= seen.names
+    dual = case.loss.startswith("Dual")  # of enlarged logits, which are interpolated first
+    kind = "pixel" if upsample is None or dual else "upsample"
+    assert {f"{kind}_kernels.forward", f"{kind}_kernels.backward"} <= launched
 
 
-@over(TRITON_DEFAULTS)
+@over(DEFAULTS)
 def test_in_a_whole_graph(case: Case) -> None:
     """A chosen backend holds inside torch.compile, without a break in the graph."""
     here = sample(2, shape=(2, 5, 7), dtype=torch.float32).leaf()
     on_device = there(here)
     compiled = torch.compile(lambda x: case(on_device, input=x), fullgraph=True, backend="aot_eager")
-    with use_backend("triton"):
+    with use_backend("cuda"):
         loss = compiled(on_device.input)
         gradient = grad(loss, on_device)
     with use_backend("reference"):
@@ -135,8 +127,5 @@ def test_in_a_whole_graph(case: Case) -> None:
 
 def test_says_why_it_cannot() -> None:
     here = there(sample(2))
-    with use_backend("triton"):
-        with pytest.raises(ValueError, match="not float16, bfloat16 or float32"):
-            DyCELoss()(here.input.double(), here.target)
-        with pytest.raises(ValueError, match="no kernel for losses of all probabilities"):
-            DualFocalLoss()(here.input, here.target)
+    with use_backend("cuda"), pytest.raises(ValueError, match="not float16, bfloat16 or float32"):
+        DyCELoss()(here.input.double(), here.target)

@@ -62,6 +62,7 @@ def test_the_mean_and_the_sum_and_their_gradients(kind: str, weighted: bool) -> 
             torch.autograd.grad(part, leaf, retain_graph=True)[0] for part in (mean, total, mean - 3 * total)
         ]
         (graph,) = torch.autograd.grad(mean, leaf, create_graph=True)
+        graph = torch.where(keep, graph, 0)  # what the reference makes of other pixels goes nowhere
         outcomes.append([part.detach().double().nan_to_num(0) for part in (mean, total, *slopes, graph)])
     for truth, got in zip(*outcomes, strict=True):
         torch.testing.assert_close(got, truth, rtol=5e-6, atol=1e-6 * float(truth.abs().max()))

@@ -73,7 +73,7 @@ def class_sums(
     # The two counts of a thread become the halves of an integer, in which those of all threads have room.
     both = numbers.to(tl.int32)
     both = (both & (some - 1)) + both // some * _HALF
-    tl.store(count_ptr + cell, tl.sum(both, 1), mask=exists)
+    tl.store(count_ptr + cell, tl.sum(both, 1).to(tl.int64), mask=exists)
     if value_ptr is not None:
         tl.store(sum_ptr + cell, tl.sum(values, 1), mask=exists)
         sum_ptr += plane

@@ -135,7 +135,7 @@ def _class_sums(
     if not target.numel() * rows:
         return [output.zero_() for output in outputs]
     parts, add, join = _class_launches(target.numel() // rows, num_classes, ignore_index, rows)
-    counts = target.new_empty((rows * num_classes, parts), dtype=torch.int32)
+    counts = target.new_empty((rows * num_classes, parts), dtype=torch.int64)
     sums = target.new_empty((len(tables), rows * num_classes, parts), dtype=torch.float32)
     add(target.contiguous(), *_read(value, squared, *factors), counts, sums)
     of_value, of_squared = None if value is None else tables[0], None if squared is None else tables[-1]

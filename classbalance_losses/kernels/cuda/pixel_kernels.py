@@ -70,6 +70,7 @@ def forward(
         found, of_form = of_loss(kind, loss, p, missed, n0)
         tl.store(norm_ptr + 2 * plane + pixel, of_form, mask=inside)
     else:
+        n0, n1, n2, n3 = _tensors(n0, n1, n2, n3, block)
         s0, s1, s2, s3, s4 = _sums(
             kind, False, logits, step, inside, target, top, log_total, weight_ptr, n0, n1, n2, n3, num_classes, block
         )  # fmt: skip
@@ -79,6 +80,13 @@ def forward(
         tl.store(error_ptr + pixel, tl.where(kept, error, 0.0), mask=inside)
     tl.store(norm_ptr + pixel, top, mask=inside)
     tl.store(norm_ptr + plane + pixel, log_total, mask=inside)
+
+
+@triton.jit
+def _tensors(n0, n1, n2, n3, block: tl.constexpr):
+    """Return numbers as tensors, which the interpreter of Triton 3.2 needs where they are compared."""
+    zero = tl.zeros((block,), tl.float32)
+    return zero + n0, zero + n1, zero + n2, zero + n3
 
 
 @triton.jit
@@ -173,6 +181,7 @@ def _write_all(
     weight_ptr, n0, n1, n2, n3, num_classes, block: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of a form of all classes, going over them twice."""
+    n0, n1, n2, n3 = _tensors(n0, n1, n2, n3, block)
     s0, s1, s2, s3, s4 = _sums(
         kind, True, logits, step, inside, target, top, log_total, weight_ptr, n0, n1, n2, n3, num_classes, block
     )  # fmt: skip

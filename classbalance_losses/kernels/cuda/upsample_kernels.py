@@ -161,7 +161,7 @@ def forward(  # noqa: PLR0915 - four pixels go by name
     pixel = (plane * full_y + y) * full_x + (start + first)
     zero = tl.zeros((block,), tl.float32)
     lowest = tl.full((block,), LOWEST, tl.float32)
-    outside = tl.full((block,), 0, tl.int1)
+    outside = tl.zeros((block,), tl.int32) != 0
     target0, kept0, outside = _labels(target_ptr, pixel, count > 0, ignore_index, num_classes, outside)
     top0, others0, squares0, own0 = lowest, zero, zero, zero
     if pixels > 1:
@@ -303,7 +303,8 @@ def backward(  # noqa: PLR0915 - four classes go by name
     output += own_z.to(tl.int64) * out_stride_z + x.to(tl.int64) * out_stride_x
     zero = tl.zeros((block,), tl.float32)
     next0, next1, next2, next3 = zero, zero, zero, zero
-    for row in range(first_row - 1, tl.minimum(first_row + strip, low_y)):
+    for at in range(first_row - 1, tl.minimum(first_row + strip, low_y)):
+        row = tl.cast(at, tl.int32)  # which is a number to an interpreter
         this0, this1, this2, this3 = next0, next1, next2, next3
         next0, next1, next2, next3 = zero, zero, zero, zero
         above = tl.maximum(row, 0) * row_step

@@ -171,7 +171,7 @@ def _missed(log_own, rest, largest, gamma, rho):
     log_rest = largest + tl.log(rest)
     own_is_sure = log_own > _SURE
     log_missed = tl.where(own_is_sure, log_rest, log1p(-tl.where(own_is_sure, 0.0, exp(log_own))))
-    return _power(log_missed, gamma), log_rest, (log_rest < -1.0) & ~own_is_sure & (rho == 1.0)
+    return _power(log_missed, gamma), log_rest, (log_rest < -1.0) & (log_own <= _SURE) & (rho == 1.0)
 
 
 @triton.jit
