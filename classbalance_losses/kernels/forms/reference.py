@@ -76,13 +76,13 @@ class Smoothed(NamedTuple):
         """Return φ (N, *), 0 where not kept."""
         input = input.to(accumulation_dtype(input.dtype))  # half gradients of two terms would each be rounded
         loss = CrossEntropy().value(input, target, keep)
-        own = torch.where(keep, self.weight[torch.where(keep, target, 0)], 0)
+        own = torch.where(keep, self.weight[torch.where(keep, target, 0)], 0) * (1 - self.label_smoothing)
         surprise = -_log_prob(input, keep)
         weight = self.weight.view(-1, *[1] * (input.ndim - 2))
         weighted = torch.where((weight == 0) & (surprise == torch.inf), 0, surprise) * weight
         spread = torch.where(keep, weighted.mean(1), 0)
         loss = torch.where((own == 0) & (loss == torch.inf), 0, loss)
-        return (1 - self.label_smoothing) * own * loss + self.label_smoothing * spread
+        return own * loss + self.label_smoothing * spread
 
 
 class DualCrossEntropy(NamedTuple):
