@@ -16,6 +16,7 @@ from classbalance_losses.kernels.call import (
     accumulation_dtype,
 )
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Focal, Form
+from classbalance_losses.kernels.operators import by_reference
 from classbalance_losses.kernels.plain import can_read_values, is_plain
 from classbalance_losses.kernels.selection import Joined, hard_count, infinite_bits, ordered_bits
 from classbalance_losses.kernels.selection import kth_largest as _kth_largest
@@ -81,6 +82,22 @@ def class_sums(
         None if value is None else total(value, q),
         None if squared is None else total(squared.detach(), q, q).detach(),
     )
+
+
+def gradient_of_class_sums(
+    grad: Tensor, labels: Labels, weight: Tensor | None, *hard: Tensor | None
+) -> Tensor:
+    """Return the gradient of the map, given that of its sums (R, C): they are linear in it, so any map has it."""
+    ranked, bits, share = hard
+    chosen = None if ranked is None or bits is None or share is None else Hard(ranked, bits, share)
+
+    def sums(value: Tensor) -> tuple[Tensor]:
+        found = class_sums(labels, value, None, weight, rows=grad.shape[0], hard=chosen).value
+        assert found is not None
+        return (found,)
+
+    zeros = torch.zeros(labels.target.shape, dtype=grad.dtype, device=grad.device, requires_grad=True)
+    return by_reference(sums, zeros, (grad,))
 
 
 def weighted_sums(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from classbalance_losses.kernels.operators import by_reference
 from classbalance_losses.kernels.plain import needs_reference
 
 
@@ -33,9 +34,6 @@ class _Distances(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         vectors, value = ctx.saved_tensors
         if needs_reference(grad):
-            has_graph = torch.is_grad_enabled()
-            with torch.enable_grad():
-                again = ctx.reference(vectors)
-            return torch.autograd.grad(again, vectors, grad, create_graph=has_graph)[0], None
+            return by_reference(lambda vectors: (ctx.reference(vectors),), vectors, (grad,)), None
         gradient: Tensor = torch.ops.aten._pdist_backward(grad.contiguous(), vectors, 2.0, value)
         return gradient, None

@@ -13,8 +13,8 @@ from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels, WeightedSums
 from classbalance_losses.kernels.cpu import map_loops as loops
 from classbalance_losses.kernels.cpu.memory import hand_over, hand_over_labels
-from classbalance_losses.kernels.cpu.operators import define
 from classbalance_losses.kernels.cpu.threads import run
+from classbalance_losses.kernels.operators import define
 from classbalance_losses.kernels.plain import needs_reference
 
 _LANES = 4
@@ -131,7 +131,7 @@ class _ClassSums(torch.autograd.Function):
         )
         ctx.mark_non_differentiable(sums[0], sums[2])
         ctx.save_for_backward(target, *factors)
-        ctx.num_classes, ctx.ignore_index, ctx.rows = num_classes, ignore_index, rows
+        ctx.num_classes, ctx.ignore_index = num_classes, ignore_index
         return sums
 
     @staticmethod
@@ -139,21 +139,10 @@ class _ClassSums(torch.autograd.Function):
         target, *factors = ctx.saved_tensors
         if needs_reference(grad):
             labels = Labels(target, ctx.num_classes, ctx.ignore_index)
-            gradient = _gradient_by_reference(grad, labels, ctx.rows, *factors)
+            gradient = reference.gradient_of_class_sums(grad, labels, *factors)
         else:
             gradient = _class_slopes(grad, target, ctx.ignore_index, *factors)
         return gradient, *[None] * 9
-
-
-def _gradient_by_reference(
-    grad: Tensor, labels: Labels, rows: int, weight: Tensor | None, *hard: Tensor
-) -> Tensor:
-    has_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        value = torch.zeros(labels.target.shape, dtype=grad.dtype, device=grad.device, requires_grad=True)
-        chosen = None if hard[0] is None else Hard(*hard)
-        sums: Any = reference.class_sums(labels, value, None, weight, rows=rows, hard=chosen).value
-    return torch.autograd.grad(sums, value, grad, create_graph=has_graph)[0]
 
 
 def _run_class_sums(

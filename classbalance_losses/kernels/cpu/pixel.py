@@ -7,7 +7,7 @@ size, and as few as 11 classes of them are 22 bytes a pixel: there s is not kept
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from classbalance_losses.kernels.call import Labels, Logits, Resize
 from classbalance_losses.kernels.cpu import pixel_loops as loops
 from classbalance_losses.kernels.cpu import upsample, upsample_loops
 from classbalance_losses.kernels.cpu.memory import address, hand_over_labels
-from classbalance_losses.kernels.cpu.operators import define
 from classbalance_losses.kernels.cpu.threads import run
 from classbalance_losses.kernels.cpu.tiles import PITCH
 from classbalance_losses.kernels.forms.cpu import fill, form_of, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
+from classbalance_losses.kernels.operators import by_reference, define
 from classbalance_losses.kernels.plain import needs_reference
 from classbalance_losses.kernels.reference import class_rows
 
@@ -97,23 +97,15 @@ class _PixelPass(torch.autograd.Function):
             ignore_index, align_corners, code, numbers = ctx.constants
             labels, form = Labels(target, input.shape[1], ignore_index), form_of(code, numbers, weight)
             resize = None if align_corners is None else Resize(tuple(target.shape[1:]), align_corners)
-            gradient = by_reference(
-                lambda x: reference.pixel_values(upsample.in_single(Logits(x, resize)), labels, form),
-                input,
-                grad,
-            )
+
+            def values(input: Tensor) -> tuple[Tensor]:
+                logits = upsample.in_single(Logits(input, resize))
+                return (reference.pixel_values(logits, labels, form),)
+
+            gradient = by_reference(values, input, (grad,))
         else:
             gradient = _BACKWARD(grad, input, target, log_sum, *ctx.constants, weight)
         return (gradient, *(None,) * 7)
-
-
-def by_reference(function: Callable[[Tensor], Tensor], input: Tensor, grad: Tensor) -> Tensor:
-    """Return a gradient by functions of torch's: with a graph if one is wanted, and for any kind of ``grad``."""
-    has_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        value = function(input)
-    gradient: Tensor = torch.autograd.grad(value, input, grad, create_graph=has_graph)[0]
-    return gradient
 
 
 def _forward(

@@ -17,7 +17,7 @@ from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import Hard, Labels, Share
 from classbalance_losses.kernels.cpu import map_loops as loops
 from classbalance_losses.kernels.cpu.maps import run_on_maps
-from classbalance_losses.kernels.cpu.operators import define
+from classbalance_losses.kernels.operators import define
 from classbalance_losses.kernels.selection import Joined, infinite_bits
 
 _SHORT = 1 << 14  # pixels: fewer are sorted sooner than counted

@@ -20,7 +20,8 @@ from torch import Tensor
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels, WeightedSums
 from classbalance_losses.kernels.cuda import class_kernels as kernels
-from classbalance_losses.kernels.cuda.common import Launch, by_reference, define
+from classbalance_losses.kernels.cuda.common import Launch, define
+from classbalance_losses.kernels.operators import by_reference
 from classbalance_losses.kernels.plain import needs_reference
 
 _GROUP = 8  # classes of a program
@@ -100,7 +101,7 @@ class _ClassSums(torch.autograd.Function):
         ctx.mark_non_differentiable(number, *squares)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(target, *factors)
-        ctx.how = num_classes, ignore_index, rows
+        ctx.how = num_classes, ignore_index
         return number, values, *squares
 
     @staticmethod
@@ -108,18 +109,11 @@ class _ClassSums(torch.autograd.Function):
         if grad is None:
             return (None,) * 10
         target, *factors = ctx.saved_tensors
-        num_classes, ignore_index, rows = ctx.how
-        if not needs_reference(grad):
-            return _CLASS_SLOPES(grad, target, ignore_index, *factors), *[None] * 9
-        weight, *chosen = factors
-        hard = None if chosen[0] is None else Hard(*chosen)
-
-        def sums(value: Tensor) -> tuple[Any]:
+        num_classes, ignore_index = ctx.how
+        if needs_reference(grad):
             labels = Labels(target, num_classes, ignore_index)
-            return (reference.class_sums(labels, value, None, weight, rows=rows, hard=hard).value,)
-
-        zeros = torch.zeros(target.shape, dtype=grad.dtype, device=grad.device, requires_grad=True)
-        return by_reference(sums, zeros, (grad,)), *[None] * 9
+            return reference.gradient_of_class_sums(grad, labels, *factors), *[None] * 9
+        return _CLASS_SLOPES(grad, target, ignore_index, *factors), *[None] * 9
 
 
 def _class_sums(

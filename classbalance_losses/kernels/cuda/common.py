@@ -24,6 +24,7 @@ import triton
 from torch import Tensor
 from triton.runtime import driver
 
+from classbalance_losses.kernels import operators
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cuda.device import INTERPRETED
 
@@ -32,7 +33,6 @@ TARGETS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FEWEST_LANES = 32
 _MOST_PAIRS = 3
 
-_LIBRARY: Any = torch.library.Library("classbalance_losses", "FRAGMENT")  # type: ignore[no-untyped-call]
 _PASSES_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)  # to what it compiled
 
 
@@ -122,31 +122,12 @@ def check_fit(fits: Tensor, num_classes: int) -> None:
     torch._assert_async(fits, f"A target is out of bounds for {num_classes} classes.")
 
 
-def by_reference(
-    function: Callable[[Tensor], Sequence[Tensor]], input: Tensor, grads: Sequence[Tensor | None]
-) -> Tensor:
-    """Return the gradient in ``input`` of what the reference makes of it: it can be of any kind."""
-    has_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        outputs = function(input)
-    wanted = [grad for grad in grads if grad is not None]
-    of_wanted = [output for output, grad in zip(outputs, grads, strict=True) if grad is not None]
-    gradient: Tensor = torch.autograd.grad(of_wanted, input, wanted, create_graph=has_graph)[0]
-    return gradient
-
-
 def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Define an operator of this package by its schema, and return what calls it; ``fake`` makes outputs of its shapes.
+    """Define an operator, see `operators.define`, and return what calls it.
 
-    It has no gradient of its own: what calls it is an autograd.Function, or constant. Outside of a graph the
-    implementation is called itself: what goes by torch's dispatcher takes half as long again.
+    Outside of a graph the implementation is called itself: what goes by torch's dispatcher takes half as long again.
     """
-    name = schema.partition("(")[0]
-    _LIBRARY.define(schema)
-    for key in ("CPU", "CUDA"):  # on the CPU kernels are interpreted
-        _LIBRARY.impl(name, implementation, key)
-    torch.library.register_fake(f"classbalance_losses::{name}", fake)
-    operator = getattr(torch.ops.classbalance_losses, name).default
+    operator = operators.define(schema, implementation, fake, keys=("CPU", "CUDA"))  # on the CPU interpreted
 
     def call(*args: Any) -> Any:
         return operator(*args) if torch.compiler.is_compiling() else implementation(*args)

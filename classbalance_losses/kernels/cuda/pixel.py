@@ -28,12 +28,12 @@ from classbalance_losses.kernels.cuda import pixel_kernels as kernels
 from classbalance_losses.kernels.cuda.common import (
     Launch,
     all_fit,
-    by_reference,
     check_fit,
     define,
     pixel_layout,
 )
 from classbalance_losses.kernels.forms.cuda import OF_LOSS, for_kernel, form_of
+from classbalance_losses.kernels.operators import by_reference
 from classbalance_losses.kernels.plain import needs_reference
 
 _UNROLLED = 32  # classes of one round: a multiple of 4

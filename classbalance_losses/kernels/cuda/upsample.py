@@ -42,11 +42,11 @@ from classbalance_losses.kernels.cuda import upsample_kernels as kernels
 from classbalance_losses.kernels.cuda.common import (
     Launch,
     all_fit,
-    by_reference,
     check_fit,
     define,
 )
 from classbalance_losses.kernels.forms.cuda import for_kernel, form_of
+from classbalance_losses.kernels.operators import by_reference
 from classbalance_losses.kernels.plain import needs_reference
 
 _PIXELS = 4  # of a cell, for one lane
