@@ -1,4 +1,4 @@
-"""How loops and kernels become operators of torch's, which stay whole in a compiled graph; their gradient by torch's own."""
+"""How loops and kernels become operators of torch's, whole in a compiled graph, and their gradient by the reference."""
 
 from __future__ import annotations
 
