@@ -146,7 +146,11 @@ def error_sums(logits: Logits, labels: Labels, weight: Tensor | None, *, squared
     elif weight is not None:
         error = scaled(error, class_rows(torch.where(keep, weight, 0).unsqueeze(1)))
     label = class_rows(target.unsqueeze(1))
-    return torch.stack([torch.where(label == c, error, 0).sum((0, 2)) for c in range(labels.num_classes)])
+    if error.device.type != "cpu":  # a product is refused there where algorithms have to be deterministic
+        return torch.stack([torch.where(label == c, error, 0).sum((0, 2)) for c in range(labels.num_classes)])
+    classes = torch.arange(labels.num_classes, dtype=torch.int64, device=error.device).view(-1, 1)
+    with torch.autocast("cpu", enabled=False):
+        return ((label == classes).to(error.dtype) @ error.mT).sum(0)
 
 
 def _cross_entropy(input: Tensor, labels: Labels) -> Tensor:
