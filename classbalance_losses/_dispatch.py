@@ -13,7 +13,7 @@ from torch import Tensor
 
 from classbalance_losses._validate import check_choice
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import ClassSums, Hard, Labels, Logits, Share, WeightedSums
+from classbalance_losses.kernels.call import ClassSums, Hard, Labels, Logits, Pass, Share, WeightedSums
 from classbalance_losses.kernels.forms.reference import Form
 from classbalance_losses.kernels.plain import is_plain
 from classbalance_losses.kernels.selection import Joined
@@ -34,6 +34,20 @@ class Backend(Protocol):
 
     def cross_entropy_and_error(self, logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
         r"""Return the cross-entropy, and the constant :math:`\\lVert p_i - e_{y_i} \\rVert^2` (N, *)."""
+
+    def values_and_overlap(
+        self,
+        logits: Logits,
+        labels: Labels,
+        form: Form | None,
+        weight: Tensor | None,
+        *,
+        with_error: bool = False,
+    ) -> Pass:
+        """Return P and I of each image and class, weighted by q, and φ and the error if they are asked for."""
+
+    def soft_cross_entropy(self, logits: Logits, target: Tensor, weight: Tensor | None) -> Tensor:
+        r"""Return :math:`\sum_c w_c t_{ic} (-\log p_{ic})` (N, *) of constant label vectors t (N, C, *) without NaN."""
 
     def class_sums(
         self,

@@ -40,17 +40,26 @@ class Resize(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Logits (N, C, *) and, where they are of another size than the target, how to resize them.
+    """Logits (N, C, *) and how they are read: resized where they are of another size than the target, then shifted.
 
     It has no properties: torch 2.6 cannot trace those of a named tuple.
     """
 
     input: Tensor
     resize: Resize | None = None
+    bias: Tensor | None = None
+    """What is added to the logits of each class (C,), a constant in the loss's dtype."""
+    single: bool = False
+    """Whether the input (N, 1, *) is one logit z a pixel, which stands for the logits 0 and z of two classes."""
 
     def full_size(self) -> Tensor:
-        """Return the logits at the target's size."""
-        return self.input if self.resize is None else self.resize(self.input)
+        """Return the logits of all classes at the target's size."""
+        input = self.input if self.resize is None else self.resize(self.input)
+        if self.single:
+            input = torch.cat([torch.zeros_like(input), input], 1)
+        if self.bias is None:
+            return input
+        return input.to(self.bias.dtype) + self.bias.view(-1, *[1] * (input.ndim - 2))
 
 
 class Share(NamedTuple):
@@ -86,6 +95,25 @@ class ClassSums(NamedTuple):
     """Σ h_i q_i value_i, with the gradient of the map."""
     squared: Tensor | None
     """Σ h_i q_i² squared_i, constant."""
+
+
+class Overlap(NamedTuple):
+    """Sums of probabilities over the pixels that count of each image and class, (N, C), with their gradient."""
+
+    probability: Tensor
+    """P = Σ_i q_i p_ic."""
+    own: Tensor
+    """I = Σ_{y_i = c} q_i p_ic."""
+
+
+class Pass(NamedTuple):
+    """What one pass over the logits yields beside the overlap; what was not asked for is ``None``."""
+
+    overlap: Overlap
+    value: Tensor | None
+    """φ of each pixel (N, *), with its gradient."""
+    error: Tensor | None
+    """‖p - e_y‖² of each pixel (N, *), constant."""
 
 
 class WeightedSums(NamedTuple):

@@ -11,6 +11,8 @@ from classbalance_losses.kernels.call import (
     Hard,
     Labels,
     Logits,
+    Overlap,
+    Pass,
     Share,
     WeightedSums,
     accumulation_dtype,
@@ -29,6 +31,8 @@ __all__ = [
     "kth_largest",
     "pixel_values",
     "project",
+    "soft_cross_entropy",
+    "values_and_overlap",
     "weighted_sums",
 ]
 
@@ -50,6 +54,47 @@ def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Ten
     r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *)."""
     input = logits.full_size()
     return _cross_entropy(input, labels), errors(input, *indices(labels)).square().sum(1)
+
+
+def values_and_overlap(
+    logits: Logits, labels: Labels, form: Form | None, weight: Tensor | None, *, with_error: bool = False
+) -> Pass:
+    """Return the sums of probabilities, weighted by q, and φ and the error if a form, or the error, is asked for."""
+    full, value, error = Logits(logits.full_size()), None, None
+    if with_error:
+        value, error = cross_entropy_and_error(full, labels)
+    elif form is not None:
+        value = pixel_values(full, labels, form)
+    return Pass(_overlap(full.input, labels, weight), value, error)
+
+
+def _overlap(input: Tensor, labels: Labels, weight: Tensor | None) -> Overlap:
+    target, keep = indices(labels)
+    prob = F.softmax(torch.where(keep.unsqueeze(1), input, 0), 1, dtype=accumulation_dtype(input.dtype))
+    own = prob.gather(1, torch.where(keep, target, 0).unsqueeze(1)).squeeze(1)
+    q = kept_weight(weight, keep)
+    share = keep.to(prob.dtype) if q is None else q
+    images = max(input.shape[0], 1)  # a batch of none has one row of no pixels
+    sums = class_sums(labels, own, None, weight, rows=images).value
+    assert sums is not None
+    total = (prob * share.unsqueeze(1)).reshape(*input.shape[:2], -1).sum(2)
+    return Overlap(total, sums[: input.shape[0]])
+
+
+def soft_cross_entropy(logits: Logits, target: Tensor, weight: Tensor | None) -> Tensor:
+    r"""Return :math:`\sum_c w_c t_{ic} (-\log p_{ic})` (N, *) of label vectors t (N, C, *), constant, without NaN.
+
+    A class of weight or label 0 adds nothing, whatever its probability; a pixel of no label has 0.
+    """
+    input = logits.full_size()
+    keep = (target != 0).any(1)
+    surprise = -F.log_softmax(
+        torch.where(keep.unsqueeze(1), input, 0), 1, dtype=accumulation_dtype(input.dtype)
+    )
+    share = target.to(surprise.dtype)
+    if weight is not None:
+        share = share * weight.view(-1, *[1] * (input.ndim - 2))
+    return scaled(surprise, share).sum(1)
 
 
 def class_sums(

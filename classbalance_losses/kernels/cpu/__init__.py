@@ -8,6 +8,7 @@ from classbalance_losses.kernels.cpu.pixel import cross_entropy_and_error, error
 from classbalance_losses.kernels.cpu.pixel_loops import TYPES
 from classbalance_losses.kernels.cpu.select import kth_largest
 from classbalance_losses.kernels.cpu.threads import failure
+from classbalance_losses.kernels.reference import soft_cross_entropy, values_and_overlap
 from classbalance_losses.kernels.simplex import project
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "pixel_values",
     "project",
     "reasons",
+    "soft_cross_entropy",
+    "values_and_overlap",
     "weighted_sums",
 ]
 
@@ -27,6 +30,8 @@ __all__ = [
 def reasons(logits: Logits | None, labels: Labels) -> list[str]:
     """Why the loops cannot take the logits, if there are any, and labels."""
     found = []
+    if logits is not None and (logits.single or logits.bias is not None):
+        found.append("not yet")
     if labels.target.device.type != "cpu":
         found.append(f"it needs tensors on the CPU, got labels on {labels.target.device}")
     if logits is not None and logits.input.dtype not in TYPES:

@@ -14,7 +14,7 @@ from classbalance_losses.kernels.cuda.select import kth_largest
 from classbalance_losses.kernels.cuda.upsample import upsampled_pass
 from classbalance_losses.kernels.forms.cuda import OF_LOSS, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
-from classbalance_losses.kernels.reference import error_sums
+from classbalance_losses.kernels.reference import error_sums, soft_cross_entropy, values_and_overlap
 
 __all__ = [
     "class_sums",
@@ -25,6 +25,8 @@ __all__ = [
     "pixel_values",
     "project",
     "reasons",
+    "soft_cross_entropy",
+    "values_and_overlap",
     "weighted_sums",
 ]
 

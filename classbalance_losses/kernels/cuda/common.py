@@ -46,6 +46,8 @@ def reasons(logits: Logits | None, labels: Labels) -> list[str]:
     if logits is None:
         return found
     input = logits.input
+    if logits.single or logits.bias is not None:
+        found.append("not yet")
     if target.device != input.device:
         found.append(f"the logits are on {input.device}, the labels on {target.device}")
     if input.dtype not in LOGITS:
