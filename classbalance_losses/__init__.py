@@ -3,12 +3,16 @@
 from classbalance_losses import functional
 from classbalance_losses._dispatch import use_backend
 from classbalance_losses._version import __version__
+from classbalance_losses.losses.deep_supervision import DeepSupervision
 from classbalance_losses.losses.dual_cross_entropy import DualCrossEntropyLoss
 from classbalance_losses.losses.dual_focal import DualFocalLoss
 from classbalance_losses.losses.dyce import DyCELoss
 from classbalance_losses.losses.focal import FocalLoss
 from classbalance_losses.losses.gbw import GBWLoss
+from classbalance_losses.losses.logit_adjusted import LogitAdjustedLoss
+from classbalance_losses.losses.overlap import DiceLoss, JaccardLoss, TverskyLoss
 from classbalance_losses.losses.pull import PullLoss
+from classbalance_losses.losses.sums import SumLoss
 from classbalance_losses.losses.text_queries import (
     AnchorLoss,
     PromptLoss,
@@ -37,6 +41,8 @@ __all__ = [
     "ClassStatistics",
     "ClassWeightEstimator",
     "Curriculum",
+    "DeepSupervision",
+    "DiceLoss",
     "DualCrossEntropyLoss",
     "DualFocalLoss",
     "DyCELoss",
@@ -44,6 +50,8 @@ __all__ = [
     "FocalLoss",
     "GBWLoss",
     "ImageFrequency",
+    "JaccardLoss",
+    "LogitAdjustedLoss",
     "LossBased",
     "MaskedConsistencyLoss",
     "MedianFrequency",
@@ -51,8 +59,10 @@ __all__ = [
     "PromptLoss",
     "PullLoss",
     "QueryDiversityLoss",
+    "SumLoss",
     "TextAlignmentLoss",
     "TopologyLoss",
+    "TverskyLoss",
     "VisionLanguageLoss",
     "WeightedCrossEntropyLoss",
     "__version__",

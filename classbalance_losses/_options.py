@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from classbalance_losses._distributed import ProcessGroup
@@ -14,14 +14,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Common(TypedDict, total=False):
     """The options of every loss on logits: see `DEFAULTS`."""
 
+    task: str
     upsample: str | None
     align_corners: bool
-    ignore_index: int
+    ignore_index: int | Sequence[int]
     reduction: str
     process_group: ProcessGroup
 
 
 DEFAULTS: Common = {
+    "task": "multiclass",
     "upsample": None,
     "align_corners": False,
     "ignore_index": -100,

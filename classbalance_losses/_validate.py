@@ -93,19 +93,28 @@ def _check_logits(input: Tensor, target: Tensor) -> None:
 def _fit(input: Tensor, target: Tensor, upsample: str | None) -> bool:
     if upsample is None:
         return target.shape == (input.shape[0], *input.shape[2:])
-    axes = input.ndim - 2
-    if not 1 <= axes <= 3:
-        raise ValueError(
-            f"Expected input of 1 to 3 spatial axes with upsample, got shape {tuple(input.shape)}. Pass upsample=None."
-        )
-    if target.ndim != axes + 1 or target.shape[0] != input.shape[0]:
+    if target.ndim != input.ndim - 1 or target.shape[0] != input.shape[0]:
+        _check_axes(input)
         return False
-    if not all(input.shape[2:]) or not all(target.shape[1:]):
+    check_upsampled(input, target, target.shape[1:])
+    return True
+
+
+def check_upsampled(input: Tensor, target: Tensor, size: Sequence[int]) -> None:
+    """Check that logits can be interpolated to the target's spatial size."""
+    _check_axes(input)
+    if not all(input.shape[2:]) or not all(size):
         raise ValueError(
             f"Expected spatial axes of at least 1 to interpolate, got input of shape {tuple(input.shape)} and target "
             f"of shape {tuple(target.shape)}."
         )
-    return True
+
+
+def _check_axes(input: Tensor) -> None:
+    if not 1 <= input.ndim - 2 <= 3:
+        raise ValueError(
+            f"Expected input of 1 to 3 spatial axes with upsample, got shape {tuple(input.shape)}. Pass upsample=None."
+        )
 
 
 def _target_shape(input: Tensor, upsample: str | None) -> str:
@@ -188,9 +197,16 @@ def check_pixel_weight(pixel_weight: Tensor | None, target: Tensor) -> None:
         )
 
 
-def check_class_vector(name: str, value: Tensor, num_classes: int) -> None:
-    """Check that a per-class vector has one entry for each logit channel."""
-    if tuple(value.shape) != (num_classes,):
+def check_class_vector(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Check that a per-class vector has one entry for each class, or for each label, absent and present."""
+    if len(shape) > 1 and tuple(value.shape) != shape:
+        raise ValueError(
+            f"Expected {name} of shape {shape}, for each label of input absent and present, or (2,) for all, got "
+            f"{tuple(value.shape)}. For the numbers of the labels where they are present pass "
+            f"torch.stack([torch.ones_like({name}), {name}], -1)."
+        )
+    num_classes = shape[0]
+    if tuple(value.shape) != shape:
         remedy = f" {remedies.of_class_vector_shape(name, value)}" if value.ndim != 1 else ""
         raise ValueError(
             f"Expected {name} of shape ({num_classes},), one entry for each of the {num_classes} classes of input, "
@@ -198,8 +214,10 @@ def check_class_vector(name: str, value: Tensor, num_classes: int) -> None:
         )
 
 
-def class_vector_of_call(name: str, value: object, input: Tensor) -> Tensor:
-    """Return the numbers of the classes (C,) that a call was given, on the logits' device; a tensor keeps its graph.
+def class_vector_of_call(name: str, value: object, input: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the numbers of the classes that a call was given, on the logits' device; a tensor keeps its graph.
+
+    ``shape`` is (C,), or (L, 2) of many labels, for which (2,) does as well.
 
     Raises:
         ValueError: if it has not one number for each class, or they are negative or not finite; and for a tensor on
@@ -207,7 +225,9 @@ def class_vector_of_call(name: str, value: object, input: Tensor) -> Tensor:
         TypeError: if it holds no numbers.
     """
     vector = as_numbers(name, value)
-    check_class_vector(name, vector, input.shape[1])
+    if vector.shape == (2,) and len(shape) > 1:
+        vector = vector.expand(shape)
+    check_class_vector(name, vector, shape)
     check_class_values(name, vector)
     if not isinstance(value, Tensor):  # an array is of float64, as a rule, which not every device has
         return vector.to(accumulation_dtype(input.dtype)).to(input.device)
@@ -250,12 +270,16 @@ def as_numbers(name: str, value: object) -> Tensor:
     )
 
 
-def as_class_vector(name: str, value: object) -> Tensor:
-    """Turn a vector of non-negative numbers, one a class, into a detached float tensor (a copy)."""
+def as_class_vector(name: str, value: object, task: str = "multiclass") -> Tensor:
+    """Turn a vector of non-negative numbers, one a class, into a detached float tensor (a copy).
+
+    With the task "multilabel" it may be of shape (L, 2), each label's numbers where it is absent and present.
+    """
     vector = as_numbers(name, value).detach().clone()
     if not vector.is_floating_point():
         vector = vector.float()
-    if vector.ndim != 1 or vector.numel() < 2:
+    is_of_labels = task == "multilabel" and vector.ndim == 2 and vector.shape[1] == 2
+    if not is_of_labels and (vector.ndim != 1 or vector.numel() < 2):
         raise ValueError(
             f"Expected {name} of shape (C,), one number for each class, got {tuple(vector.shape)}. "
             f"{remedies.of_class_vector_shape(name, vector)}"
@@ -305,27 +329,9 @@ def check_range(
     raise ValueError(f"Expected {name} in {bracket}{low}, {high}], got {value}.")
 
 
-def check_call(
-    input: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor | None,
-    *,
-    upsample: str | None,
-    align_corners: bool,
-    ignore_index: int,
-    reduction: str,
-    process_group: ProcessGroup,
-) -> None:
-    """Check what every per-pixel loss is called with."""
-    check_common(ignore_index, reduction, process_group)
-    check_upsample(upsample, align_corners)
-    check_input_target(input, target, ignore_index, upsample)
-    check_pixel_weight(pixel_weight, target)
-
-
-def check_common(ignore_index: int, reduction: str, process_group: ProcessGroup) -> None:
+def check_common(ignore_index: int | Sequence[int], reduction: str, process_group: ProcessGroup) -> None:
     """Check the three options that every loss has."""
-    as_label(ignore_index)
+    as_labels(ignore_index)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if isinstance(process_group, str):
         check_choice("process_group", process_group, ("world",))
@@ -347,3 +353,15 @@ def as_label(ignore_index: int) -> int:
     raise TypeError(
         f"Expected ignore_index to be an int, got {ignore_index!r}. {remedies.of_ignore_index(ignore_index)}"
     )
+
+
+def as_labels(ignore_index: int | Sequence[int]) -> int | tuple[int, ...]:
+    """Return ``ignore_index`` as `as_label` does, or several, of which there is one at least.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if isinstance(ignore_index, (tuple, list)) and ignore_index:
+        labels = tuple(dict.fromkeys(as_label(label) for label in ignore_index))
+        return labels if len(labels) > 1 else labels[0]
+    return as_label(ignore_index)  # type: ignore[arg-type]

@@ -231,3 +231,29 @@ def _distinct(values: Tensor) -> list[float]:
     """Return the different values, in rising order."""
     kinds: list[float] = torch.unique(values.detach().flatten()).tolist()
     return kinds
+
+
+def of_own_logits(input: Tensor, target: Tensor) -> str:
+    """Say how to bring logits of labels, each present or not by itself, to their shape."""
+    if input.shape == target.shape and 1 not in input.shape[1:2]:
+        return 'For a map without a channel axis pass input.unsqueeze(1); for many labels a pixel task="multilabel".'
+    if input.ndim > 1 and input.shape[1] > 1:
+        two = (
+            ", or the logit of class 1 against class 0, input[:, 1:] - input[:, :1]"
+            if input.shape[1] == 2
+            else ""
+        )
+        return f'For a softmax over the classes pass task="multiclass"{two}; for labels each by itself "multilabel".'
+    return "Pass input.unsqueeze(1) for a map without a channel axis, input.unsqueeze(0) without a batch."
+
+
+def of_own_target(input: Tensor, target: Tensor, task: str) -> str:
+    """Say how to bring labels, each 0 or 1, to the logits' shape."""
+    if task == "multilabel" and target.ndim == input.ndim - 1:
+        return (
+            "Each label needs a 0 or a 1. For class indices, one a pixel, pass "
+            "torch.nn.functional.one_hot(target.long(), input.shape[1]).movedim(-1, 1)."
+        )
+    if target.ndim == input.ndim and target.shape[-1] in (1, input.shape[1]):
+        return "Its channel axis is the last: pass target.movedim(-1, 1)."
+    return 'Resize the labels by "nearest", or pass upsample="linear" to interpolate the logits.'

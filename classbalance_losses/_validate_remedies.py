@@ -114,8 +114,8 @@ def of_one_class(num_classes: int) -> str:
     if num_classes == 0:
         return "The class axis is empty: give the last layer one output for each class."
     return (
-        "A softmax over one class is 1 whatever the logit. For a binary problem predict 2 classes, or give the one "
-        "logit a background of logit 0, which is its sigmoid: torch.cat([torch.zeros_like(input), input], 1)."
+        "A softmax over one class is 1 whatever the logit. For one logit a pixel, whose sigmoid is the probability of "
+        'label 1, pass task="binary".'
     )
 
 

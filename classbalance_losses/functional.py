@@ -5,6 +5,8 @@ from classbalance_losses.losses.dual_focal import dual_focal_loss
 from classbalance_losses.losses.dyce import dyce_loss
 from classbalance_losses.losses.focal import focal_loss
 from classbalance_losses.losses.gbw import class_gradient_norms, gbw_class_weights, gbw_loss
+from classbalance_losses.losses.logit_adjusted import adjust_logits, logit_adjusted_loss
+from classbalance_losses.losses.overlap import dice_loss, jaccard_loss, tversky_loss
 from classbalance_losses.losses.pull import pull_loss
 from classbalance_losses.losses.text_queries import (
     anchor_loss,
@@ -36,11 +38,13 @@ from classbalance_losses.ops.sampling import (
 )
 
 __all__ = [
+    "adjust_logits",
     "anchor_loss",
     "class_confidence_weights",
     "class_gradient_norms",
     "class_prototypes",
     "curriculum_weights",
+    "dice_loss",
     "dual_cross_entropy_loss",
     "dual_focal_loss",
     "dyce_loss",
@@ -50,6 +54,8 @@ __all__ = [
     "gbw_loss",
     "image_frequency_weights",
     "imagewise_frequency_weights",
+    "jaccard_loss",
+    "logit_adjusted_loss",
     "loss_based_weights",
     "masked_consistency_loss",
     "median_frequency_weights",
@@ -62,6 +68,7 @@ __all__ = [
     "solve_class_weights",
     "text_alignment_loss",
     "topology_loss",
+    "tversky_loss",
     "unreliable_pixels",
     "vision_language_loss",
     "weighted_cross_entropy_loss",

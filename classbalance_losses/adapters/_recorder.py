@@ -18,6 +18,7 @@ from classbalance_losses.losses.focal import FocalLoss
 from classbalance_losses.losses.gbw import GBWLoss
 from classbalance_losses.losses.weighted_cross_entropy import WeightedCrossEntropyLoss
 from classbalance_losses.ops.batch import Batch
+from classbalance_losses.ops.soft import batch_for
 from classbalance_losses.ops.weights import inverse_power
 from classbalance_losses.state import ClassWeightEstimator
 
@@ -87,13 +88,13 @@ class ClassRecorder:
                 self._add(loss, *_call(*args, **kwargs))
 
     def _add(self, loss: PixelLoss, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> None:
-        batch = Batch(input.detach(), target, None, {**loss.common, "process_group": None})
+        batch = batch_for(input.detach(), target, None, {**loss.common, "process_group": None})
         number, sums, pixel_loss, _ = batch.class_sums(batch.values(CrossEntropy(ranked=True)))
         former = self._totals or (torch.zeros_like(sums), torch.zeros_like(number))
         self._totals = former[0] + sums, former[1] + number
         if isinstance(loss, DyCELoss):
             options: Common = {**loss.common, "process_group": loss.process_group}
-            mined = Batch(input.detach(), target, pixel_weight, options, skip_weightless=True)
+            mined = batch_for(input.detach(), target, pixel_weight, options).without_weightless()
             self._record_mining(loss, mined, pixel_loss)
         else:
             weight = _stored_weight(loss)

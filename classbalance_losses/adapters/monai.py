@@ -53,7 +53,9 @@ class MonaiLoss(nn.Module):
 
     def _one(self, input: Tensor, target: Tensor) -> Tensor:
         input, target = _plain(input), _plain(target)
-        loss: Tensor = self.loss(input, class_indices(target, input.shape[1], self.loss.ignore_index))
+        ignored = self.loss.ignore_index
+        label = ignored if isinstance(ignored, int) else ignored[0]
+        loss: Tensor = self.loss(input, class_indices(target, input.shape[1], label))
         return loss
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,13 @@ from typing_extensions import Unpack
 
 from classbalance_losses._distributed import HeldGroup, ProcessGroup
 from classbalance_losses._options import Common, completed
-from classbalance_losses._validate import as_label, check_common, check_upsample
+from classbalance_losses._validate import as_labels, check_choice, check_common, check_upsample
+from classbalance_losses._validate_tasks import TASKS
+from classbalance_losses.ops.batch import Batch, Needs
 from classbalance_losses.state.saved import Saved
+
+if TYPE_CHECKING:
+    from classbalance_losses.losses.sums import SumLoss
 
 
 class Loss(Saved):
@@ -54,17 +59,34 @@ class PixelLoss(Loss):
         options = completed(common)
         check_common(options["ignore_index"], options["reduction"], options["process_group"])
         check_upsample(options["upsample"], options["align_corners"])
+        check_choice("task", options["task"], TASKS)
         super().__init__()
+        self.task = options["task"]
         self.upsample = options["upsample"]
         self.align_corners = options["align_corners"]
-        self.ignore_index = as_label(options["ignore_index"])
+        self.ignore_index = as_labels(options["ignore_index"])
         self.reduction = options["reduction"]
         self.process_group = options["process_group"]
+
+    @property
+    def needs(self) -> Needs:
+        """What `of` asks of the logits: of most losses, ℓ."""
+        return Needs(loss=not getattr(self, "label_smoothing", 0))
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch that was checked, which the terms of a sum share."""
+        raise NotImplementedError
+
+    @property
+    def learned(self) -> tuple[object, ...]:
+        """Weights that may be learned."""
+        return ()
 
     @property
     def common(self) -> Common:
         """The common options as keywords for the functional twin, for the call that is running."""
         return {
+            "task": self.task,
             "upsample": self.upsample,
             "align_corners": self.align_corners,
             "ignore_index": self.ignore_index,
@@ -72,10 +94,22 @@ class PixelLoss(Loss):
             "process_group": self.joined_group,
         }
 
+    def __add__(self, other: PixelLoss | SumLoss) -> SumLoss:
+        return self * 1.0 + other
+
+    def __mul__(self, factor: float) -> SumLoss:
+        # Here and not above, for sums are made of losses.
+        from classbalance_losses.losses.sums import SumLoss  # noqa: PLC0415
+
+        return SumLoss([(factor, self)])
+
+    __rmul__ = __mul__
+
     def extra_repr(self) -> str:
         """Show the hyper-parameters and the common options."""
+        task = ("task",) if self.task != "multiclass" else ()
         upsampling = ("upsample", "align_corners") if self.upsample else ()
-        names = (*self._shown, *upsampling, "ignore_index", "reduction")
+        names = (*self._shown, *task, *upsampling, "ignore_index", "reduction")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 

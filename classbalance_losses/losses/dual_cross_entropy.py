@@ -11,9 +11,10 @@ from typing_extensions import Unpack
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import check_range
-from classbalance_losses.kernels.forms.reference import DualCrossEntropy
+from classbalance_losses.kernels.forms.reference import DualCrossEntropy, smoothed
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.batch import Batch
+from classbalance_losses.ops.batch import Batch, Needs
+from classbalance_losses.ops.soft import batch_for
 
 
 @shows_options
@@ -25,12 +26,13 @@ def dual_cross_entropy_loss(
     pixel_weight: Tensor | None = None,
     alpha: float = 1.0,
     beta: float = 4.5,
+    label_smoothing: float = 0.0,
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.DualCrossEntropyLoss`, which describes the arguments."""
-    _check(alpha, beta)
-    batch = Batch(input, target, pixel_weight, common)
-    return batch.mean(batch.values(DualCrossEntropy(alpha, beta)))
+    _check(alpha, beta, label_smoothing)
+    batch = batch_for(input, target, pixel_weight, common)
+    return batch.mean_of(smoothed(DualCrossEntropy(alpha, beta), label_smoothing))
 
 
 class DualCrossEntropyLoss(PixelLoss):
@@ -48,6 +50,9 @@ class DualCrossEntropyLoss(PixelLoss):
     Args:
         alpha: α > 0.
         beta: β ≥ 0.
+        label_smoothing: ε in [0, 1]: a pixel's loss is
+            :math:`(1 - \varepsilon) \varphi_y + \frac{\varepsilon}{C} \sum_c \varphi_c`
+            in the place of :math:`\varphi_y`.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
@@ -74,20 +79,38 @@ class DualCrossEntropyLoss(PixelLoss):
         *,
         alpha: float = 1.0,
         beta: float = 4.5,
+        label_smoothing: float = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        _check(alpha, beta)
+        _check(alpha, beta, label_smoothing)
         super().__init__(**common)
         self.alpha = alpha
         self.beta = beta
+        self.label_smoothing = label_smoothing
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing that others need, too."""
+        return Needs()
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch that was checked."""
+        return batch.mean_of(smoothed(DualCrossEntropy(self.alpha, self.beta), self.label_smoothing))
 
     def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
-        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        """Return the loss of logits (N, C, *) against labels (N, *)."""
         return dual_cross_entropy_loss(
-            input, target, pixel_weight=pixel_weight, alpha=self.alpha, beta=self.beta, **self.common
+            input,
+            target,
+            pixel_weight=pixel_weight,
+            alpha=self.alpha,
+            beta=self.beta,
+            label_smoothing=self.label_smoothing,
+            **self.common,
         )
 
 
-def _check(alpha: float, beta: float) -> None:
+def _check(alpha: float, beta: float, label_smoothing: float) -> None:
     check_range("alpha", alpha, 0, open_low=True)
     check_range("beta", beta, 0)
+    check_range("label_smoothing", label_smoothing, 0, 1)

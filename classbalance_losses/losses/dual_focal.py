@@ -13,9 +13,10 @@ from typing_extensions import Unpack
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import check_range
-from classbalance_losses.kernels.forms.reference import DualFocal
+from classbalance_losses.kernels.forms.reference import DualFocal, smoothed
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.batch import Batch
+from classbalance_losses.ops.batch import Batch, Needs
+from classbalance_losses.ops.soft import batch_for
 
 
 @shows_options
@@ -29,12 +30,13 @@ def dual_focal_loss(
     beta: float = 1.0,
     gamma: float = 1.0,
     rho: float = 1.0,
+    label_smoothing: float = 0.0,
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.DualFocalLoss`, which describes the arguments."""
-    _check(alpha, beta, gamma, rho)
-    batch = Batch(input, target, pixel_weight, common)
-    return batch.mean(batch.values(DualFocal(alpha, beta, gamma, rho)))
+    _check(alpha, beta, gamma, rho, label_smoothing)
+    batch = batch_for(input, target, pixel_weight, common)
+    return batch.mean_of(smoothed(DualFocal(alpha, beta, gamma, rho), label_smoothing))
 
 
 class DualFocalLoss(PixelLoss):
@@ -58,6 +60,9 @@ class DualFocalLoss(PixelLoss):
         beta: β ≥ 0.
         gamma: γ ≥ 0.
         rho: ρ ≥ 1; above 1 the loss is offset by :math:`-\beta (C-1) \log \rho` and may be negative.
+        label_smoothing: ε in [0, 1]: a pixel's loss is
+            :math:`(1 - \varepsilon) \varphi_y + \frac{\varepsilon}{C} \sum_c \varphi_c`
+            in the place of :math:`\varphi_y`.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
@@ -86,17 +91,30 @@ class DualFocalLoss(PixelLoss):
         beta: float = 1.0,
         gamma: float = 1.0,
         rho: float = 1.0,
+        label_smoothing: float = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        _check(alpha, beta, gamma, rho)
+        _check(alpha, beta, gamma, rho, label_smoothing)
         super().__init__(**common)
         self.alpha = alpha
         self.beta = beta
         self.gamma = gamma
         self.rho = rho
+        self.label_smoothing = label_smoothing
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing that others need, too."""
+        return Needs()
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch that was checked."""
+        return batch.mean_of(
+            smoothed(DualFocal(self.alpha, self.beta, self.gamma, self.rho), self.label_smoothing)
+        )
 
     def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
-        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        """Return the loss of logits (N, C, *) against labels (N, *)."""
         return dual_focal_loss(
             input,
             target,
@@ -105,12 +123,14 @@ class DualFocalLoss(PixelLoss):
             beta=self.beta,
             gamma=self.gamma,
             rho=self.rho,
+            label_smoothing=self.label_smoothing,
             **self.common,
         )
 
 
-def _check(alpha: float, beta: float, gamma: float, rho: float) -> None:
+def _check(alpha: float, beta: float, gamma: float, rho: float, label_smoothing: float) -> None:
     check_range("alpha", alpha, 0)
     check_range("beta", beta, 0)
     check_range("gamma", gamma, 0)
     check_range("rho", rho, 1)
+    check_range("label_smoothing", label_smoothing, 0, 1)

@@ -21,9 +21,10 @@ from typing_extensions import Unpack
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import check_choice, check_range
-from classbalance_losses.kernels.forms.reference import CrossEntropy
+from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.batch import Batch
+from classbalance_losses.ops.batch import Batch, Needs
+from classbalance_losses.ops.soft import batch_for
 from classbalance_losses.ops.weights import inverse_power
 
 
@@ -39,12 +40,26 @@ def dyce_loss(
     scope: str = "batch",
     min_kept: int = 1,
     normalize: str = "paper",
+    label_smoothing: float = 0.0,
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.DyCELoss`, which describes the arguments."""
-    _check(omega, hard_fraction, scope, min_kept, normalize)
-    batch = Batch(input, target, pixel_weight, common, skip_weightless=True)
-    loss = batch.values(CrossEntropy(ranked=True))
+    _check(omega, hard_fraction, scope, min_kept, normalize, label_smoothing)
+    batch = batch_for(input, target, pixel_weight, common)
+    return _loss(batch, omega, hard_fraction, scope, min_kept, normalize, label_smoothing)
+
+
+def _loss(
+    batch: Batch,
+    omega: float,
+    hard_fraction: float,
+    scope: str,
+    min_kept: int,
+    normalize: str,
+    label_smoothing: float,
+) -> Tensor:
+    batch = batch.without_weightless()
+    loss = batch.values(smoothed(CrossEntropy(ranked=True), label_smoothing))
     hard = batch.hardest(loss, fraction=hard_fraction, min_kept=min_kept, scope=scope)
     sums = batch.class_sums(loss, hard)  # f_c = Σ h_i and Σ h_i q_i ℓ_i
     coefficient = inverse_power(sums.number, 1 - omega, loss.dtype)  # f_c^-(1-ω)
@@ -85,6 +100,9 @@ class DyCELoss(PixelLoss):
         min_kept: smallest k, ≥ 0; an H smaller than that holds all valid pixels.
         normalize: "paper" divides by :math:`f_H^\omega` (equation 9), "unit" by the sum of the coefficients
             :math:`h_i f_{y_i}^{\omega-1}`, so that equal losses keep their value.
+        label_smoothing: ε in [0, 1]: a pixel's loss is
+            :math:`(1 - \varepsilon) \ell_i - \frac{\varepsilon}{C} \sum_c \log p_{ic}`
+            in the place of :math:`\ell_i`; counts and classes stay the labels'.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
@@ -122,18 +140,37 @@ class DyCELoss(PixelLoss):
         scope: str = "batch",
         min_kept: int = 1,
         normalize: str = "paper",
+        label_smoothing: float = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        _check(omega, hard_fraction, scope, min_kept, normalize)
+        _check(omega, hard_fraction, scope, min_kept, normalize, label_smoothing)
         super().__init__(**common)
         self.omega = omega
         self.hard_fraction = hard_fraction
         self.scope = scope
         self.min_kept = min_kept
         self.normalize = normalize
+        self.label_smoothing = label_smoothing
+
+    @property
+    def needs(self) -> Needs:
+        """ℓ, so that equal ones tie."""
+        return super().needs._replace(ranked=True)
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch that was checked."""
+        return _loss(
+            batch,
+            self.omega,
+            self.hard_fraction,
+            self.scope,
+            self.min_kept,
+            self.normalize,
+            self.label_smoothing,
+        )
 
     def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
-        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        """Return the loss of logits (N, C, *) against labels (N, *)."""
         return dyce_loss(
             input,
             target,
@@ -143,11 +180,15 @@ class DyCELoss(PixelLoss):
             scope=self.scope,
             min_kept=self.min_kept,
             normalize=self.normalize,
+            label_smoothing=self.label_smoothing,
             **self.common,
         )
 
 
-def _check(omega: float, hard_fraction: float, scope: str, min_kept: int, normalize: str) -> None:
+def _check(
+    omega: float, hard_fraction: float, scope: str, min_kept: int, normalize: str, label_smoothing: float
+) -> None:
+    check_range("label_smoothing", label_smoothing, 0, 1)
     check_range("omega", omega, 0, 1)
     check_range("hard_fraction", hard_fraction, 0, 1, open_low=True)
     check_choice("scope", scope, ("batch", "image"))

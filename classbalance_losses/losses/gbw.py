@@ -26,12 +26,14 @@ from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import first_time, recomputable
 from classbalance_losses._validate import check_choice, check_range
 from classbalance_losses._validate_features import check_last_layer_features
+from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
 from classbalance_losses.kernels.simplex import weights_from_norms
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.batch import Batch
-from classbalance_losses.ops.gradients import READINGS, Gradients, gather, squared_norms
+from classbalance_losses.ops.batch import Batch, Needs
+from classbalance_losses.ops.gradients import OF_SQUARED_ERRORS, READINGS, Gradients, gather, squared_norms
 from classbalance_losses.ops.logits import full_size_features
 from classbalance_losses.ops.projection import solve_with_cvxpy
+from classbalance_losses.ops.soft import batch_for
 from classbalance_losses.ops.weights import inverse_power
 from classbalance_losses.state.memory import Entry, Memory
 
@@ -96,6 +98,7 @@ def gbw_loss(
     classes: str = "all",
     apply: str = "pixel",
     solver: str = "projection",
+    label_smoothing: float = 0.0,
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.GBWLoss`, which describes the arguments.
@@ -104,10 +107,9 @@ def gbw_loss(
     """
     programme = Programme(regularization, gradient, classes, solver)
     programme.check()
-    check_choice("apply", apply, ("pixel", "class"))
-    batch = Batch(input, target, pixel_weight, common)
-    gradients = programme.gather(batch, features)
-    return _weigh(gradients, programme.solve(gradients), apply)
+    _check(apply, label_smoothing)
+    gradients = programme.gather(batch_for(input, target, pixel_weight, common), features)
+    return _weigh(gradients, programme.solve(gradients), apply, label_smoothing)
 
 
 def gbw_class_weights(
@@ -130,7 +132,7 @@ def gbw_class_weights(
     programme = Programme(regularization, gradient, classes, solver)
     programme.check()
     options: Common = {"ignore_index": ignore_index, "process_group": process_group}
-    batch = Batch(input.detach(), target, pixel_weight, options)
+    batch = batch_for(input.detach(), target, pixel_weight, options)
     return programme.solve(programme.gather(batch, features)).to(batch.dtype)
 
 
@@ -183,13 +185,15 @@ def class_gradient_norms(
     """
     check_choice("gradient", gradient, READINGS)
     options: Common = {"ignore_index": ignore_index, "process_group": process_group}
-    batch = Batch(input.detach(), target, pixel_weight, options)
+    batch = batch_for(input.detach(), target, pixel_weight, options)
     return squared_norms(Programme(gradient=gradient).gather(batch, features), gradient).to(batch.dtype)
 
 
-def _weigh(gradients: Gradients, class_weight: Tensor, apply: str) -> Tensor:
+def _weigh(gradients: Gradients, class_weight: Tensor, apply: str, label_smoothing: float) -> Tensor:
     """Return the loss under given class weights v (C,)."""
     batch, loss = gradients.batch, gradients.loss
+    if label_smoothing:
+        loss = batch.values(smoothed(CrossEntropy(), label_smoothing))
     class_weight = class_weight.to(loss.dtype)
     if apply == "pixel":
         return batch.mean(loss, class_weight)
@@ -227,6 +231,9 @@ class GBWLoss(Memory, PixelLoss):
         momentum: m in [0, 1] for :math:`v \leftarrow m\, v_{\text{last}} + (1 - m)\, v`; the first batch has
             its own weights. ``None``: every batch has its own, and nothing is remembered.
         num_classes: C, which fixes the shape of what ``momentum`` remembers; ``None`` to take it from the first batch.
+        label_smoothing: ε in [0, 1]: a pixel's loss is
+            :math:`(1 - \varepsilon) \ell_i - \frac{\varepsilon}{C} \sum_c \log p_{ic}`
+            in the place of :math:`\ell_i`, which does not change g.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
         ignore_index: the label of pixels to leave out; their logits may be NaN.
@@ -269,11 +276,12 @@ class GBWLoss(Memory, PixelLoss):
         solver: str = "projection",
         momentum: float | None = None,
         num_classes: int | None = None,
+        label_smoothing: float = 0.0,
         **common: Unpack[Common],
     ) -> None:
         programme = Programme(regularization, gradient, classes, solver)
         programme.check()
-        check_choice("apply", apply, ("pixel", "class"))
+        _check(apply, label_smoothing)
         if momentum is not None:
             check_range("momentum", momentum, 0, 1)
         super().__init__(**common)
@@ -284,6 +292,7 @@ class GBWLoss(Memory, PixelLoss):
         self.solver = solver
         self.momentum = momentum
         self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
         if momentum is None:
             self._remember(num_classes)
         else:
@@ -308,11 +317,23 @@ class GBWLoss(Memory, PixelLoss):
         pixel_weight: Tensor | None = None,
         features: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of logits (N, C, *) against class indices (N, *)."""
+        """Return the loss of logits (N, C, *) against labels (N, *)."""
+        return self._of(batch_for(input, target, pixel_weight, self.common), features)
+
+    @property
+    def needs(self) -> Needs:
+        """ℓ and the error that its gradient is made of."""
+        return Needs(loss=True, error=self.gradient in OF_SQUARED_ERRORS)
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch that was checked."""
+        return self._of(batch, None)
+
+    def _of(self, batch: Batch, features: Tensor | None) -> Tensor:
         programme = Programme(self.regularization, self.gradient, self.classes, self.solver)
-        gradients = programme.gather(Batch(input, target, pixel_weight, self.common), features)
+        gradients = programme.gather(batch, features)
         class_weight = self._smoothed(programme.solve(gradients), gradients)
-        return _weigh(gradients, class_weight, self.apply_to)
+        return _weigh(gradients, class_weight, self.apply_to, self.label_smoothing)
 
     def _smoothed(self, own: Tensor, gradients: Gradients) -> Tensor:
         """Blend a batch's own weights with the remembered ones."""
@@ -331,3 +352,8 @@ class GBWLoss(Memory, PixelLoss):
         mixed = torch.where(seen > 0, momentum * last + (1 - momentum) * own, own)
         self._keep(recalled, class_weight=mixed, seen=seen + 1)
         return torch.where(recalled.finite | (seen == 0), mixed, last)
+
+
+def _check(apply: str, label_smoothing: float) -> None:
+    check_choice("apply", apply, ("pixel", "class"))
+    check_range("label_smoothing", label_smoothing, 0, 1)

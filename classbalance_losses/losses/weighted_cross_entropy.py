@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -21,12 +20,12 @@ from classbalance_losses._validate import (
     check_class_device,
     check_class_vector,
     check_range,
-    class_vector_of_call,
 )
-from classbalance_losses.kernels.forms.reference import Smoothed
+from classbalance_losses.kernels.forms.reference import CrossEntropy, Smoothed
 from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.batch_sums import BatchSums
+from classbalance_losses.ops.soft import batch_for
 from classbalance_losses.state.estimators import estimate
 
 # sums over the batch's classes -> weights (C,); the former signature, of maps, works for one more release
@@ -47,24 +46,30 @@ def weighted_cross_entropy_loss(
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.WeightedCrossEntropyLoss`, which describes the arguments."""
     _check(normalize, label_smoothing)
-    batch = Batch(input, target, pixel_weight, common, learned=weight if isinstance(weight, Tensor) else None)
-    w = _class_weight(weight, input, batch)
+    batch = batch_for(input, target, pixel_weight, common, learned=(weight,))
+    if isinstance(weight, Tensor) and weight.ndim == 2 and batch.task == "multiclass":
+        batch = batch.by_image()
+    return _loss(batch, weight, normalize, label_smoothing)
+
+
+def _loss(batch: Batch, weight: Numbers | Estimator | None, normalize: str, label_smoothing: float) -> Tensor:
+    w = _class_weight(weight, batch)
     over = w if normalize == "weights" else None
     if label_smoothing == 0:
-        return batch.mean(batch.cross_entropy(), w, over)
-    w = torch.ones(input.shape[1], dtype=batch.dtype, device=input.device) if w is None else w
-    return batch.mean(batch.values(Smoothed(label_smoothing, w)), over=over)
+        return batch.mean_of(CrossEntropy(), w, over)
+    w = batch.ones() if w is None else w
+    return batch.mean_of(Smoothed(label_smoothing, w), over=over)
 
 
-def _class_weight(weight: Numbers | Estimator | None, input: Tensor, batch: Batch) -> Tensor | None:
+def _class_weight(weight: Numbers | Estimator | None, batch: Batch) -> Tensor | None:
     """Return w (C,), the given numbers, which may be learned, or what the estimator makes of this batch; None: 1."""
     if weight is None:
         return None
     if isinstance(weight, (Tensor, type)) or not callable(weight):
-        return class_vector_of_call("weight", weight, input).to(batch.dtype)
+        return batch.class_vector("weight", weight)
     estimated = estimate(weight, batch.statistics())
-    check_class_vector("weight", estimated, input.shape[1])
-    check_class_device("weight", estimated, input)
+    check_class_vector("weight", estimated, (batch.classes.num_classes,))
+    check_class_device("weight", estimated, batch.logits.input)
     return estimated.detach().to(batch.dtype)
 
 
@@ -132,10 +137,19 @@ class WeightedCrossEntropyLoss(VectorLoss):
     def _checked(self, value: Any) -> Any:
         if value is None or (callable(value) and not isinstance(value, (Tensor, type))):
             return value
-        vector = as_class_vector("weight", value)
+        vector = as_class_vector("weight", value, self.task)
         return (
             value if isinstance(value, Tensor) and value.requires_grad else vector
         )  # a learned one is kept itself
+
+    @property
+    def learned(self) -> tuple[object, ...]:
+        """w, if it is given."""
+        return (self.weight,)
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch that was checked."""
+        return _loss(batch, self.weight, self.normalize, self.label_smoothing)
 
     def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
         """Return the loss of logits (N, C, *) against class indices (N, *)."""

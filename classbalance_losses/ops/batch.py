@@ -1,11 +1,14 @@
 """The pixels of a call, and what a loss asks of them: values of a form, sums over classes, and a mean.
 
 A loss is a function of class sums. Two primitives carry it: a pass over the logits that gives each pixel's value of a
-form, and sums of such a map over the pixels of each class. All that is left is arithmetic on C numbers.
+form, or sums of probabilities, and sums of such a map over the pixels of each class. All that is left is arithmetic on
+C numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -14,16 +17,17 @@ from torch import Tensor
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import all_reduce_sum, joined_value, resolve
 from classbalance_losses._options import Common, completed
-from classbalance_losses._validate import check_call, check_target_range
+from classbalance_losses._validate import check_target_range, class_vector_of_call
+from classbalance_losses._validate_tasks import check_call
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import Hard, Labels, WeightedSums, accumulation_dtype
-from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
+from classbalance_losses.kernels.call import Hard, WeightedSums, accumulation_dtype
+from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Mixed, Smoothed
 from classbalance_losses.kernels.plain import can_read_values, is_constant
 from classbalance_losses.kernels.reference import indices, kept_weight, members, per_pixel, scaled
 from classbalance_losses.ops.batch_sums import BatchSums
-from classbalance_losses.ops.logits import logits_for
 from classbalance_losses.ops.mining import hardest
 from classbalance_losses.ops.reduction import reduce_total
+from classbalance_losses.ops.tasks import Reading, grouped, read
 
 
 class Sums(NamedTuple):
@@ -38,8 +42,35 @@ class Sums(NamedTuple):
     hard: Hard | None
 
 
+class ImageSums(NamedTuple):
+    """Sums over the pixels of each image and class (N, C), as overlap losses need them, of this rank."""
+
+    probability: Tensor
+    """P = Σ q_i p_ic, with its gradient."""
+    own: Tensor
+    """I = Σ q_i t_ic p_ic, with its gradient; t is 1 for the label."""
+    number: Tensor
+    """n = Σ q_i t_ic, constant."""
+    present: Tensor
+    """Whether any pixel has the label."""
+
+
+class Needs(NamedTuple):
+    """What a loss asks of the logits, for one pass to give the terms of a sum all of it."""
+
+    loss: bool = False
+    """ℓ, or what is a function of it."""
+    ranked: bool = False
+    """ℓ so that equal losses tie."""
+    error: bool = False
+    overlap: bool = False
+
+
 class Batch:
-    """Logits and labels of a call, checked, and the backend that works on them."""
+    """Logits and labels of a call, checked, and the backend that works on them.
+
+    Its rows and classes are those of `tasks`: C = 2L where each of L labels is a class of its own, present or not.
+    """
 
     def __init__(
         self,
@@ -48,28 +79,43 @@ class Batch:
         pixel_weight: Tensor | None,
         common: Common,
         *,
-        learned: Tensor | None = None,
-        skip_weightless: bool = False,
+        learned: Sequence[object] = (),
+        needs: Needs | None = None,
     ) -> None:
         """Check the arguments of a call, and choose the backend.
 
-        ``learned`` is a weight that may have a gradient, as ``pixel_weight`` may. With ``skip_weightless`` pixels of
-        weight 0 do not count.
+        ``learned`` are weights that may have a gradient, as ``pixel_weight`` may. ``needs`` says what the terms of a
+        sum need, so that they share a pass.
         """
         options = completed(common)
-        check_call(input, target, pixel_weight, **options)
-        self.dtype = accumulation_dtype(input.dtype)
+        check_call(input, target, pixel_weight, options)
         self.reduction, self.process_group = options["reduction"], options["process_group"]
-        ignore_index = options["ignore_index"]
-        if skip_weightless and pixel_weight is not None:
-            target = torch.where(pixel_weight != 0, target.long(), ignore_index)
-        self.logits = logits_for(input, target, options["upsample"], options["align_corners"])
-        self.labels = Labels(target, input.shape[1], ignore_index)
-        self.pixel_weight = None if pixel_weight is None else pixel_weight.to(self.dtype)
-        self._loss: Tensor | None = None
-        constant = all(is_constant(weight) for weight in (pixel_weight, learned) if weight is not None)
-        self.backend = backend_for(self.logits, self.labels, pixel_weight, constant=constant)
-        self._check_labels()
+        self.task, self.num_images = options["task"], input.shape[0] if input.ndim > 1 else 1
+        self._set(read(input, target, pixel_weight, options), accumulation_dtype(input.dtype))
+        self._needs, self._found = needs, dict[str, Tensor]()
+        weights = [weight for weight in (pixel_weight, target, *learned) if isinstance(weight, Tensor)]
+        constant = all(map(is_constant, weights))
+        self.backend = backend_for(self.logits, self.labels, self.pixel_weight, constant=constant)
+        if self.soft is None:
+            self._check_labels()
+
+    def _set(self, reading: Reading, dtype: torch.dtype) -> None:
+        self.dtype, self.logits, self.labels = dtype, reading.logits, reading.labels
+        self.groups, self._shape, self.soft = reading.groups, reading.shape, reading.soft
+        self.classes = grouped(self.labels, self.groups)
+        weight = reading.pixel_weight
+        self.pixel_weight = None if weight is None else weight.to(dtype)
+
+    def class_vector(self, name: str, value: object) -> Tensor:
+        """Return the numbers of the classes (C,) that the call was given, in the loss's dtype."""
+        shape: tuple[int, ...] = (self.labels.num_classes,)
+        if self.task == "multilabel" or self.groups > 1:  # of labels, absent and present, or of images
+            shape = (self.groups, *shape)
+        return class_vector_of_call(name, value, self.logits.input, shape).to(self.dtype).flatten()
+
+    def ones(self) -> Tensor:
+        """Return 1 for each class (C,)."""
+        return torch.ones(self.classes.num_classes, dtype=self.dtype, device=self.logits.input.device)
 
     def _check_labels(self) -> None:
         """Check that each label is a class or ignored: values are read on the CPU; kernels for CUDA assert it."""
@@ -80,88 +126,208 @@ class Batch:
         if count is None or not can_read_values(target) or count(target, num_classes, ignore_index):
             check_target_range(target, num_classes, ignore_index)
 
-    def values(self, form: Form) -> Tensor:
-        """Return φ of each pixel (N, *), 0 where its label does not count."""
+    def without_weightless(self) -> Batch:
+        """Return the same where pixels of weight 0 do not count."""
+        if self.pixel_weight is None:
+            return self
+        kept, other = self.pixel_weight != 0, copy(self)
+        other.labels, other.classes = (
+            of._replace(target=torch.where(kept, of.target.long(), of.ignore_index))
+            for of in (self.labels, self.classes)
+        )
+        return other
+
+    def by_image(self) -> Batch:
+        """Return the same where the classes of each image are classes of their own."""
+        other = copy(self)
+        other.groups = self.num_images
+        other.classes = grouped(self.labels, other.groups)
+        return other
+
+    def reduced(self, reduction: str) -> Batch:
+        """Return the same with another reduction."""
+        other = copy(self)
+        other.reduction = reduction
+        return other
+
+    def biased(self, bias: Tensor) -> Batch:
+        """Return the same where constants (G, C') of each group of rows are added to the logits."""
+        other, logits = copy(self), self.logits
+        other._needs, other._found = None, {}
+        if self.groups == 1:
+            other.logits = logits._replace(bias=bias[0].to(self.dtype))
+        else:  # of one logit a row, against 0
+            own = (bias[:, 1] - bias[:, 0]).to(self.dtype).repeat(self.num_images)
+            shifted = logits.input.to(self.dtype) + own.view(-1, *[1] * (logits.input.ndim - 1))
+            other.logits = logits._replace(input=shifted)
+        return other
+
+    def values(self, form: AnyForm) -> Tensor:
+        """Return φ of each pixel (M, *), 0 where its label does not count."""
+        if self._needs is not None and self._needs.loss and isinstance(form, (CrossEntropy, Focal)):
+            self._run(self._needs)
+            loss = self._found["loss"]
+            return form.of_loss(loss) if isinstance(form, Focal) else loss
+        if isinstance(form, Mixed):
+            if not isinstance(form.form, CrossEntropy):
+                return form.value(self.logits.full_size(), *indices(self.labels))
+            form = Smoothed(form.label_smoothing, self.ones()[: self.labels.num_classes])
+        if isinstance(form, Smoothed) and form.weight.numel() != self.labels.num_classes:
+            return self._smoothed_by_group(form)
         return self.backend.pixel_values(self.logits, self.labels, form)
 
+    def _smoothed_by_group(self, form: Smoothed) -> Tensor:
+        """Return the values where each group of rows has weights of its own."""
+        groups, values = self.groups, []
+        for g, weight in enumerate(form.weight.view(groups, -1)):
+            logits = self.logits._replace(input=self.logits.input[g::groups])
+            labels = self.labels._replace(target=self.labels.target[g::groups])
+            values.append(self.backend.pixel_values(logits, labels, form._replace(weight=weight)))
+        return torch.stack(values, 1).flatten(0, 1)
+
     def cross_entropy(self) -> Tensor:
-        """Return ℓ of each pixel (N, *), which is computed once."""
-        if self._loss is None:
-            self._loss = self.values(CrossEntropy())
-        return self._loss
+        """Return ℓ of each pixel (M, *), which is computed once."""
+        if "loss" not in self._found:
+            self._found["loss"] = self.values(CrossEntropy())
+        return self._found["loss"]
 
     def cross_entropy_and_error(self) -> tuple[Tensor, Tensor]:
-        r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *)."""
-        return self.backend.cross_entropy_and_error(self.logits, self.labels)
+        r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (M, *)."""
+        self._run(self._needs or Needs(error=True))
+        return self._found["loss"], self._found["error"]
+
+    def image_sums(self) -> ImageSums:
+        """Return the sums of probabilities and labels over each image's pixels, (N, C), or (N, L) where labels are."""
+        self._run(self._needs or Needs(overlap=True))
+        rows = self.labels.target.shape[0]
+        counts = self.backend.class_sums(self.labels, self.pixel_weight, rows=max(rows, 1))
+        number = counts.number if counts.value is None else counts.value
+        return self._by_image(
+            self._found["probability"], self._found["own"], number[:rows], (counts.number > 0)[:rows]
+        )
+
+    def _by_image(self, *sums: Tensor) -> ImageSums:
+        """Return sums of rows and their classes, (M, C'), as they are or, of labels present, by image and label."""
+        if self.logits.single:
+            sums = tuple(table[:, 1].reshape(self.num_images, self.groups) for table in sums)
+        return ImageSums(*sums)
+
+    def _run(self, needs: Needs) -> None:
+        """Pass over the logits, once, for all that the losses need."""
+        if self._found:
+            return
+        form = CrossEntropy(ranked=needs.ranked)
+        found: dict[str, Tensor | None] = {}
+        if needs.overlap:
+            asked = form if needs.loss else None
+            sums, found["loss"], found["error"] = self.backend.values_and_overlap(
+                self.logits, self.labels, asked, self.pixel_weight, with_error=needs.error
+            )
+            found |= sums._asdict()
+        elif needs.error:
+            found["loss"], found["error"] = self.backend.cross_entropy_and_error(self.logits, self.labels)
+        else:
+            found["loss"] = self.backend.pixel_values(self.logits, self.labels, form)
+        self._found.update({name: value for name, value in found.items() if value is not None})
 
     def hardest(self, loss: Tensor, *, fraction: float, min_kept: int, scope: str) -> Hard:
         """Return H, the pixels with the largest losses of the batch, on all ranks together, or of each image."""
+        rows = self.num_images if scope == "image" and loss.numel() else 1
         return hardest(
             loss,
             self.labels,
             fraction=fraction,
             min_kept=min_kept,
-            scope=scope,
-            process_group=self.process_group,
+            rows=rows,
+            process_group=self.process_group if scope == "batch" else None,
             backend=self.backend,
         )
 
     def class_sums(self, values: Tensor, hard: Hard | None = None) -> Sums:
         """Sum a map over the pixels of each class, or over those of H."""
         rows = 1 if hard is None else hard.bits.shape[0]
-        sums = self.backend.class_sums(self.labels, values, None, self.pixel_weight, rows=rows, hard=hard)
+        sums = self.backend.class_sums(self.classes, values, None, self.pixel_weight, rows=rows, hard=hard)
         number, value = (_over_rows(table) for table in (sums.number, sums.value))
         return Sums(all_reduce_sum(number, self.process_group), value, values, hard)
 
+    def number(self) -> Tensor:
+        """Return n_c of all ranks (C,), a constant."""
+        return all_reduce_sum(self.backend.class_sums(self.classes).number[0], self.process_group)
+
+    def squared_sums(self, error: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return n_c, and :math:`\sum q_i^2 e_i` over each class's pixels, of all ranks (C,), constants."""
+        sums = self.backend.class_sums(self.classes, None, error, self.pixel_weight)
+        assert sums.squared is not None
+        return tuple(all_reduce_sum(table[0], self.process_group) for table in (sums.number, sums.squared))  # type: ignore[return-value]
+
+    def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
+        r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2`, (C, C), of all ranks."""
+        logits = self.logits._replace(input=self.logits.input.detach())
+        blocks = []
+        for g in range(self.groups):  # of a label's entries: there are no errors of other labels
+            of = logits._replace(input=logits.input[g :: self.groups])
+            labels = self.labels._replace(target=self.labels.target[g :: self.groups])
+            own = None if weight is None else weight[g :: self.groups]
+            blocks.append(self.backend.error_sums(of, labels, own, squared=squared))
+        return all_reduce_sum(block_diagonal(blocks), self.process_group)
+
     def statistics(self) -> BatchSums:
         """Return what estimators of class weights are given."""
-        return BatchSums(self.cross_entropy(), self.labels, self.backend, self.process_group)
+        size = (self.num_images, -1, *self.labels.target.shape[1:])
+        labels = self.classes._replace(target=self.classes.target.reshape(size))
+        return BatchSums(self.cross_entropy().reshape(size), labels, self.backend, self.process_group)
+
+    def mean_of(self, form: AnyForm, weight: Tensor | None = None, over: Tensor | None = None) -> Tensor:
+        """Return the mean of a form's values, see `mean`."""
+        return self.mean(self.values(form), weight, over)
 
     def weighted(self, sums: Sums, coefficient: Tensor, normalizer: Tensor) -> Tensor:
         r"""Return :math:`\frac{1}{Z} \sum_c a_c S_c`; the sum, or the terms :math:`h_i a_{y_i} q_i \varphi_i`."""
         if self.reduction != "none":
             total = (coefficient * sums.value).sum()
             return self._joined(total, normalizer)
-        keep = indices(self.labels)[1]
+        keep = indices(self.classes)[1]
         share = None
         if sums.hard is not None:
             keep, tied = members(sums.hard, keep)
             rows = sums.hard.share.view(-1, *[1] * (keep.ndim - 1))
-            share = torch.where(tied, rows, 1)
+            share = torch.where(tied.reshape(len(rows), -1), rows.view(-1, 1), 1).view(keep.shape)
         return self._terms(sums.values, coefficient, keep, share)
 
     def mean(self, values: Tensor, weight: Tensor | None = None, over: Tensor | None = None) -> Tensor:
         r"""Return :math:`\sum_i w_{y_i} q_i \varphi_i / \sum_i w'_{y_i}`; the sum above, or the terms.
 
         Args:
-            values: φ (N, *).
+            values: φ (M, *).
             weight: w (C,), or ``None`` for 1.
             over: w' (C,), or ``None`` for 1: the number of pixels that count.
         """
         if self.reduction == "none":
-            return self._terms(values, weight, indices(self.labels)[1])
+            return self._terms(values, weight, indices(self.classes)[1])
         sums = self._weighted_sums(values, weight, over)
         if resolve(self.process_group) is None:
             return sums.mean if self.reduction == "mean" else sums.total
         if over is None or is_constant(over):
             return self._joined(sums.total, all_reduce_sum(sums.norm, self.process_group))
         # Σ_c w_c n_c, of all ranks' n_c: on each rank the derivative is the joined sum's
-        number = self.backend.class_sums(self.labels).number[0]
-        return self._joined(sums.total, (over * all_reduce_sum(number, self.process_group)).sum())
+        return self._joined(sums.total, (over * self.number()).sum())
 
     def sum(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the sum that `mean` divides; or the terms."""
         if self.reduction == "none":
-            return self._terms(values, weight, indices(self.labels)[1])
+            return self._terms(values, weight, indices(self.classes)[1])
         return joined_value(self._weighted_sums(values, weight, None).total, self.process_group)
 
     def _weighted_sums(self, values: Tensor, weight: Tensor | None, over: Tensor | None) -> WeightedSums:
-        return self.backend.weighted_sums(values, self.labels, weight, over, self.pixel_weight)
+        return self.backend.weighted_sums(values, self.classes, weight, over, self.pixel_weight)
 
     def _terms(
         self, values: Tensor, weight: Tensor | None, keep: Tensor, share: Tensor | None = None
     ) -> Tensor:
-        target = indices(self.labels)[0]
+        return self._entries(values, weight, keep, share).reshape(self._shape)
+
+    def _entries(self, values: Tensor, weight: Tensor | None, keep: Tensor, share: Tensor | None) -> Tensor:
+        target = indices(self.classes)[0]
         own = None if weight is None else per_pixel(weight.to(values.dtype), target, keep)
         return scaled(torch.where(keep, values, 0), own, share, kept_weight(self.pixel_weight, keep))
 
@@ -169,6 +335,12 @@ class Batch:
         return reduce_total(
             total, reduction=self.reduction, normalizer=normalizer, process_group=self.process_group
         )
+
+
+def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """Return a matrix of blocks, 0 elsewhere."""
+    matrix: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return matrix
 
 
 def _over_rows(table: Tensor | None) -> Tensor:

@@ -23,8 +23,15 @@ class BatchSums:
     """
 
     def __init__(
-        self, pixel_loss: Tensor, labels: Labels, backend: Backend, process_group: ProcessGroup
+        self,
+        pixel_loss: Tensor,
+        labels: Labels,
+        backend: Backend,
+        process_group: ProcessGroup,
+        *,
+        share: Tensor | None = None,
     ) -> None:
+        self._share = share  # of soft labels, which are counted in whole pixels, rounded
         self._pixel_loss, self._labels, self._backend = pixel_loss.detach(), labels, backend
         self._own: tuple[Tensor, Tensor] | None = None
         self.num_classes, self.num_images = labels.num_classes, labels.target.shape[0]
@@ -45,6 +52,8 @@ class BatchSums:
 
     def number(self) -> Tensor:
         """Return n_c, the pixels of each class on all ranks, (C,) of int64."""
+        if self._share is not None:
+            return all_reduce_sum(self._sums()[0].round().long(), self.process_group)
         own = self._backend.class_sums(self._labels).number if self._own is None else self._own[0]
         return all_reduce_sum(own.view(-1), self.process_group)
 
@@ -56,7 +65,11 @@ class BatchSums:
 
     def image_number(self) -> Tensor:
         """Return the pixels of each image and class of this rank's batch, (N, C) of int64."""
-        return image_class_counts(self._labels, self._backend)
+        if self._share is None:
+            return image_class_counts(self._labels, self._backend)
+        counts = self._backend.class_sums(self._labels, self._share, rows=max(self.num_images, 1)).value
+        assert counts is not None
+        return counts[: self.num_images].round().long()
 
     def total(self) -> Tensor:
         """Return the sum of this rank's losses, (1,): it tells whether a batch is finite, and one from another."""
@@ -68,7 +81,12 @@ class BatchSums:
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         if self._own is None:
-            sums = self._backend.class_sums(self._labels, self._pixel_loss)
+            sums = self._backend.class_sums(self._labels, self._pixel_loss, None, self._share)
             assert sums.value is not None
-            self._own = sums.number[0], sums.value[0]
+            number = sums.number
+            if self._share is not None:
+                shares = self._backend.class_sums(self._labels, self._share).value
+                assert shares is not None
+                number = shares
+            self._own = number[0], sums.value[0]
         return self._own

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum
-from classbalance_losses.kernels.call import Logits
 from classbalance_losses.kernels.reference import class_rows, errors, indices, kept_weight, scaled
 from classbalance_losses.kernels.simplex import class_means
 from classbalance_losses.ops.batch import Batch
@@ -40,22 +39,16 @@ class Gradients(NamedTuple):
 
     def error_sums(self, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2`, (C, C), of all ranks."""
-        logits = Logits(self.batch.logits.input.detach(), self.batch.logits.resize)
-        sums = self.batch.backend.error_sums(logits, self.batch.labels, self.weight(), squared=squared)
-        return self.joined(sums)
+        return self.batch.error_sums(self.weight(), squared=squared)
 
 
 def gather(batch: Batch, reading: str, features: Tensor | None) -> Gradients:
     """Return the cross-entropy, and what the reading needs, as constants."""
     if reading not in OF_SQUARED_ERRORS:
-        loss, squared = batch.cross_entropy(), None
-        number = batch.backend.class_sums(batch.labels).number[0]
-    else:
-        loss, error = batch.cross_entropy_and_error()
-        sums = batch.backend.class_sums(batch.labels, None, error, batch.pixel_weight)
-        assert sums.squared is not None
-        number, squared = sums.number[0], all_reduce_sum(sums.squared[0], batch.process_group)
-    return Gradients(batch, loss, squared, features, all_reduce_sum(number, batch.process_group))
+        return Gradients(batch, batch.cross_entropy(), None, features, batch.number())
+    loss, error = batch.cross_entropy_and_error()
+    number, squared = batch.squared_sums(error)
+    return Gradients(batch, loss, squared, features, number)
 
 
 def squared_norms(gradients: Gradients, reading: str) -> Tensor:

@@ -17,17 +17,16 @@ def hardest(
     *,
     fraction: float,
     min_kept: int = 1,
-    scope: str = "batch",
+    rows: int = 1,
     process_group: ProcessGroup = None,
     backend: Backend,
 ) -> Hard:
-    """Return H: of the pixels that count the k with the largest loss, over the batch, on all ranks, or each image.
+    """Return H: of the pixels that count the k with the largest loss, over the batch, on all ranks, or each row of it.
 
     k = max(min_kept, floor(fraction · pixels)). Of T pixels that tie for the last k − A places each enters H with
     h = (k − A) / T, so that H's size is k, and does not depend on the order of the pixels.
     """
-    rows = loss.shape[0] if scope == "image" and loss.numel() else 1
     joined = None
-    if scope == "batch" and resolve(process_group) is not None:
+    if resolve(process_group) is not None:
         joined = partial(all_reduce_sum, process_group=process_group)
     return backend.kth_largest(loss.detach(), labels, rows, Share(fraction, min_kept), joined)

@@ -123,6 +123,41 @@ class DualFocal(NamedTuple):
 Form = CrossEntropy | Focal | Smoothed | DualCrossEntropy | DualFocal
 
 
+class Mixed(NamedTuple):
+    r"""Label smoothing of any form: :math:`(1 - \varepsilon) \varphi_y + \frac{\varepsilon}{C} \sum_c \varphi_c`."""
+
+    form: Form
+    label_smoothing: float
+
+    def value(self, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        """Return φ (N, *), 0 where not kept."""
+        return _own(of_all_classes(self, input, keep), target, keep)
+
+    def of_all(self, input: Tensor, keep: Tensor) -> Tensor:
+        """Return φ of each class as if it were the label (N, C, *)."""
+        values = of_all_classes(self.form, input, keep)
+        return (1 - self.label_smoothing) * values + self.label_smoothing * values.mean(1, keepdim=True)
+
+
+AnyForm = Form | Mixed  # the reference alone has the second
+
+
+def smoothed(form: Form, label_smoothing: float) -> AnyForm:
+    """Return a form with its label smoothing, if there is any."""
+    return Mixed(form, label_smoothing) if label_smoothing else form
+
+
+def of_all_classes(form: AnyForm, input: Tensor, keep: Tensor) -> Tensor:
+    """Return φ of each class as if it were the label (N, C, *), 0 where not kept."""
+    if isinstance(form, Mixed):
+        return form.of_all(input, keep)
+    if isinstance(form, (CrossEntropy, Focal)):
+        loss = torch.where(keep.unsqueeze(1), -_log_prob(input, keep), 0)
+        return form.of_loss(loss) if isinstance(form, Focal) else loss
+    target = torch.zeros_like(keep, dtype=torch.int64)
+    return torch.stack([form.value(input, target + c, keep) for c in range(input.shape[1])], 1)
+
+
 def _log_prob(input: Tensor, keep: Tensor) -> Tensor:
     """Return log-probabilities (N, C, *); logits that do not count may be NaN or inf, and are replaced."""
     return F.log_softmax(

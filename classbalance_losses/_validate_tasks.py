@@ -1,0 +1,132 @@
+"""Checks of a call by its task: one class a pixel, one label, or many; indices, or shares of soft labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from classbalance_losses import _validate_label_remedies as label_remedies
+from classbalance_losses import _validate_remedies as remedies
+from classbalance_losses._options import Common
+from classbalance_losses._validate import (
+    FLOATS,
+    as_labels,
+    check_choice,
+    check_common,
+    check_device,
+    check_input_target,
+    check_pixel_weight,
+    check_tensor,
+    check_upsample,
+    check_upsampled,
+)
+from classbalance_losses.kernels.plain import can_read_values
+
+TASKS = ("multiclass", "binary", "multilabel")
+
+
+def check_call(input: Tensor, target: Tensor, pixel_weight: Tensor | None, options: Common) -> None:
+    """Check what every loss on logits is called with; ``options`` are complete.
+
+    Raises:
+        ValueError: for shapes, devices or options that do not fit.
+        TypeError: for what is no tensor, or of another dtype.
+    """
+    check_common(options["ignore_index"], options["reduction"], options["process_group"])
+    check_upsample(options["upsample"], options["align_corners"])
+    check_choice("task", options["task"], TASKS)
+    ignored = as_labels(options["ignore_index"])
+    label = ignored if isinstance(ignored, int) else ignored[0]
+    upsample, is_single = options["upsample"], options["task"] != "multiclass"
+    if is_single:
+        _check_labels_of_own(input, target, options["task"], upsample)
+    elif not _is_soft(input, target, upsample):
+        is_pixel = (
+            isinstance(input, Tensor) and isinstance(target, Tensor) and (input.ndim, target.ndim) == (1, 0)
+        )
+        if is_pixel:
+            check_input_target(input.unsqueeze(0), target.unsqueeze(0), label, upsample)
+        else:
+            check_input_target(input, target, label, upsample)
+    else:
+        _check_soft(input, target)
+    weighted = target
+    if target.is_floating_point() and not is_single:  # one weight for all shares of a pixel
+        weighted = target[0] if target.ndim == 1 else target[:, 0]
+    check_pixel_weight(pixel_weight, weighted)
+
+
+def _is_soft(input: object, target: object, upsample: str | None) -> bool:
+    """Whether the target gives shares of the classes, (N, C, *), or (C,) of one pixel."""
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        return False
+    floats = input.dtype in FLOATS and target.dtype in FLOATS
+    if not floats or input.ndim != target.ndim or not input.ndim:
+        return False
+    if upsample is not None and input.ndim > 2:
+        return input.shape[:2] == target.shape[:2]
+    return input.shape == target.shape
+
+
+def _check_soft(input: Tensor, target: Tensor) -> None:
+    classes = input.shape[min(input.ndim - 1, 1)]
+    if classes < 2:
+        raise ValueError(
+            f"Expected logits of at least 2 classes on axis 1, got input of shape {tuple(input.shape)}. "
+            f"{remedies.of_one_class(classes)}"
+        )
+    check_device("target", target, "input", input)
+    _check_shares(target)
+
+
+def _check_shares(target: Tensor) -> None:
+    """Check that shares lie in [0, 1] or are NaN: read on the CPU alone."""
+    if not (can_read_values(target) and target.numel()):
+        return
+    low, high = torch.aminmax(target.detach().nan_to_num(0.0))
+    if float(low) < 0 or float(high) > 1:
+        raise ValueError(
+            f"Expected a target of probabilities in [0, 1], got values from {float(low):.4g} to {float(high):.4g}. "
+            "Labels are integers: pass target.long(); masks of 0 and 255 as (target > 127).long()."
+        )
+
+
+def _check_labels_of_own(input: Tensor, target: Tensor, task: str, upsample: str | None) -> None:
+    """Check logits of labels that are absent or present, one (binary) or many, each by itself."""
+    check_tensor("input", input)
+    check_tensor("target", target, input.ndim)
+    if input.dtype not in FLOATS:
+        raise TypeError(
+            f"Expected floating-point logits, got input of dtype {input.dtype}. {remedies.of_logits(input)}"
+        )
+    if target.is_complex():
+        raise TypeError(f"Expected target of 0 and 1, got dtype {target.dtype}. Pass target.real.")
+    check_device("target", target, "input", input)
+    if input.ndim < 2 or (task == "binary" and input.shape[1] != 1) or not input.shape[1]:
+        shape = "(N, 1, *)" if task == "binary" else "(N, L, *)"
+        raise ValueError(
+            f'Expected input of shape {shape} with task="{task}", got {tuple(input.shape)}. '
+            f"{label_remedies.of_own_logits(input, target)}"
+        )
+    if not _fits(input, target, task, upsample):
+        channel = "" if task == "multilabel" else f" or {(input.shape[0], *input.shape[2:])}"
+        raise ValueError(
+            f'Expected target of shape {tuple(input.shape)}{channel} with task="{task}"'
+            f"{', of any size *' if upsample else ''}, got {tuple(target.shape)}. "
+            f"{label_remedies.of_own_target(input, target, task)}"
+        )
+    if target.is_floating_point():
+        _check_shares(target)
+
+
+def _fits(input: Tensor, target: Tensor, task: str, upsample: str | None) -> bool:
+    shapes = [input.shape] if task == "multilabel" else [input.shape, (input.shape[0], *input.shape[2:])]
+    for shape in shapes:
+        axes = len(shape) - (input.ndim - 2)
+        if upsample is None:
+            if target.shape == torch.Size(shape):
+                return True
+        elif target.ndim == len(shape) and target.shape[:axes] == torch.Size(shape[:axes]):
+            check_upsampled(input, target, target.shape[axes:])
+            return True
+    return False

@@ -1,0 +1,295 @@
+r"""Overlap losses: Tversky, and Dice and Jaccard as its cases, from sums of probabilities over each class.
+
+.. math::
+    T_c = \frac{I_c + s}{I_c + \alpha (P_c - I_c) + \beta (n_c - I_c) + s}, \qquad
+    L = \frac{1}{K} \sum_c (1 - T_c)^\gamma
+
+Salehi et al., "Tversky loss function for image segmentation using 3D fully convolutional deep networks", MLMI 2017.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from classbalance_losses._distributed import all_reduce_sum, joined_value, world_size
+from classbalance_losses._options import Common, shows_options
+from classbalance_losses._recompute import recomputable
+from classbalance_losses._validate import (
+    Numbers,
+    as_class_vector,
+    check_choice,
+    check_range,
+    class_vector_of_call,
+)
+from classbalance_losses.losses._base import VectorLoss
+from classbalance_losses.ops.batch import Batch, ImageSums, Needs
+from classbalance_losses.ops.soft import batch_for
+
+_POWERS = {"inverse": 1, "inverse_square": 2}
+
+
+@shows_options
+@recomputable
+def tversky_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None = None,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    gamma: float = 1.0,
+    smooth: float = 0.0,
+    per_image: bool = False,
+    classes: str = "present",
+    include_background: bool = True,
+    class_weight: Numbers | None = None,
+    generalized: str | None = None,
+    **common: Unpack[Common],
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.TverskyLoss`, which describes the arguments."""
+    settings = Tversky(alpha, beta, gamma, smooth, per_image, classes, include_background, generalized)
+    settings.check()
+    needs = Needs(overlap=True)
+    batch = batch_for(input, target, pixel_weight, common, learned=(class_weight,), needs=needs)
+    return settings.loss(batch, class_weight)
+
+
+def dice_loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """Functional form of :class:`classbalance_losses.DiceLoss`, which describes the arguments."""
+    return tversky_loss(input, target, alpha=0.5, beta=0.5, **options)
+
+
+def jaccard_loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """Functional form of :class:`classbalance_losses.JaccardLoss`, which describes the arguments."""
+    return tversky_loss(input, target, alpha=1.0, beta=1.0, **options)
+
+
+class Tversky(NamedTuple):
+    """How the loss is made of the sums."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    smooth: float
+    per_image: bool
+    classes: str
+    include_background: bool
+    generalized: str | None
+
+    def check(self) -> None:
+        """Check the options."""
+        for name in ("alpha", "beta", "smooth"):
+            check_range(name, getattr(self, name), 0)
+        check_range("alpha + beta", self.alpha + self.beta, 0, open_low=True)
+        check_range("gamma", self.gamma, 0, open_low=True)
+        check_choice("classes", self.classes, ("present", "all"))
+        if self.generalized is not None:
+            check_choice("generalized", self.generalized, tuple(_POWERS))
+
+    def loss(self, batch: Batch, class_weight: Numbers | None) -> Tensor:
+        """Return the loss of a batch."""
+        sums = batch.image_sums()
+        if not (self.include_background or batch.logits.single):
+            sums = ImageSums(*(of[:, 1:] for of in sums))
+        if not self.per_image:
+            sums = ImageSums(*(_over_ranks(of, batch) for of in sums))
+        part = sums.present if self.classes == "present" else torch.ones_like(sums.present)
+        weight = self._weight(class_weight, batch, part)
+        if self.generalized is None:
+            losses = torch.where(part, self._class_loss(sums.own, self._union(sums)), 0)
+        else:
+            inside = torch.where(sums.number > 0, sums.number, 1) ** -_POWERS[self.generalized] * sums.present
+            own, union = ((inside * of).sum(1, keepdim=True) for of in (sums.own, self._union(sums)))
+            losses, weight = self._class_loss(own, union), torch.ones_like(own)
+        return self._reduced(batch, losses, weight)
+
+    def _union(self, sums: ImageSums) -> Tensor:
+        return sums.own + self.alpha * (sums.probability - sums.own) + self.beta * (sums.number - sums.own)
+
+    def _class_loss(self, own: Tensor, union: Tensor) -> Tensor:
+        """Return (1 - T)^γ, 0 of an empty union; the power's slope at a perfect overlap is not asked for."""
+        union = union + self.smooth
+        missed = torch.where(union > 0, (union - own - self.smooth) / torch.where(union > 0, union, 1), 0)
+        if self.gamma == 1:
+            return missed
+        return torch.where(missed > 0, torch.where(missed > 0, missed, 1) ** self.gamma, 0)
+
+    def _weight(self, class_weight: Numbers | None, batch: Batch, part: Tensor) -> Tensor:
+        """Return w (R, C), 0 for what is left out."""
+        if class_weight is None:
+            return part.to(batch.dtype)
+        classes = (batch.groups if batch.logits.single else batch.labels.num_classes,)
+        vector = class_vector_of_call("class_weight", class_weight, batch.logits.input, classes)
+        return torch.where(part, vector.to(batch.dtype)[-part.shape[1] :], 0)
+
+    def _reduced(self, batch: Batch, losses: Tensor, weight: Tensor) -> Tensor:
+        weighted = weight * losses
+        if batch.reduction == "none":
+            return weighted if self.per_image else weighted.squeeze(0)
+        total = weighted.sum(1)
+        if batch.reduction == "mean":
+            norm = weight.sum(1)
+            total = total / torch.where(norm > 0, norm, 1)
+        if not self.per_image:
+            return _of_joined_sums(total.sum(), batch)
+        if batch.reduction == "sum":
+            return joined_value(total.sum(), batch.process_group)
+        counted = all_reduce_sum((weight.sum(1) > 0).sum(), batch.process_group)
+        return joined_value(total.sum() / counted.clamp(min=1), batch.process_group)
+
+
+class TverskyLoss(VectorLoss):
+    r"""Tversky loss: one minus the overlap of probabilities and labels, class by class (Salehi et al. 2017).
+
+    .. math::
+        T_c = \frac{I_c + s}{I_c + \alpha (P_c - I_c) + \beta (n_c - I_c) + s}, \qquad
+        L = \frac{\sum_c w_c (1 - T_c)^\gamma}{\sum_c w_c}
+
+    :math:`I_c = \sum_{y_i = c} q_i p_{ic}`, :math:`P_c = \sum_i q_i p_{ic}` and :math:`n_c = \sum_{y_i = c} q_i` are
+    sums over the valid pixels of the batch, on all ranks, or of each image. α weighs false positives and β false
+    negatives: α = β = ½ is Dice, α = β = 1 Jaccard, β > α lifts recall.
+
+    γ is the exponent itself; the focal Tversky loss (Abraham and Khan, ISBI 2019) writes 1/γ for it, so that its
+    γ = 4/3 is 0.75 here. ``generalized`` puts weights inside the ratio of sums (Sudre et al., DLMIA 2017),
+
+    .. math::
+        1 - T, \qquad T = \frac{\sum_c v_c I_c + s}{\sum_c v_c (I_c + \alpha (P_c - I_c) + \beta (n_c - I_c)) + s},
+
+    with :math:`v_c = 1 / n_c` or :math:`1 / n_c^2`, and 0 for an absent class.
+
+    A class without a pixel has no overlap to speak of: "present" leaves it out of the mean, "all" counts it, with a
+    loss of 1 as soon as there is any probability and s = 0. Where nothing is left the loss is 0, in the graph: an empty
+    image, everything ignored. An overlap alone says little about single pixels: add a cross-entropy,
+    ``DyCELoss() + DiceLoss()``, which takes one pass over the logits.
+
+    Args:
+        alpha: α ≥ 0, of false positives.
+        beta: β ≥ 0, of false negatives; not both 0.
+        gamma: γ > 0.
+        smooth: s ≥ 0, in pixels. Of MONAI's Dice, 2I + smooth_nr over P + n + smooth_dr, it is half.
+        per_image: the overlap of each image, then the mean over images, and not that of the batch.
+        classes: "present": the mean is over the classes that the batch, or the image, has; "all".
+        include_background: whether class 0 of a softmax counts. Of labels, binary or many, it is always the overlap of
+            what is present.
+        class_weight: w, of the mean over classes, (C,): a tensor, array or sequence; or ``None`` for ones.
+        generalized: ``None``, "inverse" or "inverse_square".
+        task: "multiclass" for a softmax, "binary" for one logit a pixel, "multilabel" for a sigmoid each.
+        upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
+        align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
+        ignore_index: the label of pixels to leave out, or several; their logits may be NaN.
+        reduction: "mean" as above; "sum" of the classes' losses, and of images; "none": the losses of classes, (C,), or
+            (N, C) with ``per_image``, 0 where they are left out.
+        process_group: ``None`` for this process's sums, "world" or a group for those of all its ranks.
+
+    Shape:
+        - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
+        - target: class indices (N, \*), or shares (N, C, \*).
+        - pixel_weight: q, (N, \*), non-negative.
+
+    Raises:
+        ValueError: for shapes or options out of range.
+        TypeError: for dtypes.
+        IndexError: for a target that is no class (on the CPU).
+    """
+
+    _shown: tuple[str, ...] = Tversky._fields
+    _vector = "class_weight"
+    class_weight: Tensor | None
+
+    @shows_options
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        gamma: float = 1.0,
+        smooth: float = 0.0,
+        per_image: bool = False,
+        classes: str = "present",
+        include_background: bool = True,
+        class_weight: Numbers | None = None,
+        generalized: str | None = None,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(**common)
+        settings = Tversky(alpha, beta, gamma, smooth, per_image, classes, include_background, generalized)
+        settings.check()
+        for name, value in settings._asdict().items():
+            setattr(self, name, value)
+        setattr(self, self._vector, class_weight)  # a sequence becomes a tensor
+
+    def _checked(self, value: Any) -> Any:
+        if value is None or (isinstance(value, Tensor) and value.requires_grad):
+            return value
+        return as_class_vector("class_weight", value)
+
+    @property
+    def needs(self) -> Needs:
+        """Sums of probabilities."""
+        return Needs(overlap=True)
+
+    @property
+    def learned(self) -> tuple[object, ...]:
+        """w, if it is given."""
+        return (self.class_weight,)
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch that was checked."""
+        return self._settings().loss(batch, self.class_weight)
+
+    def _settings(self) -> Tversky:
+        return Tversky(*(getattr(self, name) for name in Tversky._fields))
+
+    @recomputable
+    def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
+        """Return the loss of logits (N, C, *) against labels (N, *)."""
+        learned, needs = self.learned, self.needs
+        return self.of(batch_for(input, target, pixel_weight, self.common, learned=learned, needs=needs))
+
+
+class DiceLoss(TverskyLoss):
+    r"""Dice loss, :math:`1 - \frac{2 I_c}{P_c + n_c}` class by class: Tversky with α = β = ½ (Milletari et al. 2016).
+
+    Its arguments are those of :class:`TverskyLoss` but for α and β. ``generalized="inverse_square"`` is the generalised
+    Dice loss of Sudre et al., DLMIA 2017.
+
+    Examples:
+        >>> criterion = DyCELoss(ignore_index=255) + 0.5 * DiceLoss(ignore_index=255)
+    """
+
+    _shown = TverskyLoss._shown[2:]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(alpha=0.5, beta=0.5, **options)
+
+
+class JaccardLoss(TverskyLoss):
+    r"""Jaccard loss, :math:`1 - \frac{I_c}{P_c + n_c - I_c}` class by class: Tversky with α = β = 1.
+
+    Its arguments are those of :class:`TverskyLoss` but for α and β. Source: Rahman and Wang, ISVC 2016.
+    """
+
+    _shown = TverskyLoss._shown[2:]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(alpha=1.0, beta=1.0, **options)
+
+
+def _over_ranks(sums: Tensor, batch: Batch) -> Tensor:
+    """Return sums over the images of all ranks (1, C), with the gradient of this rank's."""
+    if sums.dtype == torch.bool:
+        return all_reduce_sum(sums.sum(0, keepdim=True), batch.process_group) > 0
+    own = sums.sum(0, keepdim=True)
+    if world_size(batch.process_group) == 1:
+        return own
+    return own + (all_reduce_sum(own, batch.process_group) - own).detach()
+
+
+def _of_joined_sums(loss: Tensor, batch: Batch) -> Tensor:
+    """Return a loss of sums over all ranks, its gradient times ranks: DistributedDataParallel averages it."""
+    ranks = world_size(batch.process_group)
+    return loss if ranks == 1 else ranks * loss - (ranks - 1) * loss.detach()

@@ -1,0 +1,183 @@
+"""Soft labels: each pixel is an entry for each class, whose weight is the class's share of the label.
+
+With indices one entry of a pixel has the share 1, so every sum over entries is what it is over pixels.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from classbalance_losses._distributed import all_reduce_sum
+from classbalance_losses._options import Common
+from classbalance_losses.kernels import reference
+from classbalance_losses.kernels.call import Hard, Labels
+from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Smoothed, of_all_classes
+from classbalance_losses.kernels.reference import scaled
+from classbalance_losses.ops.batch import Batch, ImageSums, Needs, Sums, block_diagonal
+from classbalance_losses.ops.batch_sums import BatchSums
+from classbalance_losses.ops.tasks import Reading, grouped
+
+
+def batch_for(
+    input: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    common: Common,
+    *,
+    learned: tuple[object, ...] = (),
+    needs: Needs | None = None,
+) -> Batch:
+    """Return the batch of a call, see `Batch`, by the kind of its labels."""
+    kind = SoftBatch if isinstance(target, Tensor) and target.is_floating_point() else Batch
+    return kind(input, target, pixel_weight, common, learned=learned, needs=needs)
+
+
+class SoftBatch(Batch):
+    """A batch whose labels are shares t (M, C', *): its maps and class indices are of entries (M, C', *)."""
+
+    soft: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._fast, self.backend = self.backend, reference
+        self._needs = None  # a form's values are of entries: no pass has several
+
+    def _set(self, reading: Reading, dtype: torch.dtype) -> None:
+        super()._set(reading, dtype)
+        assert reading.soft is not None
+        self.soft, self._keep = reading.soft, self.labels.target == 0
+        self._set_entries(self.pixel_weight)
+
+    def _set_entries(self, pixel_weight: Tensor | None) -> None:
+        shape, (_, number, ignored) = self.soft.shape, self.labels
+        entry = torch.arange(number, dtype=torch.int64, device=self.soft.device)
+        entry = entry.view(-1, *[1] * (len(shape) - 2)).expand(shape)
+        entries = Labels(torch.where(self.soft != 0, entry, ignored), number, ignored)
+        self.classes = grouped(entries, self.groups)
+        self._own_weight = pixel_weight
+        self.pixel_weight = self.soft if pixel_weight is None else self.soft * pixel_weight.unsqueeze(1)
+
+    def without_weightless(self) -> Batch:
+        """Return the same where pixels of weight 0 do not count."""
+        if self._own_weight is None:
+            return self
+        kept, other = self._own_weight != 0, copy(self)
+        other._keep, other.soft = self._keep & kept, torch.where(kept.unsqueeze(1), self.soft, 0)
+        other.labels = self.labels._replace(target=torch.where(kept, self.labels.target, -1))
+        other._set_entries(self._own_weight)
+        return other
+
+    def values(self, form: AnyForm) -> Tensor:
+        """Return φ of each entry (M, C', *)."""
+        return of_all_classes(form, self.logits.full_size(), self._keep)
+
+    def cross_entropy_and_error(self) -> tuple[Tensor, Tensor]:
+        r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_c \rVert^2`, of entries."""
+        prob = self._probability().detach()
+        error = prob.square().sum(1, keepdim=True) - 2 * prob + 1
+        return self.cross_entropy(), torch.where(self._keep.unsqueeze(1), error, 0)
+
+    def _probability(self) -> Tensor:
+        input = torch.where(self._keep.unsqueeze(1), self.logits.full_size(), 0)
+        return F.softmax(input, 1, dtype=self.dtype)
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """Return the sums over the pixels that count of each row and class."""
+        values = torch.where(self._keep.unsqueeze(1), values, 0)
+        return values.reshape(*values.shape[:2], -1).sum(2)
+
+    def image_sums(self) -> ImageSums:
+        """Return the sums of probabilities and labels over each image's pixels."""
+        assert self.pixel_weight is not None
+        prob = self._probability()
+        own = None if self._own_weight is None else self._own_weight.unsqueeze(1)
+        sums = (scaled(prob, own), scaled(prob, self.pixel_weight), self.pixel_weight)
+        return self._by_image(*map(self._rows, sums), self._rows((self.soft != 0).long()) > 0)
+
+    def hardest(self, loss: Tensor, **options: Any) -> Hard:
+        """Return H, of pixels by the loss of all their shares."""
+        return super().hardest(scaled(loss, self.soft).sum(1), **options)
+
+    def class_sums(self, values: Tensor, hard: Hard | None = None) -> Sums:
+        """Sum a map over the entries of each class, or over those of H's pixels; the number is the sum of shares."""
+        rows = 1 if hard is None else hard.bits.shape[0]
+        if hard is not None:
+            hard = hard._replace(ranked=hard.ranked.unsqueeze(1).expand_as(self.soft))
+        number, value = (
+            reference.class_sums(self.classes, of, None, weight, rows=rows, hard=hard).value
+            for of, weight in ((self.soft.detach(), None), (values, self.pixel_weight))
+        )
+        assert number is not None
+        assert value is not None
+        return Sums(all_reduce_sum(number.sum(0), self.process_group), value.sum(0), values, hard)
+
+    def number(self) -> Tensor:
+        """Return the sum of shares of each class, of all ranks (C,)."""
+        own = reference.class_sums(self.classes, self.soft.detach()).value
+        assert own is not None
+        return all_reduce_sum(own[0], self.process_group)
+
+    def squared_sums(self, error: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return the sums of shares, and :math:`\sum (q_i t_{ic})^2 e_{ic}`, of all ranks (C,)."""
+        return self.number(), super().squared_sums(error)[1]
+
+    def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
+        r"""Return :math:`\sum_i q_i t_{ia} (p_{ib} - [a = b])`, or of its square without q, of all ranks."""
+        share = (self.soft if squared else self.pixel_weight).detach()  # type: ignore[union-attr]
+        prob, blocks = self._probability().detach(), []
+        one = torch.eye(share.shape[1], dtype=prob.dtype, device=prob.device)
+        for g in range(self.groups):
+            p, t = (of[g :: self.groups].flatten(2) if of.ndim > 2 else of.T[None] for of in (prob, share))
+            error = p.unsqueeze(1) - one.view(1, *one.shape, 1)  # (N, a, b, P)
+            error = error.square() if squared else error
+            blocks.append((error * t.unsqueeze(2)).sum((0, 3)))
+        return all_reduce_sum(block_diagonal(blocks), self.process_group)
+
+    def statistics(self) -> BatchSums:
+        """Return what estimators of class weights are given: pixels are counted by their shares, rounded."""
+        assert self.pixel_weight is not None
+        size = (self.num_images, -1, *self.soft.shape[2:])
+        labels = self.classes._replace(target=self.classes.target.reshape(size))
+        loss, share = (of.reshape(size) for of in (self.cross_entropy(), self.soft))
+        return BatchSums(loss, labels, self.backend, self.process_group, share=share.detach())
+
+    def mean_of(self, form: AnyForm, weight: Tensor | None = None, over: Tensor | None = None) -> Tensor:
+        """Return the mean of a form's values, see `mean`."""
+        share = self.soft
+        if isinstance(form, Smoothed):
+            share = (1 - form.label_smoothing) * share + form.label_smoothing / share.shape[1]
+            share, weight = torch.where(self._keep.unsqueeze(1), share, 0), form.weight
+        elif not isinstance(form, CrossEntropy):
+            return self.mean(self.values(form), weight, over)
+        if weight is not None and weight.numel() != share.shape[1]:
+            of_row = weight.view(self.groups, -1).repeat(share.shape[0] // self.groups, 1)
+            share, weight = share * of_row.view(*share.shape[:2], *[1] * (share.ndim - 2)), None
+        return self._mean_of_pixels(self._fast.soft_cross_entropy(self.logits, share, weight), over)
+
+    def _mean_of_pixels(self, values: Tensor, over: Tensor | None) -> Tensor:
+        terms = scaled(values, self._own_weight)
+        if self.reduction == "none":
+            return terms.reshape(self._shape)
+        return self._joined(terms.sum(), self._norm(over))
+
+    def mean(self, values: Tensor, weight: Tensor | None = None, over: Tensor | None = None) -> Tensor:
+        """Return the weighted sum over entries by that of ``over``'s shares, or of pixels; the sum, or the terms."""
+        if self.reduction == "none":
+            return self._terms(values, weight, self.soft != 0)
+        total = self._weighted_sums(values, weight, None).total
+        return self._joined(total, self._norm(over))
+
+    def _norm(self, over: Tensor | None) -> Tensor:
+        if over is None:
+            return all_reduce_sum(self._keep.sum().to(self.dtype), self.process_group)
+        return (over * self.number()).sum()
+
+    def _terms(
+        self, values: Tensor, weight: Tensor | None, keep: Tensor, share: Tensor | None = None
+    ) -> Tensor:
+        return self._entries(values, weight, keep, share).sum(1).reshape(self._shape)
