@@ -1,0 +1,41 @@
+"""Logits as they lie in memory, (N, C, P) of any strides, and their job for `pixel_loops`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classbalance_losses.kernels.cpu import pixel_loops as loops
+from classbalance_losses.kernels.cpu.memory import address, hand_over, hand_over_labels
+from classbalance_losses.kernels.cpu.passes import PITCH
+from classbalance_losses.kernels.cpu.tiles import FIELDS
+
+_LOGITS = 1 << 16  # that a thread takes at a time: 256 KiB
+_PIXELS = PITCH  # at most: its numbers of a pixel stay in the first-level cache
+_FEW = 16  # at least, however many classes there are: a vector or two
+
+
+def job_for(rows: Tensor, target: Tensor, ignore_index: int, single: bool = False, **maps: Tensor) -> Any:
+    """Return the sizes, and the addresses of logits (N, C, P), labels and maps, which the caller keeps alive."""
+    job = np.zeros(1, loops.JOB)
+    job["images"], job["channels"], job["pixels"] = images, channels, pixels = rows.shape
+    job["classes"] = classes = 2 if single else channels
+    job["size"] = size = max(min(_PIXELS, _LOGITS // classes), _FEW)
+    job["parts"] = images * -(-pixels // size)
+    job["type"] = loops.TYPES[rows.dtype]
+    hand_over_labels(job, target, ignore_index, (images, pixels))
+    hand_over_rows(job, "x", rows, rows.dtype)
+    hand_over(job, FIELDS, maps)
+    return job
+
+
+def hand_over_rows(job: Any, name: str, rows: Tensor, dtype: torch.dtype) -> None:
+    """Write the address and the strides of logits (N, C, P), or of their gradient."""
+    shape = [int(job[key][0]) for key in ("images", "channels", "pixels")]
+    job[name] = address(name, rows, dtype, shape, is_laid_out=list(rows.shape) == shape)
+    job[f"{name}_image"], job[f"{name}_class"], job[f"{name}_pixel"] = rows.stride()
+    if shape[-1] == 1:  # whatever its stride is
+        job[f"{name}_pixel"] = 1
