@@ -325,9 +325,9 @@ def _prepared(
 ) -> tuple[list[Tensor], Any, Any]:
     """Return tensors that the caller keeps alive, logits first, the loop, and its job, which has their addresses."""
     target = target.contiguous()
-    maps = {name: values.contiguous() for name, values in tensors.items() if values is not None}
-    if "log_sum" in maps:  # it is as we made it, or refused
-        maps["log_sum"] = tensors["log_sum"]
+    given = {name: values for name, values in tensors.items() if values is not None}
+    # What forward kept is as it was made, or refused.
+    maps = {name: made if name == "log_sum" else made.contiguous() for name, made in given.items()}
     if align_corners is None:
         x = class_rows(input)
         return [x, target, *maps.values()], loops.go, strided.job_for(x, target, ignore_index, single, **maps)
