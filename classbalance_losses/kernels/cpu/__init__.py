@@ -12,8 +12,8 @@ from classbalance_losses.kernels.cpu.pixel import (
 )
 from classbalance_losses.kernels.cpu.pixel_loops import TYPES
 from classbalance_losses.kernels.cpu.select import kth_largest
+from classbalance_losses.kernels.cpu.soft import soft_cross_entropy
 from classbalance_losses.kernels.cpu.threads import failure
-from classbalance_losses.kernels.reference import soft_cross_entropy
 from classbalance_losses.kernels.simplex import project
 
 __all__ = [

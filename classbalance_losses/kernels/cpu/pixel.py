@@ -135,7 +135,7 @@ class _PixelPass(torch.autograd.Function):
 def _by_reference(ctx: Any, grad: Tensor | None, overlap_grad: Tensor | None) -> Tensor:
     input, target, weight, _, bias, pixel_weight = ctx.saved_tensors
     ignore_index, align_corners, code, numbers = ctx.constants
-    labels = Labels(target, 2 if ctx.single else input.shape[1], ignore_index)
+    labels = Labels(target, _classes(input, ctx.single), ignore_index)
     resize = None if align_corners is None else Resize(tuple(target.shape[1:]), align_corners)
 
     def outputs(input: Tensor) -> list[Tensor]:
@@ -196,7 +196,8 @@ def _outputs(
     with_overlap: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Make φ, the error if asked, log Σ if it is kept, and the overlap; those that are not are empty."""
-    classes = 2 if single else input.shape[1]
+    classes = _classes(input, single)
+    is_kept = strided.keeps_log_sum(input, classes, is_enlarged=align_corners is not None)
 
     def new(is_wanted: bool, shape: Sequence[int] = target.shape) -> Tensor:
         return torch.empty(shape if is_wanted else (0,), dtype=torch.float32, device=input.device)
@@ -204,14 +205,13 @@ def _outputs(
     return (
         new(code != NO_FORM),
         new(with_error),
-        new(_keeps_log_sum(input, align_corners, single)),
+        new(is_kept),
         new(with_overlap, (input.shape[0], 2, classes)),
     )
 
 
-def _keeps_log_sum(input: Tensor, align_corners: bool | None, single: bool) -> bool:
-    is_pair = single or input.shape[1] == 2
-    return (input.dtype == torch.float32 or align_corners is not None) and not is_pair
+def _classes(input: Tensor, single: bool) -> int:
+    return 2 if single else input.shape[1]
 
 
 def _add_overlap(task: Any, job: Any, overlap: Tensor) -> None:
@@ -240,7 +240,7 @@ def _backward(
     pixel_weight: Tensor | None = None,
     overlap_grad: Tensor | None = None,
 ) -> Tensor:
-    is_kept = _keeps_log_sum(input, align_corners, single)
+    is_kept = strided.keeps_log_sum(input, _classes(input, single), is_enlarged=align_corners is not None)
     tensors = {"slope": grad, "log_sum": log_sum if is_kept else None, "bias": bias}
     if overlap_grad is not None:
         tensors |= {"overlap_slope": overlap_grad, "pixel_weight": pixel_weight}
@@ -251,7 +251,7 @@ def _backward(
         hand_over(job, upsample_loops.FIELDS, {"gradient": gradient})
         upsample.run_in_turns(job)
         return gradient.to(input.dtype)
-    gradient = _like_input(input)
+    gradient = strided.like(input)
     strided.hand_over_rows(job, "gradient", class_rows(gradient), input.dtype)
     run(task, job)
     return gradient
@@ -267,16 +267,8 @@ def _gradient(
     *_: object,
 ) -> Tensor:
     if align_corners is None:
-        return _like_input(input)
+        return strided.like(input)
     return torch.empty_like(input, memory_format=torch.contiguous_format)
-
-
-def _like_input(input: Tensor) -> Tensor:
-    """Make the gradient, in the layout of the logits unless their spatial axes could not be seen as one."""
-    gradient = torch.empty_like(input)
-    size, stride = gradient.shape, gradient.stride()
-    is_flat = all(stride[d] == stride[d + 1] * size[d + 1] for d in range(2, input.ndim - 1))
-    return gradient if is_flat else torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
 def _error_sums(
@@ -311,7 +303,7 @@ def _table(
     bias: Tensor | None = None,
     single: bool = False,
 ) -> Tensor:
-    classes = 2 if single else input.shape[1]
+    classes = _classes(input, single)
     return torch.empty(classes, classes, dtype=torch.float32, device=input.device)
 
 

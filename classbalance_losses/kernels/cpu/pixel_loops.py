@@ -20,6 +20,7 @@ from classbalance_losses.kernels.cpu.math import (
     task,
 )
 from classbalance_losses.kernels.cpu.passes import PITCH, ROWS, Tile
+from classbalance_losses.kernels.cpu.soft_tiles import take_soft_tile
 from classbalance_losses.kernels.cpu.tiles import FIELDS, NUMBERS, take_tile
 from classbalance_losses.kernels.forms.cpu import FORM
 
@@ -31,6 +32,7 @@ _FIELDS = (
     *("size", "type"),  # of pixels that a thread takes, of the logits
     *("x", "x_image", "x_class", "x_pixel"),
     *("gradient", "gradient_image", "gradient_class", "gradient_pixel"),
+    *("soft", "soft_image", "soft_class", "soft_pixel"),  # label vectors, instead of labels
     *FIELDS,
 )
 JOB = np.dtype([*((name, np.int64) for name in _FIELDS), ("form", FORM)])
@@ -42,6 +44,7 @@ class Room(NamedTuple):
 
     values: Any  # logits that do not lie as the tile needs them
     slopes: Any  # their gradient
+    shares: Any  # label vectors
     maps: Any
     labels: Any
 
@@ -55,6 +58,7 @@ def go(memory: Any) -> None:
     room = Room(
         np.empty(0 if _is_in_order(job) else size, np.float32),
         np.empty(size if apart else 0, np.float32),
+        np.empty(size if job.soft and job.soft_pixel != 1 else 0, np.float32),
         np.empty(ROWS * PITCH, np.float32),
         np.empty(job.size, np.int32),
     )
@@ -75,7 +79,12 @@ def _take_tile(job: Any, room: Any, part: int, image: int, first: int) -> None:
     gradient = Tile(job.gradient + 4 * place, job.gradient_class, job.classes, label.size)
     if room.slopes.size:
         gradient = Tile(np.int64(room.slopes.ctypes.data), label.size, job.classes, label.size)
-    take_tile(job, x, gradient, label, room.maps, image, image * job.pixels + first, part)
+    pixel = image * job.pixels + first
+    if job.soft:
+        shares = _label_vectors(job, image, first, label.size, room.shares)
+        take_soft_tile(job, x, shares, gradient, label, room.maps, pixel)
+    else:
+        take_tile(job, x, gradient, label, room.maps, image, pixel, part)
     if job.gradient and room.slopes.size:
         _put(job, place, label.size, room.slopes[(job.classes - job.channels) * label.size :])
 
@@ -102,6 +111,16 @@ def _logits(job: Any, image: int, first: int, size: int, room: Any) -> Tile:
             _widen_bfloat16(x, job.x_class, job.x_pixel, values, size, 1, job.channels, size)
         else:
             _widen_float16(x, job.x_class, job.x_pixel, values, size, 1, job.channels, size)
+    return Tile(np.int64(room.ctypes.data), size, job.classes, size)
+
+
+@compiled
+def _label_vectors(job: Any, image: int, first: int, size: int, room: Any) -> Tile:
+    place = job.soft + 4 * (image * job.soft_image + first * job.soft_pixel)
+    if not room.size:
+        return Tile(place, job.soft_class, job.classes, size)
+    soft = floats(place, (job.classes - 1) * job.soft_class + (size - 1) * job.soft_pixel + 1)
+    _copy_floats(soft, job.soft_class, job.soft_pixel, room, size, 1, job.classes, size)
     return Tile(np.int64(room.ctypes.data), size, job.classes, size)
 
 

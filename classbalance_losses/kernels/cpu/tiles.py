@@ -48,7 +48,7 @@ from classbalance_losses.kernels.forms.cpu import (
     read,
 )
 
-__all__ = ["FIELDS", "NUMBERS", "take_tile"]
+__all__ = ["FIELDS", "NUMBERS", "complete", "find_log_sum", "map_at", "take_tile", "write_kept"]
 
 NUMBERS = (
     *("taken", "images", "pixels", "parts"),  # pixels of an image, parts of all for threads to take
@@ -59,6 +59,7 @@ _MAP = Field(torch.float32, ("images", "pixels"))
 FIELDS = {
     "bias": Field(torch.float32, ("classes",)),
     "pixel_weight": _MAP,  # q
+    "class_weight": Field(torch.float32, ("classes",)),  # of label vectors
     # What is kept, log Σ e^(x - max): not finite where a logit is NaN or infinite upwards.
     "log_sum": _MAP,
     "value": _MAP,
@@ -80,10 +81,10 @@ def take_tile(
 ) -> None:
     """Do what a job asks for with a tile, whose first pixel is counted from that of all images."""
     classes_of(job.label, job.label_bytes, pixel, job.ignored, job.classes, label)
-    _complete(job, x)
+    complete(job, x)
     if job.sums:
         sums = doubles(job.sums + 8 * part * job.classes * job.classes, job.classes * job.classes)
-        _add_errors(x, label, maps, _map(job.pixel_weight, pixel), job.squared, sums)
+        _add_errors(x, label, maps, map_at(job.pixel_weight, pixel), job.squared, sums)
     elif job.gradient:
         _backward_tile(job, x, gradient, label, maps, image, pixel)
     else:
@@ -91,10 +92,10 @@ def take_tile(
 
 
 @compiled
-def _complete(job: Any, x: Tile) -> None:
+def complete(job: Any, x: Tile) -> None:
     """Write class 0 of single logits, and add a bias: they are in a thread's room, in this case."""
     if job.channels < job.classes:
-        _clear(row(x, 0))
+        clear_row(row(x, 0))
     bias = floats(job.bias, job.classes if job.bias else 0)
     for k in range(bias.size):
         logit, b = row(x, k), bias[k]
@@ -103,13 +104,13 @@ def _complete(job: Any, x: Tile) -> None:
 
 
 @compiled
-def _clear(values: Any) -> None:
+def clear_row(values: Any) -> None:
     for p in range(values.size):
         values[p] = ZERO
 
 
 @compiled
-def _map(first: int, pixel: int) -> int:
+def map_at(first: int, pixel: int) -> int:
     """Return the address of a pixel's number in a map, or 0 if there is none."""
     return first + 4 * pixel if first else 0
 
@@ -128,14 +129,14 @@ def _forward_tile(job: Any, x: Tile, label: Any, maps: Any, pixel: int, part: in
         forward_pair(job.form, x, label, job.error != 0, maps)
     else:
         _forward(read(job.form), x, label, job.error != 0, maps)
-    _write_kept(maps, VALUE, label, _map(job.value, pixel))
-    _write_kept(maps, TIES, label, _map(job.error, pixel))
+    write_kept(maps, VALUE, label, map_at(job.value, pixel))
+    write_kept(maps, TIES, label, map_at(job.error, pixel))
     if job.log_sum:
-        out = floats(_map(job.log_sum, pixel), label.size)
+        out = floats(map_at(job.log_sum, pixel), label.size)
         for p in range(label.size):
             out[p] = maps[LOG_SUM + p]
     if job.overlap:
-        find_share(label, _map(job.pixel_weight, pixel), maps)
+        find_share(label, map_at(job.pixel_weight, pixel), maps)
         add_overlap(x, label, maps, doubles(job.overlap + 16 * part * job.classes, 2 * job.classes))
 
 
@@ -162,12 +163,12 @@ def _forward(form: Any, x: Tile, label: Any, with_error: bool, maps: Any) -> Non
 @compiled
 def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, image: int, pixel: int) -> None:
     """Write the gradient, in other memory than the logits', by slopes of pixels and of the overlap; 0 where ignored."""
-    slope = floats(_map(job.slope, pixel), label.size)
+    slope = floats(map_at(job.slope, pixel), label.size)
     if _is_pair(job):
         backward_pair(job.form, x, gradient, label, slope, maps)
         return
     find_largest(x, maps)
-    _find_log_sum(x, _map(job.log_sum, pixel), maps)
+    find_log_sum(x, map_at(job.log_sum, pixel), maps)
     if job.slope:
         for p in range(label.size):
             s = maps[LOG_SUM + p]
@@ -176,15 +177,15 @@ def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, ima
         _backward(read(job.form), x, gradient, label, maps)
     else:
         for k in range(x.classes):
-            _clear(row(gradient, k))
+            clear_row(row(gradient, k))
     if job.overlap_slope:
-        find_share(label, _map(job.pixel_weight, pixel), maps)
+        find_share(label, map_at(job.pixel_weight, pixel), maps)
         slopes = floats(job.overlap_slope + 8 * image * job.classes, 2 * job.classes)
         add_overlap_gradient(x, gradient, label, slopes, maps)
 
 
 @compiled
-def _find_log_sum(x: Tile, kept: int, maps: Any) -> None:
+def find_log_sum(x: Tile, kept: int, maps: Any) -> None:
     """Write s, which is found again if it is not kept."""
     if kept:
         log_sum = floats(kept, x.size)
@@ -276,7 +277,7 @@ def _slope_of_class(logit: Any, label: Any, k: np.int32, spread: Any, maps: Any,
 
 
 @compiled
-def _write_kept(maps: Any, first: int, label: Any, address: int) -> None:
+def write_kept(maps: Any, first: int, label: Any, address: int) -> None:
     """Write a map, 0 where ignored, to an address if there is one."""
     out = floats(address, label.size if address else 0)
     for p in range(out.size):

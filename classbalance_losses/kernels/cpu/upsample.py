@@ -36,7 +36,12 @@ def taken(logits: Logits) -> tuple[Tensor, bool | None]:
     resize = _on_the_way(logits)
     if resize is not None:
         return logits.input, resize.align_corners
-    return Logits(in_single(logits).input, logits.resize).full_size(), None
+    return resized(logits), None
+
+
+def resized(logits: Logits) -> Tensor:
+    """Return what a loop takes at full size."""
+    return Logits(in_single(logits).input, logits.resize).full_size()
 
 
 def in_single(logits: Logits) -> Logits:
