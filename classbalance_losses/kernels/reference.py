@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,7 +79,7 @@ def _overlap(input: Tensor, labels: Labels, weight: Tensor | None) -> Overlap:
     images = max(input.shape[0], 1)  # a batch of none has one row of no pixels
     sums = class_sums(labels, own, None, weight, rows=images).value
     assert sums is not None
-    total = (prob * share.unsqueeze(1)).reshape(*input.shape[:2], -1).sum(2)
+    total = (prob * share.unsqueeze(1)).reshape(*input.shape[:2], math.prod(input.shape[2:])).sum(2)
     return Overlap(total, sums[: input.shape[0]])
 
 
