@@ -1,0 +1,208 @@
+"""A sum of losses is the sum of their values, in one pass over the logits each way."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import DEFAULTS, Case, close, over, sample
+from torch import Tensor, nn
+
+from classbalance_losses import (
+    DeepSupervision,
+    DiceLoss,
+    DyCELoss,
+    FocalLoss,
+    GBWLoss,
+    JaccardLoss,
+    LogitAdjustedLoss,
+    PixelFrequency,
+    SumLoss,
+    WeightedCrossEntropyLoss,
+    use_backend,
+)
+from classbalance_losses.kernels import cpu, reference
+
+HERE = sample(2, weighted=True)
+
+
+def gradient(
+    loss: nn.Module, input: Tensor, target: Tensor = HERE.target, **extras: Any
+) -> tuple[Tensor, Tensor]:
+    leaf = input.detach().clone().requires_grad_()
+    value = loss(leaf, target, **extras)
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
+def added(losses: dict[nn.Module, float], *args: Any, **extras: Any) -> list[Tensor]:
+    found = [[weight * part for part in gradient(loss, *args, **extras)] for loss, weight in losses.items()]
+    return [torch.stack(parts).sum(0) for parts in zip(*found, strict=True)]
+
+
+@over(DEFAULTS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_values_and_gradients_add_up(case: Case, weighted: bool) -> None:
+    own = case.module(**case.settings(4))
+    others = {DiceLoss(): 0.5, DyCELoss(): 1.0, GBWLoss(regularization=0.1): 2.0}
+    extras = {"pixel_weight": HERE.pixel_weight if weighted else None}
+    loss = SumLoss([(1.5, own), *((weight, other) for other, weight in others.items())])
+    for ours, theirs in zip(
+        gradient(loss, HERE.input, **extras), added({own: 1.5, **others}, HERE.input, **extras), strict=True
+    ):
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_tasks(task: str) -> None:
+    logits = torch.randn(2, 1 if task == "binary" else 3, 4, 5, dtype=torch.float64)
+    target = torch.rand(logits.shape) < 0.3
+    parts = {
+        WeightedCrossEntropyLoss(task=task): 1.0,
+        DiceLoss(task=task): 1.0,
+        FocalLoss(task=task, alpha=0.25): 2.0,
+    }
+    loss = SumLoss([(weight, part) for part, weight in parts.items()])
+    for labels in (target, target.double()):
+        for ours, theirs in zip(gradient(loss, logits, labels), added(parts, logits, labels), strict=True):
+            close(ours, theirs)
+
+
+def test_operators() -> None:
+    one, two, three = DyCELoss(), DiceLoss(), FocalLoss()
+    loss = 2 * (one + 0.5 * two) + three
+    assert isinstance(loss, SumLoss)
+    assert list(loss.losses) == [one, two, three]
+    assert loss.weights == (2.0, 1.0, 1.0)
+    assert (one + one).names == ["DyCELoss", "DyCELoss2"]
+
+
+@pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "cpu"])
+def test_one_pass(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of terms that share it."""
+    calls = []
+    for name in ("pixel_values", "cross_entropy_and_error", "values_and_overlap"):
+        function = getattr(backend, name)
+
+        def counted(*args: Any, function: Any = function, name: str = name, **kwargs: Any) -> Any:
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(backend, name, counted)
+    input = HERE.input.float()
+    loss = (
+        DyCELoss()
+        + DiceLoss()
+        + FocalLoss()
+        + GBWLoss()
+        + JaccardLoss()
+        + WeightedCrossEntropyLoss(PixelFrequency())
+    )
+    with use_backend("reference" if backend is reference else "cpu"):
+        loss(input, HERE.target)
+    assert calls[0] == "values_and_overlap"
+    assert len(calls) == (3 if backend is reference else 1)  # the reference asks itself for ℓ and the error
+
+
+def test_terms_are_for_logging() -> None:
+    loss = DyCELoss() + 0.5 * DiceLoss()
+    assert loss.terms == {}
+    value = loss(HERE.input.requires_grad_(), HERE.target)
+    assert list(loss.terms) == ["DyCELoss", "DiceLoss"]
+    assert not any(term.requires_grad for term in loss.terms.values())
+    close(value, loss.terms["DyCELoss"] + 0.5 * loss.terms["DiceLoss"])
+
+
+def test_what_terms_remember_is_the_sums_state() -> None:
+    def make() -> SumLoss:
+        counts = WeightedCrossEntropyLoss(PixelFrequency(accumulate="running", num_classes=4))
+        return counts + GBWLoss(momentum=0.9, num_classes=4) + DiceLoss(class_weight=[1.0, 2.0, 3.0, 4.0])
+
+    loss, other = make(), make()
+    input = HERE.input.clone().requires_grad_()
+    loss(input, HERE.target)
+    other.load_state_dict(loss.state_dict())
+    copied = copy.deepcopy(loss)
+    expected = loss(input, HERE.target)
+    close(other(input, HERE.target), expected)
+    close(copied(input, HERE.target), expected)
+
+
+def test_learned_weights_of_terms() -> None:
+    weight = nn.Parameter(torch.ones(4, dtype=torch.float64))
+    loss = WeightedCrossEntropyLoss(weight, normalize="pixels") + DiceLoss()
+    loss(HERE.input, HERE.target).backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+
+
+def test_adjusted_logits_are_the_terms_own() -> None:
+    parts: dict[nn.Module, float] = {
+        LogitAdjustedLoss([1.0, 2.0, 3.0, 4.0]): 1.0,
+        DiceLoss(): 1.0,
+        DyCELoss(): 1.0,
+    }
+    loss = SumLoss([(weight, part) for part, weight in parts.items()])
+    for ours, theirs in zip(gradient(loss, HERE.input), added(parts, HERE.input), strict=True):
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SumLoss([]), "a term at least"),
+        (lambda: SumLoss([(1.0, nn.CrossEntropyLoss())]), "CrossEntropyLoss"),  # type: ignore[list-item]
+        (lambda: -1.0 * DiceLoss(), "weight of a term"),
+        (
+            lambda: DyCELoss(ignore_index=255) + DiceLoss(),
+            r"DyCELoss\(ignore_index=255\).*DiceLoss\(ignore_index=-100\)",
+        ),
+        (
+            lambda: DyCELoss(task="binary") + DiceLoss(),
+            r"DyCELoss\(task='binary'\).*DiceLoss\(task='multiclass'\)",
+        ),
+        (lambda: DyCELoss(upsample="linear") + DiceLoss(), "upsample"),
+        (lambda: DyCELoss(process_group="world") + DiceLoss(), "process_group"),
+        (lambda: DyCELoss(reduction="none") + DiceLoss(), 'reduction="none"'),
+    ],
+)
+def test_terms_agree(make: Any, words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        make()
+
+
+def test_reductions_are_the_terms_own() -> None:
+    parts: dict[nn.Module, float] = {
+        FocalLoss(reduction="sum"): 1.0,
+        DiceLoss(reduction="sum"): 1.0,
+        DyCELoss(): 1.0,
+    }
+    loss = SumLoss([(weight, part) for part, weight in parts.items()])
+    for ours, theirs in zip(gradient(loss, HERE.input), added(parts, HERE.input), strict=True):
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize("upsample", [None, "linear"])
+def test_deep_supervision(upsample: str | None) -> None:
+    target = torch.randint(4, (2, 8, 6))
+    heads = [torch.randn(2, 4, 8 // k, 6 // k, dtype=torch.float64) for k in (1, 2)]
+    loss = DyCELoss(upsample=upsample) + DiceLoss(upsample=upsample)
+    deep = DeepSupervision(loss, [1.0, 0.25])
+    if upsample:
+        expected = loss(heads[0], target) + 0.25 * loss(heads[1], target)
+    else:
+        small = F.interpolate(target[:, None].double(), (4, 3), mode="nearest")[:, 0].long()
+        expected = loss(heads[0], target) + 0.25 * loss(heads[1], small)
+    close(deep(heads, target), expected)
+    close(DeepSupervision(loss)(tuple(heads), target), DeepSupervision(loss, [1.0, 0.5])(heads, target))
+
+
+def test_deep_supervision_says_what_it_takes() -> None:
+    target = torch.randint(4, (2, 8, 6))
+    logits = torch.randn(2, 4, 8, 6)
+    with pytest.raises(TypeError, match=r"\[input\]"):
+        DeepSupervision(DiceLoss())(logits, target)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="1 outputs.*got 2"):
+        DeepSupervision(DiceLoss(), [1.0])([logits, logits], target)
