@@ -16,6 +16,7 @@ from classbalance_losses._validate_features import check_labels, check_num_class
 from classbalance_losses.kernels.call import Labels
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
+    enet_weights,
     image_frequency_weights,
     median_frequency_weights,
     pixel_frequency_weights,
@@ -23,7 +24,7 @@ from classbalance_losses.ops.class_weights import (
 from classbalance_losses.ops.image_counts import image_class_counts, summed_image_counts
 from classbalance_losses.state.accumulate import count_batches
 
-SCHEMES = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number")
+SCHEMES = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number", "enet")
 
 
 class ClassStatistics(nn.Module):
@@ -115,8 +116,8 @@ class ClassStatistics(nn.Module):
         """Return class weights for ``WeightedCrossEntropyLoss`` or ``FocalLoss(alpha=...)``.
 
         Args:
-            scheme: ``"pixel_frequency"``, ``"median_frequency"``, ``"image_frequency"`` or
-                ``"effective_number"``; :mod:`classbalance_losses.functional` has a function of each name with
+            scheme: ``"pixel_frequency"``, ``"median_frequency"``, ``"image_frequency"``, ``"effective_number"`` or
+                ``"enet"``; :mod:`classbalance_losses.functional` has a function of each name with
                 ``_weights`` behind it. Loss-based weights need a model: use an estimator.
             options: options of that function, such as ``power=0.5`` or ``beta=0.999``.
 
@@ -133,6 +134,8 @@ class ClassStatistics(nn.Module):
             return median_frequency_weights(self.pixel_counts, self.image_pixel_counts, **options)
         if scheme == "image_frequency":
             return image_frequency_weights(self.image_counts, self.num_images, **options)
+        if scheme == "enet":
+            return enet_weights(self.pixel_counts, **options)
         return effective_number_weights(self.pixel_counts, **options)
 
     def accumulate(
