@@ -22,7 +22,7 @@ from classbalance_losses.ops.class_weights import (
     pixel_frequency_weights,
 )
 from classbalance_losses.ops.image_counts import image_class_counts, summed_image_counts
-from classbalance_losses.state.accumulate import count_batches
+from classbalance_losses.state.accumulate import add_labels, count_batches
 
 SCHEMES = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number", "enet")
 
@@ -164,7 +164,7 @@ class ClassStatistics(nn.Module):
                 "Going on from a checkpoint needs a fixed order: expected a loader with shuffle=False."
             )
         source = f"{len(loader)} batches" if isinstance(loader, Sized) else "batches"
-        count_batches(self, loader, progress=progress, checkpoint=checkpoint, source=source)
+        count_batches(self, loader, add=add_labels, progress=progress, checkpoint=checkpoint, source=source)
         return self
 
     def extra_repr(self) -> str:
