@@ -1,23 +1,22 @@
-"""Files of labels: found under a folder, and read as class indices one at a time."""
+"""Files of labels: found under a folder, and counted one at a time or several at a time."""
 
 from __future__ import annotations
 
 import json
-import zipfile
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
+from classbalance_losses.state.statistics import ClassStatistics
+from classbalance_losses.stats.counting import MULTILABEL, Rules
+from classbalance_losses.stats.errors import LabelFileError
+from classbalance_losses.stats.reading import SUFFIXES, kind_of
 
-GREY, PALETTE = 0, 3  # colour types of the PNG format
-
-
-class LabelFileError(ValueError):
-    """A label file, or a folder of them, that cannot be counted."""
+AHEAD = 4  # files a worker that are counted before their turn: one long file does not make the others wait
 
 
 class Dataset(NamedTuple):
@@ -28,115 +27,77 @@ class Dataset(NamedTuple):
     ignore_index: int | None
 
 
-class LabelFiles(Sequence[Tensor]):
-    """The label maps of a list of files, read one at a time; each is a batch of one image or volume."""
+class LabelFiles(Sequence[ClassStatistics]):
+    """The counts of a list of files, each counted when it is asked for."""
 
-    def __init__(self, paths: list[Path], key: str, object_label: int | None, ignore_index: int) -> None:
-        self.paths, self.key = paths, key
-        self.object_label, self.ignore_index = object_label, ignore_index
-        self.reading = 0
+    def __init__(self, paths: list[Path], rules: Rules) -> None:
+        self.paths, self.rules = paths, rules
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: Any) -> Any:
-        self.reading = index
-        path = self.paths[index]
-        labels = read_npz(path, self.key) if path.suffix.lower() == ".npz" else read_png(path)
-        if labels.dtype.kind not in "biu":
-            raise LabelFileError(f"{path}: expected integer class indices, got {labels.dtype}.")
-        labels = labels.astype(np.int64)
-        if self.object_label is not None:
-            labels = self._binary(path, labels)
-        return torch.from_numpy(labels).unsqueeze(0)
-
-    def _binary(self, path: Path, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Make 1 of the object's label, which no other but 0 and the ignored one may be beside."""
-        ignored, member = labels == self.ignore_index, labels == self.object_label
-        others = labels[~(ignored | member | (labels == 0))]
-        if others.size:
-            raise LabelFileError(
-                f"{path}: expected 0 and the object's label {self.object_label} alone, got {others[0]} too. "
-                "Leave --object out, or count masks with hard edges."
-            )
-        return np.where(ignored, self.ignore_index, member)
+        return self.rules.count(self.paths[index])
 
     def describe(self) -> str:
-        """Say which files these are, to tell one checkpoint from another."""
+        """Say which files these are and how they are counted, to tell one checkpoint from another."""
         checksum = zlib.crc32("\n".join(map(str, self.paths)).encode())
-        files = f"{len(self)} label files (checksum {checksum:08x})"
-        return files if self.object_label is None else f"{files}, object {self.object_label}"
+        parts = [f"{len(self)} label files (checksum {checksum:08x})"]
+        if self.rules.object_label is not None:
+            parts.append(f"object {self.rules.object_label}")
+        if self.rules.colours is not None:
+            colours = repr((self.rules.colours.classes, self.rules.ignore_unknown))
+            parts.append(f"colours (checksum {zlib.crc32(colours.encode()):08x})")
+        if self.rules.task == MULTILABEL:
+            parts.append("several labels a pixel")
+        return ", ".join(parts)
 
 
-def read_png(path: Path) -> np.ndarray[Any, Any]:
-    """Read the class indices (H, W) of a grey or palette PNG.
+class _Ahead(Sequence[ClassStatistics]):
+    """A sequence that is asked for in order, and whose next items are made meanwhile by other threads.
 
-    Raises:
-        LabelFileError: the file is no PNG, is damaged, or has colour or alpha channels.
-        ModuleNotFoundError: Pillow is not installed.
+    Threads, not processes: decoding and counting let each other run, and nothing has to be imported again.
     """
-    image_module = _pillow()
-    with path.open("rb") as file:
-        header = file.read(26)
-    if len(header) < 26 or not header.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise LabelFileError(f"{path}: not a PNG file.")
-    depth, colour = header[24], header[25]
-    if colour not in (GREY, PALETTE):
-        raise LabelFileError(_not_indices(path, depth))
+
+    def __init__(self, files: LabelFiles, pool: ThreadPoolExecutor, ahead: int) -> None:
+        self.files, self.pool, self.ahead = files, pool, ahead
+        self.started: deque[Future[ClassStatistics]] = deque()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        first = index + len(self.started)
+        for number in range(first, min(index + self.ahead, len(self.files))):
+            self.started.append(self.pool.submit(self.files.__getitem__, number))
+        return self.started.popleft().result()
+
+
+@contextmanager
+def counted_by(workers: int, files: LabelFiles) -> Iterator[Sequence[ClassStatistics]]:
+    """Count with so many threads; one is the caller's own."""
+    if workers == 1:
+        yield files
+        return
+    pool = ThreadPoolExecutor(workers)
     try:
-        with image_module.open(path) as image:
-            labels = np.array(image)
-    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
-        raise LabelFileError(f"{path}: cannot be read: {error}") from error
-    if colour == GREY and depth in (2, 4):
-        labels //= 255 // (2**depth - 1)  # Pillow stretches these to 0..255
-    return labels
-
-
-def _not_indices(path: Path, depth: int) -> str:
-    if depth == 16:
-        return (
-            f"{path}: a PNG with 16-bit colour or alpha channels, which Pillow cannot read faithfully "
-            "(SYNTHIA's labels read as all zeros). Take the channel of class indices out with OpenCV, and "
-            "save it as 8-bit grey."
-        )
-    return (
-        f"{path}: has colour or alpha channels; expected a grey or palette PNG whose pixel values are class "
-        "indices. If it is an input image, name the folder of the labels; if its colours stand for classes, "
-        "convert it first."
-    )
-
-
-def read_npz(path: Path, key: str) -> np.ndarray[Any, Any]:
-    """Read the array called ``key``, class indices of any shape.
-
-    Raises:
-        LabelFileError: the file is damaged, or has no such array.
-    """
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            if key not in archive:
-                found = ", ".join(map(repr, archive))
-                raise LabelFileError(f"{path}: has no array {key!r}, only {found}. Choose one with --key.")
-            labels: np.ndarray[Any, Any] = archive[key]
-            return labels
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise LabelFileError(f"{path}: cannot be read: {error}") from error
+        yield _Ahead(files, pool, AHEAD * workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def find_labels(folder: Path) -> list[Path]:
-    """Return the .png and .npz files under ``folder``, sorted.
+    """Return the label files under ``folder``, sorted.
 
     Raises:
         LabelFileError: there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
         raise LabelFileError(f"{folder}: no such folder.")
-    paths = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".npz") and path.is_file()
-    )
+    paths = sorted(path for path in folder.rglob("*") if kind_of(path) and path.is_file())
     if not paths:
-        raise LabelFileError(f"{folder}: holds no .png and no .npz files, at any depth.")
+        first, *others = SUFFIXES
+        raise LabelFileError(f"{folder}: holds no {first} and no {', '.join(others)} files, at any depth.")
     return paths
 
 
@@ -153,13 +114,3 @@ def find_dataset(folder: Path) -> Dataset | None:
             ignore_index = content.get("ignore_index")
             return Dataset(path, classes, ignore_index if isinstance(ignore_index, int) else None)
     return None
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'Reading PNG files needs Pillow: pip install "classbalance_losses[stats]".'
-        ) from error
-    return Image
