@@ -31,8 +31,8 @@ def count_batches(
 ) -> None:
     """Update ``statistics`` with every batch.
 
-    ``add`` is ``add_labels``, or ``ClassStatistics.merge`` where the batches are counts already; ``source`` says in
-    words what is counted, to tell checkpoints apart.
+    ``add`` is ``add_labels``, or another way where the batches are counts already; ``source`` says in words what is
+    counted, to tell checkpoints apart.
     """
     source += f", {statistics.num_classes} classes, ignore_index={statistics.ignore_index}"
     file = None if checkpoint is None else _Checkpoint(Path(checkpoint), source)

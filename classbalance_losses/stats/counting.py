@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,13 @@ from classbalance_losses.stats.histogram import Array, Counts, count_values
 from classbalance_losses.stats.reading import read, read_many
 
 MULTICLASS, BINARY, MULTILABEL = TASKS = ("multiclass", "binary", "multilabel")
+
+
+class FileCounts(NamedTuple):
+    """The pixels of each class, and how many are ignored."""
+
+    pixels: Array
+    ignored: int
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Rules:
     colours: Colours | None = None
     ignore_unknown: bool = False
 
-    def count(self, path: Path) -> ClassStatistics:
+    def count(self, path: Path) -> FileCounts:
         """Count a file, as one image or volume.
 
         Raises:
@@ -41,15 +49,15 @@ class Rules:
             ModuleNotFoundError: Pillow is not installed.
         """
         if self.task == MULTILABEL:
-            return self._statistics(*self._labels(path))
+            return self._labels(path)
         if self.colours is not None:
             counts = count_by_colours(path, self.colours, self.ignore_index, self.ignore_unknown)
-            return self._statistics(*self._classes(path, counts))
+            return self._classes(path, counts)
         labels = read(path, self.key)
         counts = count_values(labels)
         if self.task == MULTICLASS and self.object_label is None:
             self._check(path, labels, counts)
-        return self._statistics(*self._classes(path, counts))
+        return self._classes(path, counts)
 
     def _check(self, path: Path, labels: Array, counts: Counts) -> None:
         """Check the range of the labels; only where some are outside are all looked at, to tell what they are."""
@@ -65,7 +73,7 @@ class Rules:
                 "label in masks of two labels."
             ) from error
 
-    def _labels(self, path: Path) -> tuple[Array, int]:
+    def _labels(self, path: Path) -> FileCounts:
         """Return the pixels without and with each label, one after the other, and the ignored ones of all labels."""
         masks = read_many(path, self.key)
         if 2 * len(masks) != self.num_classes:
@@ -75,19 +83,21 @@ class Rules:
                 ".nii file."
             )
         parts = [self._binary(path, count_values(mask)) for mask in masks]
-        return np.concatenate([pixels for pixels, _ in parts]), sum(ignored for _, ignored in parts)
+        return FileCounts(
+            np.concatenate([part.pixels for part in parts]), sum(part.ignored for part in parts)
+        )
 
-    def _classes(self, path: Path, counts: Counts) -> tuple[Array, int]:
+    def _classes(self, path: Path, counts: Counts) -> FileCounts:
         """Return the pixels of each class, and how many are ignored."""
         if self.task == BINARY or self.object_label is not None:
             pixels, ignored = self._binary(path, counts)
-            return np.pad(pixels, (0, self.num_classes - 2)), ignored
+            return FileCounts(np.pad(pixels, (0, self.num_classes - 2)), ignored)
         kept, ignored = self._kept(counts)
         pixels = np.zeros(self.num_classes, dtype=np.int64)
         pixels[kept.values] = kept.numbers
-        return pixels, ignored
+        return FileCounts(pixels, ignored)
 
-    def _binary(self, path: Path, counts: Counts) -> tuple[Array, int]:
+    def _binary(self, path: Path, counts: Counts) -> FileCounts:
         """Return the pixels of 0 and of the object, and how many are ignored."""
         (values, numbers), ignored = self._kept(counts)
         member = 1 if self.object_label is None else self.object_label
@@ -95,7 +105,7 @@ class Rules:
         if others.size:
             raise LabelFileError(f"{path}: {self._of_third_label(int(others[0]), bool((values == 1).any()))}")
         positive = int(numbers[values == member].sum())
-        return np.array([numbers.sum() - positive, positive]), ignored
+        return FileCounts(np.array([numbers.sum() - positive, positive]), ignored)
 
     def _kept(self, counts: Counts) -> tuple[Counts, int]:
         """Take the ignored label out; return the others, and how many pixels it has."""
@@ -115,14 +125,17 @@ class Rules:
         )
         return f"expected 0 and 1, got {label}. {remedy}; if it is to be left out, --ignore-index {label}."
 
-    def _statistics(self, pixels: Array, ignored: int) -> ClassStatistics:
-        """Return what ``ClassStatistics.update`` counts in one image, from its pixels of each class."""
-        statistics = ClassStatistics(self.num_classes, ignore_index=self.ignore_index)
-        total = int(pixels.sum())
-        statistics.pixel_counts.copy_(torch.from_numpy(pixels))
-        statistics.image_counts.copy_(statistics.pixel_counts > 0)
-        statistics.image_pixel_counts.copy_(statistics.image_counts * total)
-        statistics.num_images.fill_(1)
-        statistics.num_pixels.fill_(total)
-        statistics.num_ignored.fill_(ignored)
-        return statistics
+
+def add_counts(statistics: ClassStatistics, counts: FileCounts) -> None:
+    """Add what ``ClassStatistics.update`` would count in one image, without tensors made for each."""
+    total, there = int(counts.pixels.sum()), counts.pixels > 0
+    for name, number in (
+        ("pixel_counts", counts.pixels),
+        ("image_counts", there),
+        ("image_pixel_counts", there * total),
+        ("num_images", 1),
+        ("num_pixels", total),
+        ("num_ignored", counts.ignored),
+    ):
+        buffer = getattr(statistics, name).numpy()
+        buffer += number

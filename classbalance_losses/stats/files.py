@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classbalance_losses.state.statistics import ClassStatistics
-from classbalance_losses.stats.counting import MULTILABEL, Rules
+from classbalance_losses.stats.counting import MULTILABEL, FileCounts, Rules
 from classbalance_losses.stats.errors import LabelFileError
 from classbalance_losses.stats.reading import SUFFIXES, kind_of
 
@@ -27,7 +26,7 @@ class Dataset(NamedTuple):
     ignore_index: int | None
 
 
-class LabelFiles(Sequence[ClassStatistics]):
+class LabelFiles(Sequence[FileCounts]):
     """The counts of a list of files, each counted when it is asked for."""
 
     def __init__(self, paths: list[Path], rules: Rules) -> None:
@@ -53,7 +52,7 @@ class LabelFiles(Sequence[ClassStatistics]):
         return ", ".join(parts)
 
 
-class _Ahead(Sequence[ClassStatistics]):
+class _Ahead(Sequence[FileCounts]):
     """A sequence that is asked for in order, and whose next items are made meanwhile by other threads.
 
     Threads, not processes: decoding and counting let each other run, and nothing has to be imported again.
@@ -61,7 +60,7 @@ class _Ahead(Sequence[ClassStatistics]):
 
     def __init__(self, files: LabelFiles, pool: ThreadPoolExecutor, ahead: int) -> None:
         self.files, self.pool, self.ahead = files, pool, ahead
-        self.started: deque[Future[ClassStatistics]] = deque()
+        self.started: deque[Future[FileCounts]] = deque()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -74,7 +73,7 @@ class _Ahead(Sequence[ClassStatistics]):
 
 
 @contextmanager
-def counted_by(workers: int, files: LabelFiles) -> Iterator[Sequence[ClassStatistics]]:
+def counted_by(workers: int, files: LabelFiles) -> Iterator[Sequence[FileCounts]]:
     """Count with so many threads; one is the caller's own."""
     if workers == 1:
         yield files

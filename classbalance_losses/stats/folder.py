@@ -11,7 +11,7 @@ import torch
 from classbalance_losses.state.accumulate import count_batches
 from classbalance_losses.state.statistics import ClassStatistics
 from classbalance_losses.stats.colors import Colours, read_colours
-from classbalance_losses.stats.counting import BINARY, MULTICLASS, MULTILABEL, Rules
+from classbalance_losses.stats.counting import BINARY, MULTICLASS, MULTILABEL, Rules, add_counts
 from classbalance_losses.stats.errors import LabelFileError
 from classbalance_losses.stats.files import Dataset, LabelFiles, counted_by, find_dataset, find_labels
 from classbalance_losses.stats.reading import read_many
@@ -69,7 +69,7 @@ def _counted(files: LabelFiles, options: argparse.Namespace) -> ClassStatistics:
         count_batches(
             statistics,
             counts,
-            add=ClassStatistics.merge,
+            add=add_counts,
             progress=True,
             checkpoint=options.checkpoint,
             source=files.describe(),

@@ -25,7 +25,7 @@ def count_values(labels: Array) -> Counts:
     flat = labels.ravel(order="K")  # the order in memory: a volume in Fortran's order is not copied
     if not flat.size:
         return _occurring(np.zeros(1, dtype=np.int64), 0)
-    low, high = (0, 1) if flat.dtype == bool else (int(flat.min()), int(flat.max()))
+    low, high = (0, 1) if flat.dtype in (bool, np.uint8) else (int(flat.min()), int(flat.max()))
     if low >= 0 and high < BYTES:
         return _occurring(_byte_counts(flat.astype(np.uint8, copy=False)), 0)
     flat = flat.astype(np.int64)
