@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,7 +16,7 @@ from classbalance_losses.stats.histogram import Array
 
 HEADER = 348  # bytes of a NIfTI-1 header
 NIFTI_2_HEADER = 540
-ROUNDING = 1e-3
+ROUNDING, LARGEST = 1e-3, 2**31
 # The codes of the NIfTI-1 format for types of numbers.
 NIFTI_TYPES = {
     2: "u1",
@@ -46,7 +47,7 @@ def read_npz(path: Path, key: str) -> Array:
             return labels
     except LabelFileError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, tokenize.TokenError, zipfile.BadZipFile, zlib.error) as error:
         raise LabelFileError(f"{path}: cannot be read: {error}") from error
 
 
@@ -59,7 +60,7 @@ def read_npy(path: Path) -> Array:
     try:
         with path.open("rb") as file:
             return np.lib.format.read_array(file)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, tokenize.TokenError) as error:  # numpy parses a header of Python
         raise LabelFileError(f"{path}: cannot be read: {error}") from error
 
 
@@ -130,8 +131,8 @@ def _whole(path: Path, voxels: Array) -> Array:
     """Make integers of whole numbers: many programs write labels as floats, or scaled, which rounds them."""
     if voxels.dtype.kind in "iu":
         return voxels
-    labels = np.rint(voxels)
-    odd = voxels[~(abs(voxels - labels) < ROUNDING)]  # NaN and infinity, too
+    labels = np.rint(np.where(abs(voxels) < LARGEST, voxels, 0))
+    odd = voxels[~(abs(voxels - labels) < ROUNDING)]  # NaN, and what no integer can hold, too
     if odd.size:
         raise LabelFileError(
             f"{path}: has a voxel of {odd[0]:g}; expected class indices. Resample labels with the nearest "

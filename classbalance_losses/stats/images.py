@@ -17,6 +17,7 @@ GREY, PALETTE = 0, 3  # colour types of the PNG format
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of the TIFF format, and a value of the latter
 NO_COLOUR = {"1", "L", "P", "I", "F", "I;16", "I;16L", "I;16B"}  # Pillow's modes of one number a pixel
 MOST_COLOURS = 2**16
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error)  # what Pillow raises in damaged files
 
 
 def read_png(path: Path) -> Array:
@@ -115,7 +116,13 @@ def count_colours(path: Path) -> list[tuple[int, tuple[int, int, int]]]:
         LabelFileError: the file is damaged, or has more colours than classes could have.
         ModuleNotFoundError: Pillow is not installed.
     """
-    is_png = path.suffix.lower() == ".png"
+    suffix = path.suffix.lower()
+    is_png = suffix == ".png"
+    if not is_png and suffix not in (".tif", ".tiff"):
+        raise LabelFileError(
+            f"{path}: has no colours; --colors expects .png and .tif files. Leave --colors out, or keep other files "
+            "in another folder."
+        )
     if is_png:
         depth, colour = _png_header(path)
         if depth == 16 and colour not in (GREY, PALETTE):
@@ -142,7 +149,7 @@ def _opened(path: Path, kind: str) -> Iterator[Any]:
             yield image
     except LabelFileError:
         raise
-    except (OSError, SyntaxError, ValueError, struct.error, image_module.DecompressionBombError) as error:
+    except (*DAMAGED, image_module.DecompressionBombError) as error:
         raise LabelFileError(f"{path}: cannot be read: {error}") from error
 
 
