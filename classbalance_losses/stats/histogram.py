@@ -25,12 +25,14 @@ def count_values(labels: Array) -> Counts:
     flat = labels.ravel(order="K")  # the order in memory: a volume in Fortran's order is not copied
     if not flat.size:
         return _occurring(np.zeros(1, dtype=np.int64), 0)
-    low, high = (0, 1) if flat.dtype in (bool, np.uint8) else (int(flat.min()), int(flat.max()))
+    unsigned = flat.dtype.kind in "bu"
+    low = 0 if unsigned else int(flat.min())
+    high = BYTES - 1 if unsigned and flat.itemsize == 1 else int(flat.max())
     if low >= 0 and high < BYTES:
         return _occurring(_byte_counts(flat.astype(np.uint8, copy=False)), 0)
     flat = flat.astype(np.int64)
     if high - low < MOST_BINS:
-        return _occurring(np.bincount(flat - low), low)
+        return _occurring(np.bincount(flat - low if low else flat), low)
     values, numbers = np.unique(flat, return_counts=True)
     return Counts(values, numbers)
 

@@ -16,6 +16,7 @@ from classbalance_losses.stats.histogram import Array
 GREY, PALETTE = 0, 3  # colour types of the PNG format
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of the TIFF format, and a value of the latter
 NO_COLOUR = {"1", "L", "P", "I", "F", "I;16", "I;16L", "I;16B"}  # Pillow's modes of one number a pixel
+DECODED = {"L": "u1", "P": "u1", "I;16": "<u2"}  # modes whose pixels lie in memory as an array's do
 MOST_COLOURS = 2**16
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error)  # what Pillow raises in damaged files
 
@@ -31,7 +32,7 @@ def read_png(path: Path) -> Array:
     if colour not in (GREY, PALETTE):
         raise LabelFileError(_not_indices(path, depth))
     with _opened(path, "PNG") as image:
-        labels = _decoded(image) if image.mode in ("L", "P") else np.array(image)
+        labels = _decoded(image) if image.mode in DECODED else np.array(image)
     if colour == GREY and depth in (2, 4):
         labels //= 255 // (2**depth - 1)  # Pillow stretches these to 0..255
     return labels
@@ -47,8 +48,8 @@ def _png_header(path: Path) -> tuple[int, int]:
 
 
 def _decoded(image: Any) -> Array:
-    """Decode 8-bit pixels into an array: Pillow's own way there copies them twice."""
-    labels = np.empty(image.size[::-1], dtype=np.uint8)
+    """Decode pixels into an array: Pillow's own way there copies them twice."""
+    labels = np.empty(image.size[::-1], dtype=DECODED[image.mode])
     ours = _pillow().frombuffer(image.mode, image.size, labels, "raw", image.mode, 0, 1).im
     image.im = ours
     image.load()
