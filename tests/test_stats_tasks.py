@@ -124,6 +124,11 @@ def test_several_labels_with_ignored_pixels_and_names(
     content = written(tmp_path, capsys, "--task", "multilabel")
     assert (content["num_ignored"], content["classes"]) == (8, ["roof", "wall", "door"])
     assert content["negative_counts"][0] + content["positive_counts"][0] == 40
+    (tmp_path / "dataset.json").write_text('{"classes": ["roof", "wall"]}')
+    assert "say --num-classes 3" in run(capsys, tmp_path, "--task", "multilabel")[2]
+    content = written(tmp_path, capsys, "--task", "multilabel", "--num-classes", 3)
+    assert content["classes"] == ["roof", "wall", "label 2"]
+    (tmp_path / "dataset.json").unlink()
     np.save(tmp_path / "a.npy", np.where(MASKS[0], 255, 0).astype(np.uint8))
     assert "0 and 255 alone" in run(capsys, tmp_path, "--task", "multilabel")[2]
 

@@ -80,7 +80,7 @@ class Rules:
             raise LabelFileError(
                 f"{path}: expected {self.num_classes // 2} labels, got {len(masks)}. Every file needs as many, "
                 "on the first axis of an array (numpy.moveaxis(array, -1, 0) brings the last there) or the last of a "
-                ".nii file."
+                f".nii file; if {len(masks)} are right, say --num-classes {len(masks)}."
             )
         parts = [self._binary(path, count_values(mask)) for mask in masks]
         return FileCounts(

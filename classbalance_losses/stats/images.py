@@ -151,7 +151,9 @@ def _opened(path: Path, kind: str) -> Iterator[Any]:
     except LabelFileError:
         raise
     except (*DAMAGED, image_module.DecompressionBombError) as error:
-        raise LabelFileError(f"{path}: cannot be read: {error}") from error
+        raise LabelFileError(
+            f"{path}: cannot be read: {error}. If another program reads it, save it from there as .npy or 8-bit PNG."
+        ) from error
 
 
 def _pillow() -> Any:
