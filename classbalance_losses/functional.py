@@ -23,6 +23,7 @@ from classbalance_losses.losses.weighted_cross_entropy import weighted_cross_ent
 from classbalance_losses.ops.class_weights import (
     curriculum_weights,
     effective_number_weights,
+    enet_weights,
     image_frequency_weights,
     imagewise_frequency_weights,
     loss_based_weights,
@@ -49,6 +50,7 @@ __all__ = [
     "dual_focal_loss",
     "dyce_loss",
     "effective_number_weights",
+    "enet_weights",
     "focal_loss",
     "gbw_class_weights",
     "gbw_loss",

@@ -159,7 +159,7 @@ def functions() -> Iterator[Call]:
 def _statistics(target: Tensor) -> dict[str, Tensor]:
     statistics = ClassStatistics(4)
     statistics.update(target)
-    schemes = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number")
+    schemes = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number", "enet")
     weights = {f"value {scheme}": statistics.weights(scheme) for scheme in schemes}
     return {**weights, "value 0": statistics.pixel_shares, **statistics.state_dict()}
 

@@ -82,6 +82,7 @@ def test_weights_are_the_functions_of_the_counts() -> None:
         "median_frequency": C.median_frequency_weights(pixels, statistics.image_pixel_counts),
         "image_frequency": C.image_frequency_weights(statistics.image_counts, 6),
         "effective_number": C.effective_number_weights(pixels),
+        "enet": C.enet_weights(pixels),
     }
     for scheme, weight in expected.items():
         assert torch.equal(statistics.weights(scheme), weight)

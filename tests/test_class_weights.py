@@ -29,6 +29,7 @@ OF_COUNTS = {
     "effective": C.effective_number_weights,
     "effective-0": lambda counts: C.effective_number_weights(counts, beta=0.0),
     "effective-1": lambda counts: C.effective_number_weights(counts, beta=1.0),
+    "enet": C.enet_weights,
 }
 
 
@@ -105,6 +106,12 @@ def test_effective_number_lies_between_uniform_and_inverse_frequency(counts: lis
     _close(C.effective_number_weights(_double(counts), beta=0.0), [1.0] * len(counts))
 
 
+@given(COUNTS)
+def test_enet(counts: list[int]) -> None:
+    total = sum(counts)
+    _close(C.enet_weights(_double(counts)), [1 / math.log(1.02 + n / total) if n else 0.0 for n in counts])
+
+
 @pytest.mark.parametrize("scheme", OF_COUNTS)
 @given(counts=COUNTS, data=st.data())
 def test_laws_of_counts(scheme: str, counts: list[int], data: st.DataObject) -> None:
@@ -127,7 +134,7 @@ def test_dtypes(scheme: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(weight, OF_COUNTS[scheme](counts.double()).float())
 
 
-@pytest.mark.parametrize("scheme", ["pixel", "pixel-sqrt", "median"])
+@pytest.mark.parametrize("scheme", ["pixel", "pixel-sqrt", "median", "enet"])
 def test_shares_serve_as_counts(scheme: str) -> None:
     counts = _double([3, 0, 40, 5])
     torch.testing.assert_close(OF_COUNTS[scheme](counts / counts.sum()), OF_COUNTS[scheme](counts))

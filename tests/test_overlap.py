@@ -263,7 +263,7 @@ def test_monai() -> None:
         ({"smooth": -1.0}, "smooth"),
         ({"classes": "some"}, "classes"),
         ({"generalized": "cube"}, "generalized"),
-        ({"class_weight": [1.0, -1.0]}, "non-negative class_weight"),
+        ({"class_weight": [1.0, -1.0, 1.0, 1.0]}, "non-negative class_weight"),
         ({"task": "segmentation"}, "task"),
     ],
 )

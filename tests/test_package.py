@@ -52,6 +52,7 @@ PIECES = {
     "image_frequency_weights",
     "median_frequency_weights",
     "effective_number_weights",
+    "enet_weights",
     "loss_based_weights",
     "curriculum_weights",
 }

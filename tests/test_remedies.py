@@ -511,7 +511,7 @@ WEIGHTS_OF_COUNTS = [
 ]
 
 
-@pytest.mark.parametrize("name", [*WEIGHTS_OF_COUNTS, "effective_number_weights"])
+@pytest.mark.parametrize("name", [*WEIGHTS_OF_COUNTS, "effective_number_weights", "enet_weights"])
 def test_counts_of_any_kind(name: str) -> None:
     function, more = getattr(functional, name), ({"num_images": 9} if name.startswith("image") else {})
     expected = function(torch.tensor(COUNTS), **more)

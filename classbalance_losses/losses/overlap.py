@@ -102,7 +102,8 @@ class Tversky(NamedTuple):
         if self.generalized is None:
             losses = torch.where(part, self._class_loss(sums.own, self._union(sums)), 0)
         else:
-            inside = torch.where(sums.number > 0, sums.number, 1) ** -_POWERS[self.generalized] * sums.present
+            number = torch.where(sums.number > 0, sums.number, 1).to(batch.dtype)
+            inside = number ** -_POWERS[self.generalized] * sums.present
             own, union = ((inside * of).sum(1, keepdim=True) for of in (sums.own, self._union(sums)))
             losses, weight = self._class_loss(own, union), torch.ones_like(own)
         return self._reduced(batch, losses, weight)

@@ -20,6 +20,7 @@ from classbalance_losses.ops.weights import inverse_power
 __all__ = [
     "curriculum_weights",
     "effective_number_weights",
+    "enet_weights",
     "image_frequency_weights",
     "imagewise_frequency_weights",
     "loss_based_weights",
@@ -163,6 +164,28 @@ def effective_number_weights(pixel_counts: Numbers, *, beta: float = 0.9999) -> 
     effective = count if beta == 1 else -torch.expm1(count * log_beta)
     weight = torch.where(count > 0, 1 / effective, 0)
     return weight * (count > 0).sum() / torch.where((count > 0).any(), weight.sum(), 1)
+
+
+def enet_weights(pixel_counts: Numbers) -> Tensor:
+    """ENet's bounded weights, w_c = 1 / ln(1.02 + n_c/N) (Paszke et al. 2016, arXiv 1606.02147).
+
+    They stay between 1.42, for a class that has every pixel, and 50.5, for one that has next to none: no clamp
+    is needed, as plain inverse frequencies do for very rare classes.
+
+    Args:
+        pixel_counts: pixels of each class, (C,), any real dtype: a tensor, an array or a sequence.
+
+    Returns:
+        Weights (C,), float32 (float64 for float64 counts), 0 for a class without pixels.
+
+    Raises:
+        ValueError: ``pixel_counts`` is not one-dimensional.
+    """
+    pixel_counts = as_numbers("pixel_counts", pixel_counts)
+    count = _class_vector("pixel_counts", pixel_counts)
+    share = count / torch.where((count > 0).any(), count.sum(), 1)
+    # ln(1 + (0.02 + share)) by log1p keeps the digits of a small share.
+    return torch.where(count > 0, 1 / torch.log1p(0.02 + share), 0)
 
 
 def loss_based_weights(class_loss: Numbers, *, regularization: float = 1.0) -> Tensor:

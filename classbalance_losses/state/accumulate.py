@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -24,23 +24,33 @@ def count_batches(
     statistics: ClassStatistics,
     loader: Iterable[Any],
     *,
+    add: Callable[[ClassStatistics, Any], object],
     progress: bool,
     checkpoint: str | os.PathLike[str] | None,
     source: str,
 ) -> None:
-    """Update ``statistics`` with every batch; ``source`` says in words what is counted, to tell checkpoints apart."""
+    """Update ``statistics`` with every batch.
+
+    ``add`` is ``add_labels``, or another way where the batches are counts already; ``source`` says in words what is
+    counted, to tell checkpoints apart.
+    """
     source += f", {statistics.num_classes} classes, ignore_index={statistics.ignore_index}"
     file = None if checkpoint is None else _Checkpoint(Path(checkpoint), source)
     done = 0 if file is None else file.load(statistics)
     batches = _with_bar(_rest(loader, done), loader, done) if progress else _rest(loader, done)
     if file is None:
         for batch in batches:
-            statistics.update(_labels(batch))
+            add(statistics, batch)
         return
     with file:
         for number, batch in enumerate(batches, done + 1):
-            statistics.update(_labels(batch))
+            add(statistics, batch)
             file.record(statistics, number)
+
+
+def add_labels(statistics: ClassStatistics, batch: Any) -> None:
+    """Count the labels of a batch, as a data loader yields it."""
+    statistics.update(_labels(batch))
 
 
 class _Checkpoint:

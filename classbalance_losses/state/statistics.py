@@ -17,15 +17,16 @@ from classbalance_losses._validate_tasks import TASKS
 from classbalance_losses.kernels.call import Labels
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
+    enet_weights,
     image_frequency_weights,
     median_frequency_weights,
     pixel_frequency_weights,
 )
 from classbalance_losses.ops.image_counts import image_class_counts, summed_image_counts
 from classbalance_losses.ops.tasks import grouped
-from classbalance_losses.state.accumulate import count_batches
+from classbalance_losses.state.accumulate import add_labels, count_batches
 
-SCHEMES = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number")
+SCHEMES = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number", "enet")
 
 
 class ClassStatistics(nn.Module):
@@ -139,8 +140,8 @@ class ClassStatistics(nn.Module):
         """Return class weights for ``WeightedCrossEntropyLoss`` or ``FocalLoss(alpha=...)``.
 
         Args:
-            scheme: ``"pixel_frequency"``, ``"median_frequency"``, ``"image_frequency"`` or
-                ``"effective_number"``; :mod:`classbalance_losses.functional` has a function of each name with
+            scheme: ``"pixel_frequency"``, ``"median_frequency"``, ``"image_frequency"``, ``"effective_number"`` or
+                ``"enet"``; :mod:`classbalance_losses.functional` has a function of each name with
                 ``_weights`` behind it. Loss-based weights need a model: use an estimator.
             options: options of that function, such as ``power=0.5`` or ``beta=0.999``.
 
@@ -161,6 +162,8 @@ class ClassStatistics(nn.Module):
             return median_frequency_weights(self.pixel_counts, self.image_pixel_counts, **options)
         if scheme == "image_frequency":
             return image_frequency_weights(self.image_counts, self.num_images, **options)
+        if scheme == "enet":
+            return enet_weights(self.pixel_counts, **options)
         return effective_number_weights(self.pixel_counts, **options)
 
     def accumulate(
@@ -189,7 +192,7 @@ class ClassStatistics(nn.Module):
                 "Going on from a checkpoint needs a fixed order: expected a loader with shuffle=False."
             )
         source = f"{len(loader)} batches" if isinstance(loader, Sized) else "batches"
-        count_batches(self, loader, progress=progress, checkpoint=checkpoint, source=source)
+        count_batches(self, loader, add=add_labels, progress=progress, checkpoint=checkpoint, source=source)
         return self
 
     def extra_repr(self) -> str:

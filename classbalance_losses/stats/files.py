@@ -1,0 +1,115 @@
+"""Files of labels: found under a folder, and counted one at a time or several at a time."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from classbalance_losses.stats.counting import MULTILABEL, FileCounts, Rules
+from classbalance_losses.stats.errors import LabelFileError
+from classbalance_losses.stats.reading import SUFFIXES, kind_of
+
+AHEAD = 4  # files a worker that are counted before their turn: one long file does not make the others wait
+
+
+class Dataset(NamedTuple):
+    """What a ``dataset.json`` says about the labels."""
+
+    path: Path
+    classes: list[str]
+    ignore_index: int | None
+
+
+class LabelFiles(Sequence[FileCounts]):
+    """The counts of a list of files, each counted when it is asked for."""
+
+    def __init__(self, paths: list[Path], rules: Rules) -> None:
+        self.paths, self.rules = paths, rules
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rules.count(self.paths[index])
+
+    def describe(self) -> str:
+        """Say which files these are and how they are counted, to tell one checkpoint from another."""
+        checksum = zlib.crc32("\n".join(map(str, self.paths)).encode())
+        parts = [f"{len(self)} label files (checksum {checksum:08x})"]
+        if self.rules.object_label is not None:
+            parts.append(f"object {self.rules.object_label}")
+        if self.rules.colours is not None:
+            colours = repr((self.rules.colours.classes, self.rules.ignore_unknown))
+            parts.append(f"colours (checksum {zlib.crc32(colours.encode()):08x})")
+        if self.rules.task == MULTILABEL:
+            parts.append("several labels a pixel")
+        return ", ".join(parts)
+
+
+class _Ahead(Sequence[FileCounts]):
+    """A sequence that is asked for in order, and whose next items are made meanwhile by other threads.
+
+    Threads, not processes: decoding and counting let each other run, and nothing has to be imported again.
+    """
+
+    def __init__(self, files: LabelFiles, pool: ThreadPoolExecutor, ahead: int) -> None:
+        self.files, self.pool, self.ahead = files, pool, ahead
+        self.started: deque[Future[FileCounts]] = deque()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        first = index + len(self.started)
+        for number in range(first, min(index + self.ahead, len(self.files))):
+            self.started.append(self.pool.submit(self.files.__getitem__, number))
+        return self.started.popleft().result()
+
+
+@contextmanager
+def counted_by(workers: int, files: LabelFiles) -> Iterator[Sequence[FileCounts]]:
+    """Count with so many threads; one is the caller's own."""
+    if workers == 1:
+        yield files
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield _Ahead(files, pool, AHEAD * workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def find_labels(folder: Path) -> list[Path]:
+    """Return the label files under ``folder``, sorted.
+
+    Raises:
+        LabelFileError: there is no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise LabelFileError(f"{folder}: no such folder.")
+    paths = sorted(path for path in folder.rglob("*") if kind_of(path) and path.is_file())
+    if not paths:
+        first, *others = SUFFIXES
+        raise LabelFileError(f"{folder}: holds no {first} and no {', '.join(others)} files, at any depth.")
+    return paths
+
+
+def find_dataset(folder: Path) -> Dataset | None:
+    """Return what the nearest ``dataset.json`` with a list of class names says, in ``folder`` or above it."""
+    for parent in (folder.resolve(), *folder.resolve().parents):
+        path = parent / "dataset.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        classes = content.get("classes") if isinstance(content, dict) else None
+        if isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes):
+            ignore_index = content.get("ignore_index")
+            return Dataset(path, classes, ignore_index if isinstance(ignore_index, int) else None)
+    return None
