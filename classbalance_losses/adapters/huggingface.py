@@ -98,8 +98,8 @@ class ComputeLoss:
 
     def _of(self, heads: list[Tensor], labels: Tensor, pixel_weight: Tensor | None) -> Tensor:
         if all(_are_tokens(head, labels) for head in heads):
-            heads = [head.movedim(-1, 1) for head in heads]
-            labels = labels.movedim(-1, 1) if labels.ndim == heads[0].ndim else labels
+            heads, labels = [_with_classes_second(head) for head in heads], _with_classes_second(labels)
+            pixel_weight = None if pixel_weight is None else _with_classes_second(pixel_weight)
         weights = self.head_weights
         loss = self.loss if weights is None else DeepSupervision(self.loss, list(weights.values()))
         result: Tensor = loss(heads[0] if weights is None else heads, labels, pixel_weight=pixel_weight)
@@ -109,6 +109,10 @@ class ComputeLoss:
 def _are_tokens(logits: Tensor, labels: Tensor) -> bool:
     """Whether logits are (B, T, C) and labels (B, T) or (B, T, C), as transformers has them."""
     return logits.ndim == 3 and labels.ndim in (2, 3) and labels.shape[:2] == logits.shape[:2]
+
+
+def _with_classes_second(tensor: Tensor) -> Tensor:
+    return tensor.movedim(-1, 1) if tensor.ndim == 3 else tensor
 
 
 def _logits(outputs: Any) -> Tensor:

@@ -119,6 +119,15 @@ def test_tokens_have_their_classes_last(length: int) -> None:
     torch.testing.assert_close(single, expected)
 
 
+def test_tokens_of_several_labels() -> None:
+    logits, label, weight = torch.randn(4, 7, 3), torch.randint(2, (4, 7, 3)), torch.rand(4, 7, 3)
+    of_labels = torch.tensor([[1.0, 1.0], [1.0, 2.0], [3.0, 1.0]])
+    compute = ComputeLoss(FocalLoss(gamma=0.0, alpha=of_labels, task="multilabel"))
+    alpha = torch.where(label == 1, torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 1.0, 3.0]))
+    terms = alpha * weight * F.binary_cross_entropy_with_logits(logits, label.float(), reduction="none")
+    torch.testing.assert_close(compute({"logits": logits}, label, pixel_weight=weight), terms.mean())
+
+
 def test_series_have_their_classes_on_axis_1() -> None:
     logits, label = torch.randn(4, NUM_CLASSES, 9), torch.randint(NUM_CLASSES, (4, 9))
     compute = ComputeLoss(WeightedCrossEntropyLoss())

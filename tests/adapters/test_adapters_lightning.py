@@ -256,6 +256,7 @@ class Toy:
             def training_step(self, batch: list[Tensor], index: int) -> Tensor:
                 loss: Tensor = self.criterion(heads(self.head(batch[0])), labels(batch[1]))
                 self.seen.append(loss.item())
+                self.log_dict(getattr(self.criterion, "terms", {}))
                 return loss
 
             def validation_step(self, batch: list[Tensor], index: int) -> None:
@@ -342,6 +343,7 @@ def test_labels_are_logged_by_their_names(tmp_path: Path) -> None:
     log = fit(module, tmp_path, names, max_epochs=1, log_every_n_steps=2)
     signs = {f"criterion/loss/{name}/{sign}" for name in names for sign in ("absent", "present")}
     assert set(log.entries[2]) == signs | {"criterion/WeightedCrossEntropyLoss", "criterion/DiceLoss"}
+    assert set(module.trainer.callback_metrics) == {"WeightedCrossEntropyLoss", "DiceLoss"}  # by log_dict
     with pytest.raises(ValueError, match="Expected 3 class_names, one a label of criterion, got 1"):
         fit(module, tmp_path, ("sky",), max_epochs=1, log_every_n_steps=1)
 
