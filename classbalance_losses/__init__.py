@@ -3,6 +3,7 @@
 from classbalance_losses import functional
 from classbalance_losses._dispatch import use_backend
 from classbalance_losses._version import __version__
+from classbalance_losses.losses._base import SumLoss
 from classbalance_losses.losses.deep_supervision import DeepSupervision
 from classbalance_losses.losses.dual_cross_entropy import DualCrossEntropyLoss
 from classbalance_losses.losses.dual_focal import DualFocalLoss
@@ -12,7 +13,6 @@ from classbalance_losses.losses.gbw import GBWLoss
 from classbalance_losses.losses.logit_adjusted import LogitAdjustedLoss
 from classbalance_losses.losses.overlap import DiceLoss, JaccardLoss, TverskyLoss
 from classbalance_losses.losses.pull import PullLoss
-from classbalance_losses.losses.sums import SumLoss
 from classbalance_losses.losses.text_queries import (
     AnchorLoss,
     PromptLoss,

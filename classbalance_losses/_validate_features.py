@@ -47,11 +47,11 @@ def check_integer(name: str, value: int) -> None:
         raise TypeError(f"Expected {name} to be an int, got {type(value).__name__}. Pass int({name}).")
 
 
-def check_num_classes(num_classes: int) -> None:
+def check_num_classes(num_classes: int, least: int = 2) -> None:
     """Check that there are at least two classes to tell apart."""
     check_integer("num_classes", num_classes)
-    if num_classes < 2:
-        raise ValueError(f"Expected num_classes of at least 2, got {num_classes}.")
+    if num_classes < least:
+        raise ValueError(f"Expected num_classes of at least {least}, got {num_classes}.")
 
 
 def check_feature_map(name: str, features: Tensor, labels_name: str, labels: Tensor) -> None:

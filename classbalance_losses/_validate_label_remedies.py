@@ -157,16 +157,26 @@ def of_one_hot(name: str, labels: Tensor, axis: int, ignore_index: int) -> str:
     if binary:
         return f"It is one-hot: pass class indices, {pick}."
     if bool((channels >= 0).all()) and bool(((total - 1).abs() < 1e-2).all()):
-        return f"Soft labels are not taken: pass class indices, such as the likeliest class, {pick}."
+        return f"For soft labels the classes are on axis 1: pass {name}.movedim({axis}, 1)."
     return f"Its channels are no probabilities of the classes. If they are logits, the likeliest class is {pick}."
 
 
 def _of_several_classes(name: str) -> str:
     return (
-        "It has 0 and 1 in the shape of input, and is not one-hot. If input is one logit for each of its pixels: pass "
-        f"torch.stack([torch.zeros_like(input), input], 1) and {name}.long(). If a pixel has several classes: add up a "
-        "loss for each class c, of torch.stack([torch.zeros_like(input[:, c]), input[:, c]], 1) and "
-        f"{name}[:, c].long()."
+        "It has 0 and 1 in the shape of input, and is not one-hot. If a pixel has several labels pass "
+        'task="multilabel". If input is one logit for each of its pixels, without a channel axis, pass '
+        'input.unsqueeze(1) and task="binary".'
+    )
+
+
+def of_shares(target: Tensor) -> str:
+    """Say what to do with floats in the shape of logits that are no shares of classes."""
+    values = target.detach().cpu().double()
+    if bool(((values == 0) | (values == 1)).all()):
+        return _of_several_classes("target")
+    return (
+        "If they are logits pass their probabilities, target.softmax(1); masks of 0 and 255 as target / 255 with a "
+        'task of labels, "binary" or "multilabel".'
     )
 
 

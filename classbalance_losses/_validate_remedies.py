@@ -154,8 +154,7 @@ def of_ignore_index(value: object) -> str:
         return "To ignore nothing pass ignore_index=-100, the default: no label is that."
     if several and all(isinstance(label, Integral) for label in cast("Sequence[object]", value)):
         labels = sorted(int(label) for label in cast("Sequence[int]", value))
-        one = f"target.masked_fill(torch.isin(target, torch.tensor({labels}, device=target.device)), {labels[-1]})"
-        return f"One label can be ignored: make them one, target = {one}, and pass ignore_index={labels[-1]}."
+        return f"For several labels pass a tuple: ignore_index={tuple(labels)}."
     if isinstance(value, (float, str)) and re.fullmatch(r"-?\d+(\.0*)?", str(value)):
         return f"Pass ignore_index={int(float(value))}."
     return "Pass the label to leave out, such as ignore_index=255."

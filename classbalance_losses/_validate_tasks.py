@@ -76,18 +76,29 @@ def _check_soft(input: Tensor, target: Tensor) -> None:
             f"{remedies.of_one_class(classes)}"
         )
     check_device("target", target, "input", input)
-    _check_shares(target)
+    _check_range(target)
+    if not (can_read_values(target) and target.numel()):
+        return
+    seen = target.detach()
+    if bool((seen.sum(min(target.ndim - 1, 1)) > 1.5).any()) and bool(((seen == 0) | (seen == 1)).all()):
+        raise ValueError(
+            f"Expected shares of the classes, got {tuple(target.shape)} of 0 and 1 with several 1 a pixel. "
+            f"{label_remedies.of_shares(target)}"
+        )
 
 
-def _check_shares(target: Tensor) -> None:
+def _check_range(target: Tensor) -> None:
     """Check that shares lie in [0, 1] or are NaN: read on the CPU alone."""
     if not (can_read_values(target) and target.numel()):
         return
-    low, high = torch.aminmax(target.detach().nan_to_num(0.0))
-    if float(low) < 0 or float(high) > 1:
+    low, high = map(float, torch.aminmax(target.detach()))
+    if low >= 0 and high <= 1:
+        return
+    low, high = map(float, torch.aminmax(target.detach().nan_to_num(0.0)))
+    if low < 0 or high > 1:
         raise ValueError(
-            f"Expected a target of probabilities in [0, 1], got values from {float(low):.4g} to {float(high):.4g}. "
-            "Labels are integers: pass target.long(); masks of 0 and 255 as (target > 127).long()."
+            f"Expected a target of probabilities in [0, 1], got values from {low:.4g} to {high:.4g}. "
+            f"{label_remedies.of_shares(target)}"
         )
 
 
@@ -116,7 +127,7 @@ def _check_labels_of_own(input: Tensor, target: Tensor, task: str, upsample: str
             f"{label_remedies.of_own_target(input, target, task)}"
         )
     if target.is_floating_point():
-        _check_shares(target)
+        _check_range(target)
 
 
 def _fits(input: Tensor, target: Tensor, task: str, upsample: str | None) -> bool:

@@ -126,6 +126,7 @@ class Case:
 
 FUNCTIONS = {
     "WeightedCrossEntropyLoss": "weighted_cross_entropy_loss",
+    "LogitAdjustedLoss": "logit_adjusted_loss",
     "FocalLoss": "focal_loss",
     "DualFocalLoss": "dual_focal_loss",
     "DualCrossEntropyLoss": "dual_cross_entropy_loss",
@@ -187,6 +188,23 @@ def _focal() -> list[Case]:
         row("gamma1-alpha0.25", gamma=1.0, alpha=0.25, core=False),
         row("alpha-vector", settings=balanced),
         row("gamma5", gamma=5.0, core=False),
+        _row(
+            "FocalLoss", "smoothing", references.smoothed(references.focal), label_smoothing=0.2, core=False
+        ),
+    ]
+
+
+def _logit_adjusted() -> list[Case]:
+    def row(variant: str, tau: float = 1.0, **options: Any) -> Case:
+        def settings(classes: int) -> Settings:
+            return {"prior": class_vector(classes), "tau": tau}
+
+        return _row("LogitAdjustedLoss", variant, references.logit_adjusted, settings=settings, **options)
+
+    return [
+        row("default"),
+        row("half", tau=0.5, core=False),
+        row("neutral", tau=0.0, neutral=True, core=False),
     ]
 
 
@@ -206,6 +224,20 @@ def _dual() -> list[Case]:
         entropy("default"),
         entropy("neutral", beta=0.0, neutral=True, core=False),
         entropy("general", alpha=0.5, beta=1.5, core=False),
+        _row(
+            "DualFocalLoss",
+            "smoothing",
+            references.smoothed(references.dual_focal),
+            label_smoothing=0.2,
+            core=False,
+        ),
+        _row(
+            "DualCrossEntropyLoss",
+            "smoothing",
+            references.smoothed(references.dual_cross_entropy),
+            label_smoothing=0.2,
+            core=False,
+        ),
     ]
 
 
@@ -230,6 +262,7 @@ def _dyce() -> list[Case]:
             core=False,
         ),
         row("min5", min_kept=5, core=False),
+        row("smoothing", label_smoothing=0.2, core=False),
         row("nothing-selected", hard_fraction=0.001, min_kept=0, core=False),
     ]
 
@@ -255,6 +288,7 @@ def _gbw() -> list[Case]:
         row("neutral-present", regularization=float("inf"), classes="present", neutral=True, core=False),
         row("inf-class", regularization=float("inf"), apply="class", core=False),
         row("one-hot", regularization=1e-6, core=False),
+        row("smoothing", label_smoothing=0.2, core=False, constant=False),
     ]
     core = {
         ("pixel_mean", "present", "class"),
@@ -277,7 +311,7 @@ def _gbw() -> list[Case]:
     return rows
 
 
-CASES = [*_weighted_cross_entropy(), *_focal(), *_dual(), *_dyce(), *_gbw()]
+CASES = [*_weighted_cross_entropy(), *_logit_adjusted(), *_focal(), *_dual(), *_dyce(), *_gbw()]
 CORE = [case for case in CASES if case.core]
 NEUTRAL = [case for case in CASES if case.neutral]
 CONSTANT = [case for case in CASES if case.constant]

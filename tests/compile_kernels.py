@@ -94,16 +94,36 @@ def logits(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype, requires_grad=True)
 
 
-def step(input: Tensor, form: Form | None = None, label: Any = torch.int64, size: Any = None) -> None:
+def step(
+    input: Tensor,
+    form: Form | None = None,
+    label: Any = torch.int64,
+    size: Any = None,
+    *,
+    biased: bool = False,
+    single: bool = False,
+) -> None:
     """A pass each way: of a form, or of the cross-entropy with the squared errors."""
     target = torch.zeros((input.shape[0], *(size or input.shape[2:])), dtype=label)
-    labels = Labels(target, input.shape[1], 255)
-    where = Logits(input, None if size is None else Resize(size, align_corners=len(size) == 3))
+    labels = Labels(target, 2 if single else input.shape[1], 255)
+    resize = None if size is None else Resize(size, align_corners=len(size) == 3)
+    where = Logits(input, resize, torch.zeros(labels.num_classes) if biased else None, single)
     if form is None:
         value, _ = cuda.cross_entropy_and_error(where, labels)
     else:
         value = cuda.pixel_values(where, labels, form)
     value.sum().backward()
+
+
+def overlap(input: Tensor, form: Form | None = None, *, weighted: bool = False, single: bool = False) -> None:
+    """A pass each way, of overlap sums."""
+    target = torch.zeros((input.shape[0], *input.shape[2:]), dtype=torch.int64)
+    labels, weight = Labels(target, 2 if single else input.shape[1], 255), torch.ones(target.shape)
+    found = cuda.values_and_overlap(
+        Logits(input, single=single), labels, form, weight if weighted else None, with_error=weighted
+    )
+    total = found.overlap.probability.sum() + found.overlap.own.sum()
+    (total if found.value is None else total + found.value.sum()).backward()
 
 
 def maps(label: torch.dtype, num_classes: int, *, of_classes: bool = True, weighted: bool = True) -> None:
@@ -147,6 +167,18 @@ CASES: dict[str, Any] = {
     "one of each": lambda: step(logits(1, 1, 1, dtype=torch.float16), CE, torch.int16),
     "upsampled": lambda: step(logits(2, 19, 32, 64), FOCAL, size=(128, 256)),
     "upsampled, 3-D": lambda: step(logits(1, 3, 8, 16, 16), None, torch.int32, size=(16, 32, 32)),
+    "biased": lambda: step(logits(*STREET), FOCAL, biased=True),
+    "biased, channels last": lambda: step(logits(2, 64, 64, 19).permute(0, 3, 1, 2), CE, biased=True),
+    "biased, upsampled": lambda: step(logits(2, 19, 32, 64), CE, size=(128, 256), biased=True),
+    "single": lambda: step(logits(2, 1, 64, 64), CE, single=True),
+    "single, dual focal": lambda: step(logits(2, 1, 64, 64), DUALS[1], biased=True, single=True),
+    "single, upsampled": lambda: step(logits(2, 1, 32, 64), FOCAL, size=(128, 256), single=True),
+    "overlap": lambda: overlap(logits(*STREET)),
+    "overlap, focal": lambda: overlap(logits(*STREET), FOCAL, weighted=False),
+    "overlap, errors, weighted": lambda: overlap(logits(*STREET), CE, weighted=True),
+    "overlap, channels last": lambda: overlap(logits(2, 64, 64, 19).permute(0, 3, 1, 2), CE),
+    "overlap, 150 classes": lambda: overlap(logits(2, 150, 64, 64, dtype=torch.bfloat16), CE),
+    "overlap, single": lambda: overlap(logits(2, 1, 64, 64), CE, weighted=True, single=True),
     "maps": lambda: maps(torch.int64, 19),
     "maps, squared": lambda: maps(torch.uint8, 150, weighted=False),
     "mean": lambda: maps(torch.int64, 19, of_classes=False),

@@ -13,8 +13,9 @@ A loss is described by three things, which is all that the laws need:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,15 @@ def _one_hot(k: int, y: int) -> float:
     return 1.0 if k == y else 0.0
 
 
+def _share(k: int, y: int, smoothing: float, classes: int) -> float:
+    return (1 - smoothing) * _one_hot(k, y) + smoothing / classes
+
+
+def smooth_cross_entropy(z: Sequence[float], y: int, smoothing: float) -> float:
+    each = [cross_entropy(z, k) for k in range(len(z))]
+    return (1 - smoothing) * each[y] + smoothing * math.fsum(each) / len(z)
+
+
 def _inverse(x: float) -> float:
     return 1.0 / x if x else 0.0
 
@@ -133,6 +143,32 @@ def weighted_cross_entropy(
     z = math.fsum(w[y] for _, _, y in valid) if normalize == "weights" else float(len(valid))
     out.scale = _inverse(z)
     return out
+
+
+def logit_adjusted(batch: Batch, *, prior: Sequence[float], tau: float = 1.0) -> Result:
+    """Cross-entropy of logits to which the logarithms of the classes' shares are added."""
+    bias = [tau * math.log(x / math.fsum(prior)) for x in prior]
+    shifted = batch.logits + np.array(bias)[None, :, None]
+    return weighted_cross_entropy(replace(batch, logits=shifted))
+
+
+def smoothed(reference: Callable[..., Result]) -> Callable[..., Result]:
+    """A loss of pixels alone with label smoothing: (1 - eps) of the label's loss, eps of the mean of all classes'."""
+
+    def mixed(batch: Batch, *, label_smoothing: float, **settings: Any) -> Result:
+        out = reference(batch, **settings)
+        valid = batch.target != batch.ignore_index
+        shares = [(1 - label_smoothing, out)]
+        for c in range(batch.num_classes):
+            as_label = replace(batch, target=np.where(valid, c, batch.ignore_index))
+            shares.append((label_smoothing / batch.num_classes, reference(as_label, **settings)))
+        pixel, gradient = np.zeros_like(out.pixel), np.zeros_like(out.pixel_grad)
+        for share, result in shares:
+            pixel += share * result.pixel
+            gradient += share * result.pixel_grad
+        return Result(pixel, gradient, out.scale)
+
+    return mixed
 
 
 # Focal --------------------------------------------------------------------------------------------------------------
@@ -224,6 +260,7 @@ def dyce(
     scope: str = "batch",
     min_kept: int = 1,
     normalize: str = "paper",
+    label_smoothing: float = 0.0,
 ) -> Result:
     out = _empty(batch)
     valid = [(n, i, y) for n, i, y in batch.pixels() if batch.q(n, i) != 0]
@@ -234,16 +271,16 @@ def dyce(
     )
     hard = []
     for group in groups:
-        losses = [cross_entropy(batch.logits[n, :, i], y) for n, i, y in group]
+        losses = [smooth_cross_entropy(batch.logits[n, :, i], y, label_smoothing) for n, i, y in group]
         shares = hardest(losses, fraction=hard_fraction, min_kept=min_kept)
         hard += [(*pixel, h) for pixel, h in zip(group, shares, strict=True) if h]
     f = [math.fsum(h for _, _, y, h in hard if y == c) for c in range(batch.num_classes)]
     for n, i, y, h in hard:
         p = softmax(batch.logits[n, :, i])
         w = h * batch.q(n, i) * f[y] ** (omega - 1)
-        out.pixel[n, i] = w * cross_entropy(batch.logits[n, :, i], y)
+        out.pixel[n, i] = w * smooth_cross_entropy(batch.logits[n, :, i], y, label_smoothing)
         for k in range(batch.num_classes):
-            out.pixel_grad[n, k, i] = w * (p[k] - _one_hot(k, y))
+            out.pixel_grad[n, k, i] = w * (p[k] - _share(k, y, label_smoothing, len(p)))
     if normalize == "paper":
         out.scale = math.fsum(f) ** -omega if hard else 0.0
     else:
@@ -336,6 +373,7 @@ def gbw(
     classes: str = "all",
     apply: str = "pixel",
     solver: str = "projection",
+    label_smoothing: float = 0.0,
 ) -> Result:
     v = gbw_class_weights(batch, regularization=regularization, gradient=gradient, classes=classes)
     count = batch.class_counts()
@@ -343,9 +381,9 @@ def gbw(
     for n, i, y in batch.pixels():
         p = softmax(batch.logits[n, :, i])
         w = batch.q(n, i) * v[y] / (count[y] if apply == "class" else 1)
-        out.pixel[n, i] = w * cross_entropy(batch.logits[n, :, i], y)
+        out.pixel[n, i] = w * smooth_cross_entropy(batch.logits[n, :, i], y, label_smoothing)
         for k in range(batch.num_classes):
-            out.pixel_grad[n, k, i] = w * (p[k] - _one_hot(k, y))
+            out.pixel_grad[n, k, i] = w * (p[k] - _share(k, y, label_smoothing, len(p)))
     out.scale = _inverse(sum(count)) if apply == "pixel" else 1.0
     out.notes["class_weight"] = v
     return out

@@ -77,6 +77,13 @@ def test_log1p() -> None:
     np.testing.assert_array_equal(evaluated(math.log1p, edges), edges)
 
 
+def test_log1p_of_a_part() -> None:
+    x = np.concatenate([np.geomspace(1e-37, 1, 400_000), np.linspace(0, 1, 200_000)[1:]]).astype(np.float32)
+    assert units(evaluated(math.log1p_of_part, x), exactly(np.log1p, x)) < 2
+    edges = np.array([0, np.nan], np.float32)
+    np.testing.assert_array_equal(evaluated(math.log1p_of_part, edges), edges)
+
+
 @pytest.mark.parametrize("a", [1, 1.01, 3])
 def test_log_of_a_difference(a: float) -> None:
     b = np.geomspace(1e-30, 0.75, 400_000).astype(np.float32)

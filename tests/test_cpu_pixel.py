@@ -17,7 +17,7 @@ from classbalance_losses.kernels.forms.reference import CrossEntropy, Focal, For
 pytest.importorskip("numba")
 
 from classbalance_losses.kernels import cpu, reference
-from classbalance_losses.kernels.cpu import pixel
+from classbalance_losses.kernels.cpu import pixel, strided
 from classbalance_losses.kernels.cpu.math import Task
 
 HALF = [torch.bfloat16, torch.float16]
@@ -29,7 +29,7 @@ over_types = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @pytest.fixture(autouse=True)
 def _few_pixels_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixel, "_PIXELS", 21)
+    monkeypatch.setattr(strided, "_PIXELS", 21)
 
 
 @pytest.fixture(params=[1, 3])
@@ -382,10 +382,10 @@ def test_the_loops_refuse_memory_that_they_were_not_written_for() -> None:
     rows, target, grad = torch.zeros(1, 3, 6), torch.zeros(1, 6, dtype=torch.int64), torch.zeros(1, 6)
 
     def hand_over(rows: Tensor = rows, target: Tensor = target, **maps: Tensor) -> Any:
-        return pixel._job(rows, target, -100, **maps)
+        return strided.job_for(rows, target, -100, **maps)
 
     job = hand_over(slope=grad)
-    pixel._hand_over_rows(job, "gradient", torch.zeros(1, 3, 6), torch.float32)
+    strided.hand_over_rows(job, "gradient", torch.zeros(1, 3, 6), torch.float32)
     for wrong in others(grad):
         with pytest.raises(
             TypeError, match=r"Expected slope for a compiled loop as torch\.float32 on the CPU"
@@ -398,7 +398,7 @@ def test_the_loops_refuse_memory_that_they_were_not_written_for() -> None:
         hand_over(rows=rows.to("meta"))
     for wrong in (rows.bfloat16(), rows[:, :2], rows.to("meta"), torch._neg_view(rows)):
         with pytest.raises(TypeError, match="Expected gradient for a compiled loop"):
-            pixel._hand_over_rows(job, "gradient", wrong, torch.float32)
+            strided.hand_over_rows(job, "gradient", wrong, torch.float32)
     with pytest.raises(TypeError, match="Expected weight for a compiled loop"):
         cpu.pixel_values(Logits(rows), Labels(target, 3, -100), Smoothed(0.1, torch.ones(2)))
 

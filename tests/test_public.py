@@ -80,7 +80,9 @@ def test_names_are_pickled_and_copied_by_reference(name: str) -> None:
 def losses() -> list[nn.Module]:
     """Every row of the case table as a module, and the losses that have no row."""
     rows = [case.module(**case.settings(4)) for case in CASES]
-    others = [getattr(cb, name) for name in cb.__all__ if name.endswith("Loss") and name not in FUNCTIONS]
+    rows += [cb.DyCELoss() + 0.5 * cb.DiceLoss(), cb.DeepSupervision(cb.FocalLoss(), [1.0, 0.5])]
+    made = {*FUNCTIONS, "SumLoss"}
+    others = [getattr(cb, name) for name in cb.__all__ if name.endswith("Loss") and name not in made]
     takes_classes = {"num_classes": 4}
     return [
         *rows,

@@ -128,19 +128,24 @@ CALLS: dict[str, Wrong] = {
     "uint16": target(LABELS.to(torch.uint16), (TypeError, "target.long()")),
     "complex": target(LABELS.to(torch.complex64), (TypeError, "target.real"), (TypeError, "target.long()")),
     # one-hot labels
-    "one-hot floats": target(ONE_HOT.float(), (TypeError, "target.argmax(1)")),
     "one-hot integers": target(ONE_HOT, (ValueError, "target.argmax(1)")),
     "one-hot bytes": target(ONE_HOT.to(torch.uint8), (ValueError, "target.long().argmax(1)")),
     "one-hot bools": target(ONE_HOT.bool(), (TypeError, "target.long().argmax(1)")),
     "one-hot, classes last": target(ONE_HOT.movedim(1, -1), (ValueError, "target.argmax(-1)")),
     "one-hot floats, classes last": target(ONE_HOT.movedim(1, -1).float(), (TypeError, "target.argmax(-1)")),
-    "one-hot with pixels of no class": target(
-        ONE_HOT.float() * (HOLES != 255).unsqueeze(1),
-        (TypeError, "target.argmax(1).masked_fill(target.sum(1) == 0, -100)"),
+    "one-hot bytes with pixels of no class": target(
+        ONE_HOT.to(torch.uint8) * (HOLES != 255).unsqueeze(1),
+        (ValueError, "target.long().argmax(1).masked_fill(target.sum(1) == 0, -100)"),
         meant=HOLES.masked_fill(HOLES == 255, -100),
     ),
-    "logits of a teacher": target(2.0 * ONE_HOT - 1.0, (TypeError, "target.argmax(1)")),
-    "soft labels": target(torch.softmax(4.0 * ONE_HOT, 1), (TypeError, "target.argmax(1)")),
+    "logits of a teacher": target(
+        4.0 * ONE_HOT - 1.0, (ValueError, "target.softmax(1)"), meant=torch.softmax(4.0 * ONE_HOT - 1.0, 1)
+    ),
+    "soft labels, classes last": target(
+        torch.softmax(4.0 * ONE_HOT, 1).movedim(1, -1),
+        (TypeError, "target.movedim(-1, 1)"),
+        meant=torch.softmax(4.0 * ONE_HOT, 1),
+    ),
     # labels of another shape
     "(N, H, W, 1)": target(LABELS.unsqueeze(-1), (ValueError, "target.squeeze(-1)")),
     "(N, 1, H, W)": target(LABELS.unsqueeze(1), (ValueError, "target.squeeze(1)")),
@@ -230,27 +235,15 @@ CALLS: dict[str, Wrong] = {
     ),
     "complex logits": input_(LOGITS + 1j, (TypeError, "input.real")),
     "classes last": input_(LOGITS.movedim(1, -1), (ValueError, "input.movedim(-1, 1)")),
-    "one logit": input_(
-        PAIR[:, :1],
-        (ValueError, "torch.cat([torch.zeros_like(input), input], 1)"),
-        meant=BACKGROUND,
-        labels=MASK,
-    ),
-    "one logit, squeezed": input_(
-        PAIR[:, 0],
-        (ValueError, "torch.stack([torch.zeros_like(input), input], 1)"),
-        meant=BACKGROUND,
-        labels=MASK,
+    "one logit": Wrong(
+        [(ValueError, 'task="binary"')],
+        {"input": PAIR[:, :1], "target": MASK, "task": "binary"},
+        wrong={},
     ),
     "a single image": Wrong(
         [(ValueError, "input, target = input.unsqueeze(0), target.unsqueeze(0)")],
         {"input": LOGITS[:1], "target": LABELS[:1]},
         wrong={"input": LOGITS[0], "target": LABELS[0]},
-    ),
-    "a single pixel": Wrong(
-        [(ValueError, "input, target = input.unsqueeze(0), target.unsqueeze(0)")],
-        {"input": LOGITS[:1, :, 0, 0], "target": LABELS[:1, 0, 0]},
-        wrong={"input": LOGITS[0, :, 0, 0], "target": LABELS[0, 0, 0]},
     ),
     "swapped": Wrong(
         [(TypeError, "input, target = target, input")],
@@ -316,19 +309,18 @@ CALLS: dict[str, Wrong] = {
         [
             (
                 TypeError,
-                "target = target.masked_fill(torch.isin(target, torch.tensor([0, 255], device=target.device)), 255)",
-                "ignore_index=255",
+                "ignore_index=(0, 255)",
             )
         ],
         {"input": LOGITS, "target": HOLES.masked_fill(HOLES == 0, 255), "ignore_index": 255},
-        wrong={"target": HOLES.to(torch.uint8), "ignore_index": [0, 255]},
+        wrong={"target": HOLES.to(torch.uint8), "ignore_index": {0, 255}},
     ),
 }
 CALLS["a label as a float"].wrong["ignore_index"] = 255.0
 for value in (torch.tensor(255.0), "255"):
     named = CALLS["a label as a float"]
     CALLS[f"a label as {value!r}"] = replace(named, wrong={**named.wrong, "ignore_index": value})
-for value in (numpy.array([0, 255]), torch.tensor([0, 255]), {0, 255}):
+for value in (numpy.array([0, 255]), torch.tensor([0, 255])):
     named = CALLS["several labels"]
     CALLS[f"several labels, {value!r}"] = replace(named, wrong={**named.wrong, "ignore_index": value})
 
@@ -358,7 +350,7 @@ def apply(pieces: tuple[str, ...], message: str, arguments: dict[str, Any], fix:
 
 def law(call: Callable[..., Tensor], row: Wrong) -> None:
     arguments = {**row.meant, **row.wrong}
-    for name in ("ignore_index", "upsample"):  # options that the user has yet to learn of
+    for name in ("ignore_index", "upsample", "task"):  # options that the user has yet to learn of
         if name not in row.wrong:
             arguments.pop(name, None)
     for error, *pieces in row.steps:
@@ -374,7 +366,7 @@ def law(call: Callable[..., Tensor], row: Wrong) -> None:
 def test_remedy_gives_what_was_meant(case: Case, name: str) -> None:
     """By the function and by the module."""
     row = CALLS[name]
-    settings = case.settings(row.meant["input"].shape[1])
+    settings = case.settings(max(row.meant["input"].shape[1], 2))
     law(lambda **arguments: case.function(**settings, **arguments), row)
 
     def by_module(input: Any, target: Any, pixel_weight: Any = None, **options: Any) -> Tensor:
@@ -408,16 +400,12 @@ def test_tuple_of_heads_as_a_sum() -> None:
 
 
 def test_several_classes_a_pixel() -> None:
-    """A softmax has one class a pixel: the message says how to make a binary problem of each class."""
+    """A softmax has one class a pixel: the message says which task has several."""
     target = torch.stack([LABELS > 0, LABELS > 1, LABELS < 2], 1).float()
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(ValueError, match='task="multilabel"'):
         functional.focal_loss(LOGITS, target)
-    words = re.search(r"of (torch\.stack\(\[.*\], 1\)) and (target\[:, c\]\.long\(\))", str(caught.value))
-    assert words is not None
-    names = {"torch": torch, "input": LOGITS, "target": target}
-    calls = [[eval(piece, {**names, "c": c}) for piece in words.groups()] for c in range(C)]
-    total = sum(functional.weighted_cross_entropy_loss(*call) for call in calls)
-    torch.testing.assert_close(total / C, F.binary_cross_entropy_with_logits(LOGITS, target))
+    loss = functional.weighted_cross_entropy_loss(LOGITS, target, task="multilabel")
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(LOGITS, target))
 
 
 @over(DEFAULTS)

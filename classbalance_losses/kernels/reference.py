@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,7 +78,7 @@ def _overlap(input: Tensor, labels: Labels, weight: Tensor | None) -> Overlap:
     images = max(input.shape[0], 1)  # a batch of none has one row of no pixels
     sums = class_sums(labels, own, None, weight, rows=images).value
     assert sums is not None
-    total = (prob * share.unsqueeze(1)).reshape(*input.shape[:2], -1).sum(2)
+    total = (prob * share.unsqueeze(1)).unsqueeze(-1).flatten(2).sum(2)  # (N, C) has no spatial axis
     return Overlap(total, sums[: input.shape[0]])
 
 

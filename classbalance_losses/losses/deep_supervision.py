@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._validate import check_range
-from classbalance_losses.losses._base import Loss, PixelLoss
-from classbalance_losses.losses.sums import SumLoss
+from classbalance_losses.losses._base import Loss, PixelLoss, SumLoss
 
 
 class DeepSupervision(Loss):

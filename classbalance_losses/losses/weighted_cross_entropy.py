@@ -47,7 +47,7 @@ def weighted_cross_entropy_loss(
     """Functional form of :class:`classbalance_losses.WeightedCrossEntropyLoss`, which describes the arguments."""
     _check(normalize, label_smoothing)
     batch = batch_for(input, target, pixel_weight, common, learned=(weight,))
-    if isinstance(weight, Tensor) and weight.ndim == 2 and batch.task == "multiclass":
+    if isinstance(weight, Tensor) and weight.ndim == 2 and batch.takes_image_weights(weight):
         batch = batch.by_image()
     return _loss(batch, weight, normalize, label_smoothing)
 

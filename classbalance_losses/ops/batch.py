@@ -12,6 +12,7 @@ from copy import copy
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for
@@ -137,6 +138,10 @@ class Batch:
         )
         return other
 
+    def takes_image_weights(self, weight: Tensor) -> bool:
+        """Whether a weight (N, C) has numbers of the classes for each image."""
+        return self.task == "multiclass" and weight.shape[0] == self.num_images
+
     def by_image(self) -> Batch:
         """Return the same where the classes of each image are classes of their own."""
         other = copy(self)
@@ -259,6 +264,16 @@ class Batch:
         sums = self.backend.class_sums(self.classes, None, error, self.pixel_weight)
         assert sums.squared is not None
         return tuple(all_reduce_sum(table[0], self.process_group) for table in (sums.number, sums.squared))  # type: ignore[return-value]
+
+    def probability(self) -> Tensor:
+        """Return p (M, C', *), of pixels that do not count any numbers."""
+        input = torch.where(indices(self.labels)[1].unsqueeze(1), self.logits.full_size(), 0)
+        return F.softmax(input, 1, dtype=self.dtype)
+
+    def share(self, c: int, weight: Tensor | None) -> Tensor:
+        """Return q of the pixels whose label is class c of their row, (M, *), and 0 elsewhere."""
+        target, keep = indices(self.labels)
+        return torch.where(keep & (target == c), 1 if weight is None else weight, 0).to(self.dtype)
 
     def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2`, (C, C), of all ranks."""

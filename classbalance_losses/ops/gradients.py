@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum
-from classbalance_losses.kernels.reference import class_rows, errors, indices, kept_weight, scaled
+from classbalance_losses.kernels.reference import class_rows, scaled
 from classbalance_losses.kernels.simplex import class_means
 from classbalance_losses.ops.batch import Batch
 
@@ -82,7 +82,7 @@ def _bias(gradients: Gradients) -> Tensor:
 def _loss(gradients: Gradients) -> Tensor:
     # g_c = 1/n_c Σ q_i ℓ_i: class weighting by loss, in the place of a squared norm.
     batch = gradients.batch
-    sums = batch.backend.class_sums(batch.labels, gradients.loss.detach(), None, gradients.weight()).value
+    sums = batch.backend.class_sums(batch.classes, gradients.loss.detach(), None, gradients.weight()).value
     assert sums is not None
     return class_means(gradients.joined(sums[0]), gradients.n)
 
@@ -93,23 +93,28 @@ def _last_layer_weight(gradients: Gradients) -> Tensor:
         raise ValueError(
             "gradient='last_layer_weight' needs features=, what enters the last layer, (N, D, *)."
         )
-    target, keep = indices(gradients.batch.labels)
-    features = torch.where(keep.unsqueeze(1), gradients.features, 0)
-    error = errors(gradients.batch.logits.full_size(), target, keep)
-    weight = kept_weight(gradients.weight(), keep)
-    error = scaled(error, None if weight is None else weight.unsqueeze(1))
-    products = gradients.joined(_class_products(*map(class_rows, (error, target.unsqueeze(1), features))))
-    return class_means(products.flatten(1), gradients.n.unsqueeze(1)).square().sum(1)
+    batch, features = gradients.batch, gradients.features
+    prob = batch.probability().detach()
+    keep = (batch.labels.target != batch.labels.ignore_index).unsqueeze(1)
+    products = []
+    for group in range(batch.groups):  # of a label of many, which has rows of its own
+        rows = slice(group, None, batch.groups)
+        clean = class_rows(torch.where(keep[rows], features, 0))
+        of_class = [batch.share(c, gradients.weight())[rows] for c in range(prob.shape[1])]
+        products += [_product(prob[rows], c, share, clean) for c, share in enumerate(of_class)]
+    joined = gradients.joined(torch.stack(products))
+    return class_means(joined.flatten(1), gradients.n.unsqueeze(1)).square().sum(1)
 
 
-def _class_products(error: Tensor, target: Tensor, features: Tensor) -> Tensor:
-    """Σ q_i δ_i f_iᵀ over each class's pixels, (C, C, D).
+def _product(prob: Tensor, c: int, share: Tensor, features: Tensor) -> Tensor:
+    """Return Σ q_i δ_i f_iᵀ over a class's pixels, (C, D).
 
     A product with a class's pixels selected rather than a scatter: its order of summation is fixed.
     """
-    with torch.autocast(error.device.type, enabled=False):
-        products = [(torch.where(target == c, error, 0) @ features.mT).sum(0) for c in range(error.shape[1])]
-    return torch.stack(products)
+    one = torch.arange(prob.shape[1], dtype=torch.int64, device=prob.device) == c
+    error = scaled(prob - one.view(-1, *[1] * (prob.ndim - 2)).to(prob.dtype), share.unsqueeze(1))
+    with torch.autocast(prob.device.type, enabled=False):
+        return (class_rows(error) @ features.mT).sum(0)
 
 
 _READINGS = {

@@ -9,7 +9,6 @@ from copy import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum
@@ -78,13 +77,13 @@ class SoftBatch(Batch):
 
     def cross_entropy_and_error(self) -> tuple[Tensor, Tensor]:
         r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_c \rVert^2`, of entries."""
-        prob = self._probability().detach()
+        prob = self.probability().detach()
         error = prob.square().sum(1, keepdim=True) - 2 * prob + 1
         return self.cross_entropy(), torch.where(self._keep.unsqueeze(1), error, 0)
 
-    def _probability(self) -> Tensor:
-        input = torch.where(self._keep.unsqueeze(1), self.logits.full_size(), 0)
-        return F.softmax(input, 1, dtype=self.dtype)
+    def share(self, c: int, weight: Tensor | None) -> Tensor:
+        """Return q t of class c of each row, (M, *)."""
+        return (self.soft if weight is None else weight)[:, c]
 
     def _rows(self, values: Tensor) -> Tensor:
         """Return the sums over the pixels that count of each row and class."""
@@ -94,7 +93,7 @@ class SoftBatch(Batch):
     def image_sums(self) -> ImageSums:
         """Return the sums of probabilities and labels over each image's pixels."""
         assert self.pixel_weight is not None
-        prob = self._probability()
+        prob = self.probability()
         own = None if self._own_weight is None else self._own_weight.unsqueeze(1)
         sums = (scaled(prob, own), scaled(prob, self.pixel_weight), self.pixel_weight)
         return self._by_image(*map(self._rows, sums), self._rows((self.soft != 0).long()) > 0)
@@ -129,7 +128,7 @@ class SoftBatch(Batch):
     def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_i q_i t_{ia} (p_{ib} - [a = b])`, or of its square without q, of all ranks."""
         share = (self.soft if squared else self.pixel_weight).detach()  # type: ignore[union-attr]
-        prob, blocks = self._probability().detach(), []
+        prob, blocks = self.probability().detach(), []
         one = torch.eye(share.shape[1], dtype=prob.dtype, device=prob.device)
         for g in range(self.groups):
             p, t = (of[g :: self.groups].flatten(2) if of.ndim > 2 else of.T[None] for of in (prob, share))

@@ -13,6 +13,7 @@ from torch.utils.data import RandomSampler
 from classbalance_losses._dispatch import backend_for_maps
 from classbalance_losses._validate import as_label, check_choice, check_target_range
 from classbalance_losses._validate_features import check_labels, check_num_classes
+from classbalance_losses._validate_tasks import TASKS
 from classbalance_losses.kernels.call import Labels
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
@@ -21,6 +22,7 @@ from classbalance_losses.ops.class_weights import (
     pixel_frequency_weights,
 )
 from classbalance_losses.ops.image_counts import image_class_counts, summed_image_counts
+from classbalance_losses.ops.tasks import grouped
 from classbalance_losses.state.accumulate import count_batches
 
 SCHEMES = ("pixel_frequency", "median_frequency", "image_frequency", "effective_number")
@@ -34,8 +36,10 @@ class ClassStatistics(nn.Module):
         >>> loss = WeightedCrossEntropyLoss(statistics.weights("median_frequency"))  # doctest: +SKIP
 
     Args:
-        num_classes: C, at least 2.
+        num_classes: C, at least 2; of many labels L, at least 1; of one, binary, 2.
         ignore_index: the label of the pixels that do not count.
+        task: "multiclass" counts classes; "binary" and "multilabel" count where each label is absent and present, as
+            classes 2l and 2l + 1.
 
     Attributes:
         pixel_counts: valid pixels of each class, (C,).
@@ -56,13 +60,15 @@ class ClassStatistics(nn.Module):
     num_pixels: Tensor
     num_ignored: Tensor
 
-    def __init__(self, num_classes: int, *, ignore_index: int = -100) -> None:
+    def __init__(self, num_classes: int = 2, *, ignore_index: int = -100, task: str = "multiclass") -> None:
         super().__init__()
-        check_num_classes(num_classes)
-        self.num_classes = num_classes
+        check_choice("task", task, TASKS)
+        check_num_classes(num_classes, 1 if task == "multilabel" else 2)
+        self.task = task
+        self.num_classes = 2 * num_classes if task == "multilabel" else num_classes
         self.ignore_index = as_label(ignore_index)
         for name in ("pixel_counts", "image_counts", "image_pixel_counts"):
-            self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64, device="cpu"))
+            self.register_buffer(name, torch.zeros(self.num_classes, dtype=torch.int64, device="cpu"))
         for name in ("num_images", "num_pixels", "num_ignored"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device="cpu"))
 
@@ -70,19 +76,16 @@ class ClassStatistics(nn.Module):
         """Count a batch of label maps.
 
         Args:
-            target: class indices (N, *) of uint8, int16, int32 or int64; each of the N maps is one image.
+            target: class indices (N, *) of uint8, int16, int32 or int64; each of the N maps is one image. Of
+                labels 0 and 1, also bool or int8: (N, *) or (N, 1, *) for one, (N, L, *) for many.
 
         Raises:
             TypeError: ``target`` has another dtype.
             ValueError: ``target`` has no batch axis.
             IndexError: a label is neither a class nor ``ignore_index`` (on CUDA: a device-side assertion).
         """
-        check_labels("target", target, self.num_classes)
-        if target.ndim == 0:
-            raise ValueError("Expected labels of shape (N, *), got a 0-dim tensor.")
-        check_target_range(target, self.num_classes, self.ignore_index)
+        labels = self._labels(target)
         self.to(target.device)  # the counts begin on the CPU, whatever torch's default device is
-        labels = Labels(target, self.num_classes, self.ignore_index)
         counts = summed_image_counts(image_class_counts(labels, backend_for_maps(labels)))
         for name, count in counts._asdict().items():
             getattr(self, name).add_(count)
@@ -90,13 +93,34 @@ class ClassStatistics(nn.Module):
         self.num_pixels.add_(counts.pixel_counts.sum())
         self.num_ignored.add_(target.numel() - counts.pixel_counts.sum())
 
+    def _labels(self, target: Tensor) -> Labels:
+        """Return the labels of a batch, checked: of many, each as a class of its own where absent and present."""
+        is_own = self.task != "multiclass"
+        if is_own and isinstance(target, Tensor) and target.dtype in (torch.bool, torch.int8):
+            target = target.to(torch.int16)
+        check_labels("target", target, 2 if is_own else self.num_classes)
+        if target.ndim == 0:
+            raise ValueError("Expected labels of shape (N, *), got a 0-dim tensor.")
+        labels = Labels(target, 2 if is_own else self.num_classes, self.ignore_index)
+        check_target_range(*labels)
+        if self.task != "multilabel":
+            return labels
+        number = self.num_classes // 2
+        if target.ndim < 2 or target.shape[1] != number:
+            raise ValueError(
+                f"Expected labels of shape (N, {number}, *), got {tuple(target.shape)}. Of classes, one a pixel, pass "
+                f"torch.nn.functional.one_hot(target.long(), {number}).movedim(-1, 1)."
+            )
+        signs = grouped(labels._replace(target=target.flatten(0, 1)), number)
+        return signs._replace(target=signs.target.view(target.shape))
+
     def merge(self, other: ClassStatistics) -> ClassStatistics:
         """Add the counts of another part of the data set (another worker's, another rank's); returns self.
 
         Raises:
             ValueError: ``other`` counts other classes, or ignores another label.
         """
-        ours, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
+        ours, theirs = ((of.num_classes, of.ignore_index) for of in (self, other))
         if ours != theirs:
             raise ValueError(
                 f"Expected statistics of {ours[0]} classes with ignore_index={ours[1]}, "
@@ -121,12 +145,16 @@ class ClassStatistics(nn.Module):
             options: options of that function, such as ``power=0.5`` or ``beta=0.999``.
 
         Returns:
-            Weights (C,), float32, 0 for a class without pixels.
+            Weights (C,), float32, 0 for a class without pixels; (L, 2) of many labels.
 
         Raises:
             ValueError: ``scheme`` is unknown, or an option is out of its range.
         """
         check_choice("scheme", scheme, SCHEMES)
+        weights = self._weights(scheme, **options)
+        return weights.view(-1, 2) if self.task == "multilabel" else weights
+
+    def _weights(self, scheme: str, **options: float) -> Tensor:
         if scheme == "pixel_frequency":
             return pixel_frequency_weights(self.pixel_counts, **options)
         if scheme == "median_frequency":
@@ -166,4 +194,5 @@ class ClassStatistics(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the options."""
-        return f"num_classes={self.num_classes}, ignore_index={self.ignore_index}"
+        task = "" if self.task == "multiclass" else f", task={self.task!r}"
+        return f"num_classes={self.num_classes}, ignore_index={self.ignore_index}{task}"

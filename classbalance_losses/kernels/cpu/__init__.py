@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cpu.maps import class_sums, labels_outside, weighted_sums
-from classbalance_losses.kernels.cpu.pixel import cross_entropy_and_error, error_sums, pixel_values
+from classbalance_losses.kernels.cpu.pixel import (
+    cross_entropy_and_error,
+    error_sums,
+    pixel_values,
+    values_and_overlap,
+)
 from classbalance_losses.kernels.cpu.pixel_loops import TYPES
 from classbalance_losses.kernels.cpu.select import kth_largest
+from classbalance_losses.kernels.cpu.soft import soft_cross_entropy
 from classbalance_losses.kernels.cpu.threads import failure
-from classbalance_losses.kernels.reference import soft_cross_entropy, values_and_overlap
 from classbalance_losses.kernels.simplex import project
 
 __all__ = [
@@ -30,8 +35,6 @@ __all__ = [
 def reasons(logits: Logits | None, labels: Labels) -> list[str]:
     """Why the loops cannot take the logits, if there are any, and labels."""
     found = []
-    if logits is not None and (logits.single or logits.bias is not None):
-        found.append("not yet")
     if labels.target.device.type != "cpu":
         found.append(f"it needs tensors on the CPU, got labels on {labels.target.device}")
     if logits is not None and logits.input.dtype not in TYPES:

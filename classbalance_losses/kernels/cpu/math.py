@@ -136,7 +136,7 @@ def flags(address: int, size: int) -> Any:
     return carray(_pointer(address), size, np.uint8)
 
 
-def _fitted(series: Polynomial, degree: int, low: float, high: float) -> list[np.float32]:
+def _fitted(series: Any, degree: int, low: float, high: float) -> list[np.float32]:
     """Return a short polynomial's coefficients in the place of a power series'."""
     fit = Chebyshev.interpolate(series, degree, [low, high]).convert(kind=Polynomial)
     return [np.float32(c) for c in fit.coef]
@@ -146,6 +146,9 @@ _HALF_LN2 = math.log(2) / 2
 # exp(r) = 1 + r + r² q(r) for |r| ≤ ln 2 / 2, and log(1 + f) = f - f²/2 + f³ t(f) for 1/√2 ≤ 1 + f < √2
 _Q = _fitted(Polynomial([1 / math.factorial(k + 2) for k in range(16)]), 4, -_HALF_LN2, _HALF_LN2)
 _T = _fitted(Polynomial([(-1) ** k / (k + 3) for k in range(60)]), 8, 2**-0.5 - 1, 2**0.5 - 1)
+# log(1 + x) = x s(x) for 0 ≤ x ≤ 1, which needs no power of 2
+_S = _fitted(lambda x: np.log1p(x) / x, 9, 1e-9, 1)
+_S0, _S1, _S2, _S3, _S4, _S5, _S6, _S7, _S8, _S9 = _S
 _Q0, _Q1, _Q2, _Q3, _Q4 = _Q
 _T0, _T1, _T2, _T3, _T4, _T5, _T6, _T7, _T8 = _T
 
@@ -218,6 +221,13 @@ def log1p(x: Any) -> Any:
     """Return log(1 + x) for x > -0.9, however small, or NaN: what rounding takes from the sum is given back."""
     total = _ONE + x
     return _logarithm(total, x - (total - _ONE))
+
+
+@inlined
+def log1p_of_part(x: Any) -> Any:
+    """Return the same for 0 ≤ x ≤ 1, or NaN, in fewer steps."""
+    s = ((((_S9 * x + _S8) * x + _S7) * x + _S6) * x + _S5) * x + _S4
+    return ((((s * x + _S3) * x + _S2) * x + _S1) * x + _S0) * x
 
 
 @inlined

@@ -13,8 +13,8 @@ import numpy as np
 from classbalance_losses.kernels.cpu.math import compiled, exp, expm1, floats, inlined, log1p
 
 PITCH = 512
-ROWS = 9
-HIGHEST, OWN, LOG_SUM, OTHERS, TIES, VALUE, TOTAL, LOG_REST, SLOPE = range(0, ROWS * PITCH, PITCH)
+ROWS = 10
+HIGHEST, OWN, LOG_SUM, OTHERS, TIES, VALUE, TOTAL, LOG_REST, SLOPE, SHARE = range(0, ROWS * PITCH, PITCH)
 ZERO, ONE, INF = np.float32(0), np.float32(1), np.float32(np.inf)
 
 

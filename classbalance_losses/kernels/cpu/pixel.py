@@ -1,13 +1,13 @@
-r"""The pixel pass on a CPU: φ of each pixel by one pass over the logits, its gradient by another.
+r"""The pixel pass on a CPU: φ of each pixel and sums of probabilities by one pass over the logits, the gradient by one.
 
 Forward reads the logits from memory once, and keeps :math:`s = \log \sum_k e^{x_k - \max}` of each pixel; backward
 reads them once, finds the largest again, and writes :math:`g (u_k - p_k \sum_j u_j)` once. Half logits have half the
-size, and as few as 11 classes of them are 22 bytes a pixel: there s is not kept, but found again.
+size, and as few as 11 classes of them are 22 bytes a pixel, as two classes are 8: there s is not kept, but found again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,55 +15,78 @@ import torch
 from torch import Tensor
 
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import Labels, Logits, Resize
+from classbalance_losses.kernels.call import Labels, Logits, Overlap, Pass, Resize
 from classbalance_losses.kernels.cpu import pixel_loops as loops
-from classbalance_losses.kernels.cpu import upsample, upsample_loops
-from classbalance_losses.kernels.cpu.memory import address, hand_over_labels
+from classbalance_losses.kernels.cpu import strided, upsample, upsample_loops
+from classbalance_losses.kernels.cpu.memory import hand_over
 from classbalance_losses.kernels.cpu.threads import run
-from classbalance_losses.kernels.cpu.tiles import PITCH
-from classbalance_losses.kernels.forms.cpu import fill, form_of, parameters
+from classbalance_losses.kernels.cpu.tiles import FIELDS
+from classbalance_losses.kernels.forms.cpu import NO_FORM, fill, form_of, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 from classbalance_losses.kernels.operators import by_reference, define
 from classbalance_losses.kernels.plain import needs_reference
 from classbalance_losses.kernels.reference import class_rows
 
-_LOGITS = 1 << 16  # that a thread takes at a time: 256 KiB
-_PIXELS = PITCH  # at most: its numbers of a pixel stay in the first-level cache
-_FEW = 16  # at least, however many classes there are: a vector or two
-_PARTS = 64  # of the pixels, whose sums are added up apart
+_PARTS = 64  # of the pixels, or of an image's, whose sums are added up apart
 _TABLES = 1 << 21  # sums in all of them: 16 MiB
 
 
 def pixel_values(logits: Logits, labels: Labels, form: Form) -> Tensor:
     """Return φ of each pixel (N, *) in float32, 0 where its label is ignored, with the gradient of the logits."""
-    input, align_corners = upsample.taken(logits)
-    value, _ = _PixelPass.apply(  # type: ignore[no-untyped-call]
-        input, labels.target, labels.ignore_index, align_corners, *parameters(form), False
-    )
-    return value  # type: ignore[no-any-return]
+    value, _, _ = _run_pass(logits, labels, form)
+    return value
 
 
 def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *)."""
-    input, align_corners = upsample.taken(logits)
-    value, error = _PixelPass.apply(  # type: ignore[no-untyped-call]
-        input, labels.target, labels.ignore_index, align_corners, *parameters(CrossEntropy()), True
-    )
+    value, error, _ = _run_pass(logits, labels, CrossEntropy(), with_error=True)
     return value, error
+
+
+def values_and_overlap(
+    logits: Logits, labels: Labels, form: Form | None, weight: Tensor | None, *, with_error: bool = False
+) -> Pass:
+    """Return the sums of probabilities, weighted by q, and φ and the error if a form, or the error, is asked for."""
+    if logits.input.ndim == 2:  # each pixel is an image
+        one = Logits(logits.input.unsqueeze(2), None, logits.bias, logits.single)
+        of_one = labels._replace(target=labels.target.unsqueeze(1))
+        q = None if weight is None else weight.unsqueeze(1)
+        overlap, *maps = values_and_overlap(one, of_one, form, q, with_error=with_error)
+        return Pass(overlap, *(None if values is None else values.squeeze(1) for values in maps))
+    form = CrossEntropy() if with_error else form
+    value, error, sums = _run_pass(logits, labels, form, weight, with_error=with_error, with_overlap=True)
+    overlap = Overlap(*sums.unbind(1))
+    return Pass(overlap, None if form is None else value, error if with_error else None)
 
 
 def error_sums(logits: Logits, labels: Labels, weight: Tensor | None, *, squared: bool) -> Tensor:
     r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2` without q, (C, C), a constant."""
     input, align_corners = upsample.taken(logits)
     weight = None if squared else weight
-    table: Tensor = _ERROR_SUMS(
-        input.detach(), labels.target, weight, labels.ignore_index, align_corners, squared
-    )
+    constants = (labels.ignore_index, align_corners, squared, logits.bias, logits.single)
+    table: Tensor = _ERROR_SUMS(input.detach(), labels.target, weight, *constants)
     return table
 
 
+def _run_pass(
+    logits: Logits,
+    labels: Labels,
+    form: Form | None,
+    weight: Tensor | None = None,
+    *,
+    with_error: bool = False,
+    with_overlap: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return φ, the error, and the overlap (N, 2, C), which are empty where they are not asked for."""
+    input, align_corners = upsample.taken(logits)
+    constants = (labels.ignore_index, align_corners, *parameters(form), with_error)
+    return _PixelPass.apply(  # type: ignore[no-any-return, no-untyped-call]
+        input, labels.target, *constants, logits.bias, logits.single, weight, with_overlap
+    )
+
+
 class _PixelPass(torch.autograd.Function):
-    """φ of each pixel and, if asked, the error; its backward by the loops, or by the reference.
+    """φ of each pixel and, if asked, the error and the overlap; its backward by the loops, or by the reference.
 
     Logits are enlarged to the labels' size unless ``align_corners`` is ``None``.
     """
@@ -79,33 +102,52 @@ class _PixelPass(torch.autograd.Function):
         numbers: list[float],
         weight: Tensor | None,
         with_error: bool,
-    ) -> tuple[Tensor, Tensor]:
+        *others: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         constants = (ignore_index, align_corners, code, numbers)
-        value, error, log_sum = _FORWARD(input, target, *constants, weight, with_error)
-        ctx.save_for_backward(input, target, weight, log_sum)
-        ctx.constants = constants
+        value, error, log_sum, overlap = _FORWARD(input, target, *constants, weight, with_error, *others)
+        bias, single, pixel_weight, with_overlap = others
+        ctx.save_for_backward(input, target, weight, log_sum, bias, pixel_weight)
+        ctx.constants, ctx.single, ctx.with_overlap = constants, single, with_overlap
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(error)
-        return value, error
+        return value, error, overlap
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 8
-        input, target, weight, log_sum = ctx.saved_tensors
-        if needs_reference(grad):
-            ignore_index, align_corners, code, numbers = ctx.constants
-            labels, form = Labels(target, input.shape[1], ignore_index), form_of(code, numbers, weight)
-            resize = None if align_corners is None else Resize(tuple(target.shape[1:]), align_corners)
+    def backward(
+        ctx: Any, grad: Tensor | None, _: Tensor | None, overlap_grad: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        # What was not asked for may have a gradient, as empty as itself, in a compiled graph.
+        grad = None if ctx.constants[2] == NO_FORM else grad
+        overlap_grad = overlap_grad if ctx.with_overlap else None
+        grads = [of_output for of_output in (grad, overlap_grad) if of_output is not None]
+        gradient = None
+        if any(needs_reference(of_output) for of_output in grads):
+            gradient = _by_reference(ctx, grad, overlap_grad)
+        elif grads:
+            input, target, weight, log_sum, *others = ctx.saved_tensors
+            bias, pixel_weight = others
+            given = (*ctx.constants, weight, bias, ctx.single, pixel_weight, overlap_grad)
+            gradient = _BACKWARD(grad, input, target, log_sum, *given)
+        return (gradient, *(None,) * 11)
 
-            def values(input: Tensor) -> tuple[Tensor]:
-                logits = upsample.in_single(Logits(input, resize))
-                return (reference.pixel_values(logits, labels, form),)
 
-            gradient = by_reference(values, input, (grad,))
-        else:
-            gradient = _BACKWARD(grad, input, target, log_sum, *ctx.constants, weight)
-        return (gradient, *(None,) * 7)
+def _by_reference(ctx: Any, grad: Tensor | None, overlap_grad: Tensor | None) -> Tensor:
+    input, target, weight, _, bias, pixel_weight = ctx.saved_tensors
+    ignore_index, align_corners, code, numbers = ctx.constants
+    labels = Labels(target, _classes(input, ctx.single), ignore_index)
+    resize = None if align_corners is None else Resize(tuple(target.shape[1:]), align_corners)
+
+    def outputs(input: Tensor) -> list[Tensor]:
+        logits, found = upsample.in_single(Logits(input, resize, bias, ctx.single)), []
+        if grad is not None:
+            found.append(reference.pixel_values(logits, labels, form_of(code, numbers, weight)))
+        if overlap_grad is not None:
+            overlap = reference.values_and_overlap(logits, labels, None, pixel_weight).overlap
+            found.append(torch.stack(overlap, 1))
+        return found
+
+    return by_reference(outputs, input, [given for given in (grad, overlap_grad) if given is not None])
 
 
 def _forward(
@@ -117,18 +159,29 @@ def _forward(
     numbers: Sequence[float],
     weight: Tensor | None,
     with_error: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    maps = _maps(input, target, ignore_index, align_corners, code, numbers, weight, with_error)
-    names = ("value", "error", "log_sum")
-    given = {name: made for name, made in zip(names, maps, strict=True) if made.numel()}
-    target = target.contiguous()
-    _kept, task, job = _prepared(input, target, ignore_index, align_corners, **given)
-    fill(job["form"], code, numbers, weight, input.shape[1])
-    run(task, job)
-    return maps
+    bias: Tensor | None = None,
+    single: bool = False,
+    pixel_weight: Tensor | None = None,
+    with_overlap: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    constants = (ignore_index, align_corners, code, numbers, weight)
+    *maps, overlap = _outputs(input, target, *constants, with_error, bias, single, pixel_weight, with_overlap)
+    given = zip(("value", "error", "log_sum"), maps, strict=True)
+    tensors = {
+        **{name: made for name, made in given if made.numel()},
+        "bias": bias,
+        "pixel_weight": pixel_weight if with_overlap else None,
+    }
+    _kept, task, job = _prepared(input, target, ignore_index, align_corners, single, tensors)
+    fill(job["form"], code, numbers, weight, int(job["classes"][0]))
+    if with_overlap:
+        _add_overlap(task, job, overlap)
+    else:
+        run(task, job)
+    return maps[0], maps[1], maps[2], overlap
 
 
-def _maps(
+def _outputs(
     input: Tensor,
     target: Tensor,
     ignore_index: int,
@@ -137,19 +190,43 @@ def _maps(
     numbers: Sequence[float],
     weight: Tensor | None,
     with_error: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Make φ, the error if asked, and log Σ if it is kept; those that are not are empty."""
+    bias: Tensor | None = None,
+    single: bool = False,
+    pixel_weight: Tensor | None = None,
+    with_overlap: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make φ, the error if asked, log Σ if it is kept, and the overlap; those that are not are empty."""
+    classes = _classes(input, single)
+    is_kept = strided.keeps_log_sum(input, classes, is_enlarged=align_corners is not None)
 
-    def new(is_wanted: bool) -> Tensor:
-        shape = target.shape if is_wanted else (0,)
-        return torch.empty(shape, dtype=torch.float32, device=input.device)
+    def new(is_wanted: bool, shape: Sequence[int] = target.shape) -> Tensor:
+        return torch.empty(shape if is_wanted else (0,), dtype=torch.float32, device=input.device)
 
-    is_kept = input.dtype == torch.float32 or align_corners is not None
-    return new(True), new(with_error), new(is_kept)
+    return (
+        new(code != NO_FORM),
+        new(with_error),
+        new(is_kept),
+        new(with_overlap, (input.shape[0], 2, classes)),
+    )
+
+
+def _classes(input: Tensor, single: bool) -> int:
+    return 2 if single else input.shape[1]
+
+
+def _add_overlap(task: Any, job: Any, overlap: Tensor) -> None:
+    """Run the loop, and add up an image's parts, in the order of whose sums no thread has a say."""
+    images, _, classes = overlap.shape
+    parts = min(int(job["parts"][0]) // max(images, 1), _PARTS)
+    job["parts"] = images * parts
+    table = np.zeros((images, parts, 2, classes))
+    hand_over(job, FIELDS, {"overlap": torch.from_numpy(table)})
+    run(task, job)
+    overlap.copy_(torch.from_numpy(table.sum(1)))
 
 
 def _backward(
-    grad: Tensor,
+    grad: Tensor | None,
     input: Tensor,
     target: Tensor,
     log_sum: Tensor,
@@ -158,26 +235,30 @@ def _backward(
     code: int,
     numbers: Sequence[float],
     weight: Tensor | None,
+    bias: Tensor | None = None,
+    single: bool = False,
+    pixel_weight: Tensor | None = None,
+    overlap_grad: Tensor | None = None,
 ) -> Tensor:
-    target, grad = target.contiguous(), grad.contiguous()
-    given = {"slope": grad, "log_sum": log_sum}
+    is_kept = strided.keeps_log_sum(input, _classes(input, single), is_enlarged=align_corners is not None)
+    tensors = {"slope": grad, "log_sum": log_sum if is_kept else None, "bias": bias}
+    if overlap_grad is not None:
+        tensors |= {"overlap_slope": overlap_grad, "pixel_weight": pixel_weight}
+    kept, task, job = _prepared(input, target, ignore_index, align_corners, single, tensors)
+    fill(job["form"], code, numbers, weight, int(job["classes"][0]))
     if align_corners is not None:
-        x = upsample.source(input)
-        gradient = torch.zeros_like(x)
-        job = upsample.job_for(x, target, ignore_index, align_corners, **given, gradient=gradient)
-        fill(job["form"], code, numbers, weight, input.shape[1])
+        gradient = torch.zeros_like(kept[0])
+        hand_over(job, upsample_loops.FIELDS, {"gradient": gradient})
         upsample.run_in_turns(job)
         return gradient.to(input.dtype)
-    rows, gradient = class_rows(input), _like_input(grad, input)
-    job = _job(rows, target, ignore_index, **given)
-    fill(job["form"], code, numbers, weight, input.shape[1])
-    _hand_over_rows(job, "gradient", class_rows(gradient), input.dtype)
-    run(loops.go, job)
+    gradient = strided.like(input)
+    strided.hand_over_rows(job, "gradient", class_rows(gradient), input.dtype)
+    run(task, job)
     return gradient
 
 
 def _gradient(
-    grad: Tensor,
+    grad: Tensor | None,
     input: Tensor,
     target: Tensor,
     log_sum: Tensor,
@@ -186,16 +267,8 @@ def _gradient(
     *_: object,
 ) -> Tensor:
     if align_corners is None:
-        return _like_input(grad, input)
+        return strided.like(input)
     return torch.empty_like(input, memory_format=torch.contiguous_format)
-
-
-def _like_input(grad: Tensor, input: Tensor, *_: object) -> Tensor:
-    """Make the gradient, in the layout of the logits unless their spatial axes could not be seen as one."""
-    gradient = torch.empty_like(input)
-    size, stride = gradient.shape, gradient.stride()
-    is_flat = all(stride[d] == stride[d + 1] * size[d + 1] for d in range(2, input.ndim - 1))
-    return gradient if is_flat else torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
 def _error_sums(
@@ -205,77 +278,73 @@ def _error_sums(
     ignore_index: int,
     align_corners: bool | None,
     squared: bool,
+    bias: Tensor | None = None,
+    single: bool = False,
 ) -> Tensor:
-    classes, target = input.shape[1], target.contiguous()
+    tensors = {"bias": bias, "pixel_weight": weight}
+    _kept, task, job = _prepared(input, target, ignore_index, align_corners, single, tensors)
+    classes = int(job["classes"][0])
     # Parts, in the order of whose sums no thread has a say.
-    parts = max(min(_PARTS, _TABLES // classes**2), 1)
+    job["parts"] = parts = max(min(_PARTS, _TABLES // classes**2), 1)
     sums = torch.zeros(parts, classes, classes, dtype=torch.float64, device="cpu")
-    given = {} if weight is None else {"slope": weight.contiguous()}
-    _kept, task, job = _prepared(input, target, ignore_index, align_corners, **given)
-    job["sums"], job["parts"], job["squared"] = sums.data_ptr(), parts, squared
+    hand_over(job, FIELDS, {"sums": sums})
+    job["squared"] = squared
     run(task, job)
     return sums.sum(0).T.float().contiguous()
 
 
-def _table(input: Tensor, *_: object) -> Tensor:
-    return torch.empty(input.shape[1], input.shape[1], dtype=torch.float32, device=input.device)
+def _table(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    align_corners: bool | None,
+    squared: bool,
+    bias: Tensor | None = None,
+    single: bool = False,
+) -> Tensor:
+    classes = _classes(input, single)
+    return torch.empty(classes, classes, dtype=torch.float32, device=input.device)
 
 
 def _prepared(
-    input: Tensor, target: Tensor, ignore_index: int, align_corners: bool | None, **maps: Tensor
-) -> tuple[Tensor, Any, Any]:
-    """Return the logits as a loop reads them, which the caller keeps alive, too, the loop, and its job."""
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    align_corners: bool | None,
+    single: bool,
+    tensors: Mapping[str, Tensor | None],
+) -> tuple[list[Tensor], Any, Any]:
+    """Return tensors that the caller keeps alive, logits first, the loop, and its job, which has their addresses."""
+    target = target.contiguous()
+    given = {name: values for name, values in tensors.items() if values is not None}
+    # What forward kept is as it was made, or refused.
+    maps = {name: made if name == "log_sum" else made.contiguous() for name, made in given.items()}
     if align_corners is None:
-        rows = class_rows(input)
-        return rows, loops.go, _job(rows, target, ignore_index, **maps)
-    source = upsample.source(input)
-    return (
-        source,
-        upsample_loops.pixel_pass,
-        upsample.job_for(source, target, ignore_index, align_corners, **maps),
-    )
-
-
-def _job(rows: Tensor, target: Tensor, ignore_index: int, **maps: Tensor) -> Any:
-    """Return the sizes, and the addresses of logits (N, C, P), labels and maps, which the caller keeps alive."""
-    job = np.zeros(1, loops.JOB)
-    job["images"], job["classes"], job["pixels"] = images, classes, pixels = rows.shape
-    job["size"] = size = max(min(_PIXELS, _LOGITS // classes), _FEW)
-    job["parts"] = images * -(-pixels // size)
-    job["type"] = loops.TYPES[rows.dtype]
-    hand_over_labels(job, target, ignore_index, (images, pixels))
-    _hand_over_rows(job, "x", rows, rows.dtype)
-    for name, values in maps.items():
-        if values.numel():
-            is_laid_out = values.is_contiguous()
-            job[name] = address(name, values, torch.float32, (images, pixels), is_laid_out=is_laid_out)
-    return job
-
-
-def _hand_over_rows(job: Any, name: str, rows: Tensor, dtype: torch.dtype) -> None:
-    """Write the address and the strides of logits (N, C, P), or of their gradient."""
-    shape = [int(job[key][0]) for key in ("images", "classes", "pixels")]
-    job[name] = address(name, rows, dtype, shape, is_laid_out=list(rows.shape) == shape)
-    job[f"{name}_image"], job[f"{name}_class"], job[f"{name}_pixel"] = rows.stride()
-    if shape[-1] == 1:  # whatever its stride is
-        job[f"{name}_pixel"] = 1
+        x = class_rows(input)
+        return [x, target, *maps.values()], loops.go, strided.job_for(x, target, ignore_index, single, **maps)
+    x = upsample.source(input)
+    job = upsample.job_for(x, target, ignore_index, align_corners, single, **maps)
+    return [x, target, *maps.values()], upsample_loops.pixel_pass, job
 
 
 _FORWARD = define(
     "cpu_pixel_forward(Tensor input, Tensor target, int ignore_index, bool? align_corners, int form, "
-    "float[] numbers, Tensor? weight, bool with_error) -> (Tensor, Tensor, Tensor)",
+    "float[] numbers, Tensor? weight, bool with_error, Tensor? bias=None, bool single=False, "
+    "Tensor? pixel_weight=None, bool with_overlap=False) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
-    _maps,
+    _outputs,
 )
 _BACKWARD = define(
-    "cpu_pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor log_sum, int ignore_index, "
-    "bool? align_corners, int form, float[] numbers, Tensor? weight) -> Tensor",
+    "cpu_pixel_backward(Tensor? grad, Tensor input, Tensor target, Tensor log_sum, int ignore_index, "
+    "bool? align_corners, int form, float[] numbers, Tensor? weight, Tensor? bias=None, "
+    "bool single=False, Tensor? pixel_weight=None, Tensor? overlap_grad=None) -> Tensor",
     _backward,
     _gradient,
 )
 _ERROR_SUMS = define(
     "cpu_error_sums(Tensor input, Tensor target, Tensor? weight, int ignore_index, bool? align_corners, "
-    "bool squared) -> Tensor",
+    "bool squared, Tensor? bias=None, bool single=False) -> Tensor",
     _error_sums,
     _table,
 )

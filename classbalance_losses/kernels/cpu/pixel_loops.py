@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from numba import carray
 
-from classbalance_losses.kernels.cpu.labels import classes_of
 from classbalance_losses.kernels.cpu.math import (
     as_bfloat16,
     as_float16,
     compiled,
-    doubles,
     floats,
     halves,
     of_bfloat16,
@@ -21,19 +19,21 @@ from classbalance_losses.kernels.cpu.math import (
     take,
     task,
 )
-from classbalance_losses.kernels.cpu.tiles import PITCH, ROWS, backward_tile, error_tile, forward_tile
+from classbalance_losses.kernels.cpu.passes import PITCH, ROWS, Tile
+from classbalance_losses.kernels.cpu.soft_tiles import take_soft_tile
+from classbalance_losses.kernels.cpu.tiles import FIELDS, NUMBERS, take_tile
 from classbalance_losses.kernels.forms.cpu import FORM
 
 # Types of logits, and what the loops call them.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # Sizes, addresses, and strides in entries. Maps have a number for each pixel of (N, P), and no gaps.
 _FIELDS = (
-    *("taken", "images", "classes", "pixels", "size"),  # size: of pixels that a thread takes
-    *("type", "x", "x_image", "x_class", "x_pixel"),
+    *NUMBERS,
+    *("size", "type"),  # of pixels that a thread takes, of the logits
+    *("x", "x_image", "x_class", "x_pixel"),
     *("gradient", "gradient_image", "gradient_class", "gradient_pixel"),
-    *("label", "label_bytes", "ignored"),
-    *("value", "error", "log_sum", "slope"),
-    *("sums", "parts", "squared"),
+    *("soft", "soft_image", "soft_class", "soft_pixel"),  # label vectors, instead of labels
+    *FIELDS,
 )
 JOB = np.dtype([*((name, np.int64) for name in _FIELDS), ("form", FORM)])
 _TOGETHER = 16  # pixels whose logits lie apart, and are read as far as they share a line of the cache
@@ -44,18 +44,21 @@ class Room(NamedTuple):
 
     values: Any  # logits that do not lie as the tile needs them
     slopes: Any  # their gradient
+    shares: Any  # label vectors
     maps: Any
     labels: Any
 
 
 @task
 def go(memory: Any) -> None:
-    """Write φ, the error and log Σ, or the gradient by ``slope``, or add up errors, of a part after the other."""
+    """Do what the job asks for with a part after the other."""
     job = carray(memory, 1, JOB)[0]
-    size, apart = job.classes * job.size, (job.type != 0) | (job.gradient_pixel != 1)
+    is_single = job.channels < job.classes
+    size, apart = job.classes * job.size, (job.type != 0) | (job.gradient_pixel != 1) | is_single
     room = Room(
         np.empty(0 if _is_in_order(job) else size, np.float32),
         np.empty(size if apart else 0, np.float32),
+        np.empty(size if job.soft and job.soft_pixel != 1 else 0, np.float32),
         np.empty(ROWS * PITCH, np.float32),
         np.empty(job.size, np.int32),
     )
@@ -70,67 +73,72 @@ def go(memory: Any) -> None:
 
 @compiled
 def _take_tile(job: Any, room: Any, part: int, image: int, first: int) -> None:
-    classes, pixel = job.classes, image * job.pixels + first
     label = room.labels[: min(job.size, job.pixels - first)]
-    classes_of(job.label, job.label_bytes, pixel, job.ignored, classes, label)
-    x, stride = _logits(job, image, first, label.size, room.values)
-    slope = job.slope + 4 * pixel if job.slope else 0
-    log_sum = job.log_sum + 4 * pixel if job.log_sum else 0
-    if job.sums:
-        sums = doubles(job.sums + 8 * part * classes * classes, classes * classes)
-        error_tile(x, stride, classes, label, room.maps, slope, job.squared, sums)
-    elif job.gradient:
-        place = image * job.gradient_image + first * job.gradient_pixel
-        gradient, step = job.gradient + 4 * place, job.gradient_class
-        if room.slopes.size:
-            gradient, step = np.int64(room.slopes.ctypes.data), label.size
-        backward_tile(job.form, x, stride, classes, label, room.maps, slope, log_sum, gradient, step)
-        if room.slopes.size:
-            _put(job, place, label.size, room.slopes)
+    x = _logits(job, image, first, label.size, room.values)
+    place = image * job.gradient_image + first * job.gradient_pixel
+    gradient = Tile(job.gradient + 4 * place, job.gradient_class, job.classes, label.size)
+    if room.slopes.size:
+        gradient = Tile(np.int64(room.slopes.ctypes.data), label.size, job.classes, label.size)
+    pixel = image * job.pixels + first
+    if job.soft:
+        shares = _label_vectors(job, image, first, label.size, room.shares)
+        take_soft_tile(job, x, shares, gradient, label, room.maps, pixel)
     else:
-        error = job.error + 4 * pixel if job.error else 0
-        forward_tile(job.form, x, stride, classes, label, room.maps, job.value + 4 * pixel, error, log_sum)
+        take_tile(job, x, gradient, label, room.maps, image, pixel, part)
+    if job.gradient and room.slopes.size:
+        _put(job, place, label.size, room.slopes[(job.classes - job.channels) * label.size :])
 
 
 @compiled
 def _is_in_order(job: Any) -> Any:
-    return (job.type == 0) & (job.x_pixel == 1)
+    return (job.type == 0) & (job.x_pixel == 1) & (job.bias == 0) & (job.channels == job.classes)
 
 
 @compiled
-def _logits(job: Any, image: int, first: int, size: int, values: Any) -> tuple[int, int]:
-    """Return the address and the class stride of float32 logits: as they stand, or copied to ``values``."""
+def _logits(job: Any, image: int, first: int, size: int, room: Any) -> Tile:
+    """Return float32 logits: as they stand, or copied to room, where that of class 0 is left out of single ones."""
     place = image * job.x_image + first * job.x_pixel
     if _is_in_order(job):
-        return job.x + 4 * place, job.x_class
-    extent = (job.classes - 1) * job.x_class + (size - 1) * job.x_pixel + 1
+        return Tile(job.x + 4 * place, job.x_class, job.classes, size)
+    values = room[(job.classes - job.channels) * size :]
+    extent = (job.channels - 1) * job.x_class + (size - 1) * job.x_pixel + 1
     if job.type == 0:
         x = floats(job.x + 4 * place, extent)
-        _copy_floats(x, job.x_class, job.x_pixel, values, size, 1, job.classes, size)
+        _copy_floats(x, job.x_class, job.x_pixel, values, size, 1, job.channels, size)
     else:
         x = halves(job.x + 2 * place, extent)
         if job.type == 1:
-            _widen_bfloat16(x, job.x_class, job.x_pixel, values, size, 1, job.classes, size)
+            _widen_bfloat16(x, job.x_class, job.x_pixel, values, size, 1, job.channels, size)
         else:
-            _widen_float16(x, job.x_class, job.x_pixel, values, size, 1, job.classes, size)
-    return np.int64(values.ctypes.data), size
+            _widen_float16(x, job.x_class, job.x_pixel, values, size, 1, job.channels, size)
+    return Tile(np.int64(room.ctypes.data), size, job.classes, size)
+
+
+@compiled
+def _label_vectors(job: Any, image: int, first: int, size: int, room: Any) -> Tile:
+    place = job.soft + 4 * (image * job.soft_image + first * job.soft_pixel)
+    if not room.size:
+        return Tile(place, job.soft_class, job.classes, size)
+    soft = floats(place, (job.classes - 1) * job.soft_class + (size - 1) * job.soft_pixel + 1)
+    _copy_floats(soft, job.soft_class, job.soft_pixel, room, size, 1, job.classes, size)
+    return Tile(np.int64(room.ctypes.data), size, job.classes, size)
 
 
 @compiled
 def _put(job: Any, place: int, size: int, values: Any) -> None:
     """Write a gradient from ``values`` to its place."""
-    extent = (job.classes - 1) * job.gradient_class + (size - 1) * job.gradient_pixel + 1
+    extent = (job.channels - 1) * job.gradient_class + (size - 1) * job.gradient_pixel + 1
     step, pixel = job.gradient_class, job.gradient_pixel
     if job.type == 0:
         _copy_floats(
-            values, size, 1, floats(job.gradient + 4 * place, extent), step, pixel, job.classes, size
+            values, size, 1, floats(job.gradient + 4 * place, extent), step, pixel, job.channels, size
         )
     else:
         out = halves(job.gradient + 2 * place, extent)
         if job.type == 1:
-            _narrow_to_bfloat16(values, size, 1, out, step, pixel, job.classes, size)
+            _narrow_to_bfloat16(values, size, 1, out, step, pixel, job.channels, size)
         else:
-            _narrow_to_float16(values, size, 1, out, step, pixel, job.classes, size)
+            _narrow_to_float16(values, size, 1, out, step, pixel, job.channels, size)
 
 
 @compiled

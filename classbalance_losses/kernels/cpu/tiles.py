@@ -1,10 +1,7 @@
-r"""What the pixel pass does with a tile, in memory or made on the way: value, gradient and sums of errors.
+r"""What the pixel pass does with a tile, in memory or made on the way: values and overlap, gradient, sums of errors.
 
-The number of a tile's pixels is the size of ``label``, at most ``PITCH``, whose labels `labels.classes_of` makes.
-Logits are float32 at an address, with a class stride in entries; maps and slopes of the pixels are float32 at
-addresses, too, and 0 is the address of what is not given or not asked. ``form`` is a ``FORM``.
-
-Forward keeps :math:`s = \log \sum_k e^{x_k - \max}`, which is not finite where a logit is NaN or infinite upwards.
+The number of a tile's pixels is the size of ``label``, at most ``PITCH``, whose labels `labels.classes_of` makes. Of a
+job, which may have more, they need ``NUMBERS`` and the addresses of ``FIELDS``, 0 where nothing is given or asked.
 """
 
 from __future__ import annotations
@@ -12,9 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from classbalance_losses.kernels.cpu.dual_passes import make_dual_value, write_dual_gradient
-from classbalance_losses.kernels.cpu.math import compiled, exp, exp_or_zero, floats
+from classbalance_losses.kernels.cpu.labels import classes_of
+from classbalance_losses.kernels.cpu.math import compiled, doubles, exp, exp_or_zero, floats
+from classbalance_losses.kernels.cpu.memory import Field
+from classbalance_losses.kernels.cpu.overlap import add_overlap, add_overlap_gradient, find_share
+from classbalance_losses.kernels.cpu.pairs import backward_pair, forward_pair
 from classbalance_losses.kernels.cpu.passes import (
     HIGHEST,
     INF,
@@ -22,8 +24,6 @@ from classbalance_losses.kernels.cpu.passes import (
     ONE,
     OTHERS,
     OWN,
-    PITCH,
-    ROWS,
     SLOPE,
     TIES,
     TOTAL,
@@ -39,6 +39,7 @@ from classbalance_losses.kernels.cpu.passes import (
     sum_beside_largest,
 )
 from classbalance_losses.kernels.forms.cpu import (
+    CROSS_ENTROPY,
     DUAL_CROSS_ENTROPY,
     FOCAL,
     SMOOTHED,
@@ -47,25 +48,96 @@ from classbalance_losses.kernels.forms.cpu import (
     read,
 )
 
-__all__ = ["PITCH", "ROWS", "backward_tile", "error_tile", "forward_tile"]
+__all__ = ["FIELDS", "NUMBERS", "complete", "find_log_sum", "map_at", "take_tile", "write_kept"]
+
+NUMBERS = (
+    *("taken", "images", "pixels", "parts"),  # pixels of an image, parts of all for threads to take
+    *("channels", "classes"),  # one channel of two classes: single logits
+    *("label", "label_bytes", "ignored", "squared"),
+)
+_MAP = Field(torch.float32, ("images", "pixels"))
+FIELDS = {
+    "bias": Field(torch.float32, ("classes",)),
+    "pixel_weight": _MAP,  # q
+    "class_weight": Field(torch.float32, ("classes",)),  # of label vectors
+    # What is kept, log Σ e^(x - max): not finite where a logit is NaN or infinite upwards.
+    "log_sum": _MAP,
+    "value": _MAP,
+    "error": _MAP,
+    "overlap": Field(torch.float64, ("parts", 2, "classes")),
+    "sums": Field(torch.float64, ("parts", "classes", "classes")),
+    # The gradients of the value and of the overlap:
+    "slope": _MAP,
+    "overlap_slope": Field(torch.float32, ("images", 2, "classes")),
+}
 
 _APART = 4  # neighbours whose errors are added to other sums
 _PULL = OTHERS
 
 
 @compiled
-def forward_tile(
-    form: Any, x: int, stride: int, classes: int, label: Any, maps: Any, value: int, error: int, log_sum: int
+def take_tile(
+    job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, image: int, pixel: int, part: int
 ) -> None:
+    """Do what a job asks for with a tile, whose first pixel is counted from that of all images."""
+    classes_of(job.label, job.label_bytes, pixel, job.ignored, job.classes, label)
+    complete(job, x)
+    if job.sums:
+        sums = doubles(job.sums + 8 * part * job.classes * job.classes, job.classes * job.classes)
+        _add_errors(x, label, maps, map_at(job.pixel_weight, pixel), job.squared, sums)
+    elif job.gradient:
+        _backward_tile(job, x, gradient, label, maps, image, pixel)
+    else:
+        _forward_tile(job, x, label, maps, pixel, part)
+
+
+@compiled
+def complete(job: Any, x: Tile) -> None:
+    """Write class 0 of single logits, and add a bias: they are in a thread's room, in this case."""
+    if job.channels < job.classes:
+        clear_row(row(x, 0))
+    bias = floats(job.bias, job.classes if job.bias else 0)
+    for k in range(bias.size):
+        logit, b = row(x, k), bias[k]
+        for p in range(x.size):
+            logit[p] += b
+
+
+@compiled
+def clear_row(values: Any) -> None:
+    for p in range(values.size):
+        values[p] = ZERO
+
+
+@compiled
+def map_at(first: int, pixel: int) -> int:
+    """Return the address of a pixel's number in a map, or 0 if there is none."""
+    return first + 4 * pixel if first else 0
+
+
+@compiled
+def _is_pair(job: Any) -> Any:
+    """Whether the forms of two classes do."""
+    is_theirs = (job.form.code == CROSS_ENTROPY) | (job.form.code == FOCAL)
+    return (job.classes == 2) & is_theirs & (job.overlap == 0) & (job.overlap_slope == 0)
+
+
+@compiled
+def _forward_tile(job: Any, x: Tile, label: Any, maps: Any, pixel: int, part: int) -> None:
     """Write φ of each pixel and, if asked, of cross-entropy ‖p - e_y‖², 0 where ignored; s of all."""
-    _forward(read(form), Tile(x, stride, classes, label.size), label, error != 0, maps)
-    _write_kept(maps, VALUE, label, value)
-    if error:
-        _write_kept(maps, TIES, label, error)
-    if log_sum:
-        out = floats(log_sum, label.size)
+    if _is_pair(job):
+        forward_pair(job.form, x, label, job.error != 0, maps)
+    else:
+        _forward(read(job.form), x, label, job.error != 0, maps)
+    write_kept(maps, VALUE, label, map_at(job.value, pixel))
+    write_kept(maps, TIES, label, map_at(job.error, pixel))
+    if job.log_sum:
+        out = floats(map_at(job.log_sum, pixel), label.size)
         for p in range(label.size):
             out[p] = maps[LOG_SUM + p]
+    if job.overlap:
+        find_share(label, map_at(job.pixel_weight, pixel), maps)
+        add_overlap(x, label, maps, doubles(job.overlap + 16 * part * job.classes, 2 * job.classes))
 
 
 @compiled
@@ -89,38 +161,38 @@ def _forward(form: Any, x: Tile, label: Any, with_error: bool, maps: Any) -> Non
 
 
 @compiled
-def backward_tile(
-    form: Any,
-    x: int,
-    stride: int,
-    classes: int,
-    label: Any,
-    maps: Any,
-    slope: int,
-    log_sum: int,
-    gradient: int,
-    gradient_stride: int,
-) -> None:
-    """Write the gradient, in other memory than the logits', by a slope of each pixel; 0 where ignored.
-
-    s is found again if it is not given.
-    """
-    tile, slopes, kept = (
-        Tile(x, stride, classes, label.size),
-        floats(slope, label.size),
-        floats(log_sum, label.size),
-    )
-    find_largest(tile, maps)
-    if log_sum:
+def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, image: int, pixel: int) -> None:
+    """Write the gradient, in other memory than the logits', by slopes of pixels and of the overlap; 0 where ignored."""
+    slope = floats(map_at(job.slope, pixel), label.size)
+    if _is_pair(job):
+        backward_pair(job.form, x, gradient, label, slope, maps)
+        return
+    find_largest(x, maps)
+    find_log_sum(x, map_at(job.log_sum, pixel), maps)
+    if job.slope:
         for p in range(label.size):
-            maps[LOG_SUM + p] = kept[p]
+            s = maps[LOG_SUM + p]
+            # NaN where s is, for what is then multiplied by it are numbers: exp_or_zero makes them.
+            maps[SLOPE + p] = slope[p] + (s - s) if label[p] >= 0 else ZERO
+        _backward(read(job.form), x, gradient, label, maps)
     else:
-        sum_beside_largest(tile, maps)
-    for p in range(label.size):
-        s = maps[LOG_SUM + p]
-        # NaN where s is, for what is then multiplied by it are numbers: exp_or_zero makes them.
-        maps[SLOPE + p] = slopes[p] + (s - s) if label[p] >= 0 else ZERO
-    _backward(read(form), tile, Tile(gradient, gradient_stride, classes, label.size), label, maps)
+        for k in range(x.classes):
+            clear_row(row(gradient, k))
+    if job.overlap_slope:
+        find_share(label, map_at(job.pixel_weight, pixel), maps)
+        slopes = floats(job.overlap_slope + 8 * image * job.classes, 2 * job.classes)
+        add_overlap_gradient(x, gradient, label, slopes, maps)
+
+
+@compiled
+def find_log_sum(x: Tile, kept: int, maps: Any) -> None:
+    """Write s, which is found again if it is not kept."""
+    if kept:
+        log_sum = floats(kept, x.size)
+        for p in range(x.size):
+            maps[LOG_SUM + p] = log_sum[p]
+    else:
+        sum_beside_largest(x, maps)
 
 
 @compiled
@@ -141,29 +213,27 @@ def _backward(form: Any, x: Tile, gradient: Tile, label: Any, maps: Any) -> None
 
 
 @compiled
-def error_tile(
-    x: int, stride: int, classes: int, label: Any, maps: Any, weight: int, squared: int, sums: Any
-) -> None:
+def _add_errors(x: Tile, label: Any, maps: Any, weight: int, squared: int, sums: Any) -> None:
     """Add p_k - [k = y], times a weight of each pixel if given, or its square, to float64 sums of (k, y)."""
-    tile, weights = Tile(x, stride, classes, label.size), floats(weight, label.size)
-    find_largest(tile, maps)
-    sum_beside_largest(tile, maps)
+    weights = floats(weight, label.size)
+    find_largest(x, maps)
+    sum_beside_largest(x, maps)
     for p in range(label.size):
         maps[SLOPE + p] = weights[p] if weight else ONE
     # Neighbours, which often have one label, are added apart: none waits for the other. The last is for the ignored.
-    apart = np.empty((classes + 1, _APART), np.float64)
-    for k in range(classes):
-        logit = row(tile, k)
+    apart = np.empty((x.classes + 1, _APART), np.float64)
+    for k in range(x.classes):
+        logit = row(x, k)
         for p in range(label.size):
             prob = exp(log_prob(logit, p, maps))
             delta = prob - ONE if label[p] == np.int32(k) else prob
             maps[TOTAL + p] = delta * delta if squared else delta * maps[SLOPE + p]
         apart[:] = 0
         for p in range(label.size):
-            apart[label[p] if label[p] >= 0 else classes, p % _APART] += maps[TOTAL + p]
-        for y in range(classes):
+            apart[label[p] if label[p] >= 0 else x.classes, p % _APART] += maps[TOTAL + p]
+        for y in range(x.classes):
             for i in range(_APART):
-                sums[k * classes + y] += apart[y, i]
+                sums[k * x.classes + y] += apart[y, i]
 
 
 @compiled
@@ -207,7 +277,8 @@ def _slope_of_class(logit: Any, label: Any, k: np.int32, spread: Any, maps: Any,
 
 
 @compiled
-def _write_kept(maps: Any, first: int, label: Any, address: int) -> None:
-    out = floats(address, label.size)
-    for p in range(label.size):
+def write_kept(maps: Any, first: int, label: Any, address: int) -> None:
+    """Write a map, 0 where ignored, to an address if there is one."""
+    out = floats(address, label.size if address else 0)
+    for p in range(out.size):
         out[p] = maps[first + p] if label[p] >= 0 else ZERO

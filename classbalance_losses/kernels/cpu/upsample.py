@@ -11,6 +11,7 @@ half precision, which are few, are copied to float32 first.
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from torch import Tensor
 from classbalance_losses.kernels.call import Logits, Resize
 from classbalance_losses.kernels.cpu import upsample_loops as loops
 from classbalance_losses.kernels.cpu.memory import hand_over, hand_over_labels
+from classbalance_losses.kernels.cpu.passes import PITCH
 from classbalance_losses.kernels.cpu.threads import run
-from classbalance_losses.kernels.cpu.tiles import PITCH
 
 _PIXELS = PITCH  # to which a line is widened at once, at most, and their logits
 _LOGITS = 1 << 15
@@ -31,16 +32,21 @@ _SHORT = 1 << 6  # pixels of a row: with fewer, a cell's lines cost more than th
 
 
 def taken(logits: Logits) -> tuple[Tensor, bool | None]:
-    """Return the logits that a loop takes and, if it is to enlarge them, ``align_corners``; else ``None``."""
+    """Return what a loop takes, without a class 0 and a bias and, if it is to enlarge it, ``align_corners``."""
     resize = _on_the_way(logits)
     if resize is not None:
         return logits.input, resize.align_corners
-    return in_single(logits).full_size(), None
+    return resized(logits), None
+
+
+def resized(logits: Logits) -> Tensor:
+    """Return what a loop takes at full size."""
+    return Logits(in_single(logits).input, logits.resize).full_size()
 
 
 def in_single(logits: Logits) -> Logits:
     """Return logits that are resized in float32: half ones would lose digits."""
-    return logits if logits.resize is None else Logits(logits.input.float(), logits.resize)
+    return logits if logits.resize is None else logits._replace(input=logits.input.float())
 
 
 def _on_the_way(logits: Logits) -> Resize | None:
@@ -58,17 +64,23 @@ def source(input: Tensor) -> Tensor:
     return input.detach().float().contiguous()
 
 
-def job_for(x: Tensor, target: Tensor, ignore_index: int, align_corners: bool, **maps: Tensor) -> Any:
+def job_for(
+    x: Tensor, target: Tensor, ignore_index: int, align_corners: bool, single: bool, **maps: Tensor
+) -> Any:
     """Return the sizes and axes, and the addresses of logits, labels and maps, which the caller keeps alive."""
     job = np.zeros(1, loops.JOB)
-    job["images"], job["classes"] = x.shape[:2]
-    job["sources"], job["pixels"] = x.numel(), target.numel()
+    job["images"], job["channels"] = x.shape[:2]
+    job["classes"] = 2 if single else x.shape[1]
+    job["sources"], job["pixels"] = x.numel(), prod(target.shape[1:])
     hand_over(job, loops.FIELDS, {"x": x, **maps})
     hand_over_labels(job, target, ignore_index, target.shape)
     sizes = [pair for pair in zip(x.shape[2:], target.shape[1:], strict=True) if pair != (1, 1)]
     for name, (low, full) in zip(loops.AXES, [(1, 1)] * (3 - len(sizes)) + sizes, strict=True):
         job[name] = _axis(low, full, align_corners)
     _cut(job)
+    job["parts"] = x.shape[0] * prod(
+        -(-int(job[name]["low"][0]) // int(job[name]["group"][0])) for name in loops.AXES
+    )
     return job
 
 
@@ -81,13 +93,13 @@ def _axis(low: int, full: int, align_corners: bool) -> tuple[int, ...]:
 
 def _cut(job: Any) -> None:
     """Choose the cells: columns by what a tile holds, lines by what the cache does, beside it; threads have no say."""
-    images, classes = int(job["images"][0]), int(job["classes"][0])
+    images, channels = int(job["images"][0]), int(job["channels"][0])
     (depth,), (height,) = job["deep"]["low"].tolist(), job["tall"]["low"].tolist()
     low, full, step, shift, unit = job["wide"][0].tolist()[:5]
-    columns = max(min(_PIXELS, _LOGITS // classes, full), 1)
+    columns = max(min(_PIXELS, _LOGITS // channels, full), 1)
     group = low if full <= columns else max((columns * step + min(shift, 0)) // unit, 1)
     parts = -(-low // group)
-    lines = min(_LINES, _BLOCK // (classes * columns) - 1, images * depth * height * parts // _CELLS, height)
+    lines = min(_LINES, _BLOCK // (channels * columns) - 1, images * depth * height * parts // _CELLS, height)
     job["columns"], job["wide"]["group"], job["tall"]["group"] = columns, -(-low // parts), max(lines, 1)
 
 

@@ -16,23 +16,21 @@ import numpy as np
 import torch
 from numba import carray
 
-from classbalance_losses.kernels.cpu.labels import classes_of
-from classbalance_losses.kernels.cpu.math import compiled, doubles, floats, take, task
+from classbalance_losses.kernels.cpu import tiles
+from classbalance_losses.kernels.cpu.math import compiled, floats, take, task
 from classbalance_losses.kernels.cpu.memory import Field
-from classbalance_losses.kernels.cpu.tiles import PITCH, ROWS, backward_tile, error_tile, forward_tile
+from classbalance_losses.kernels.cpu.passes import PITCH, ROWS, Tile
 from classbalance_losses.kernels.forms.cpu import FORM
 
 FIELDS = {
     "x": Field(torch.float32, ("sources",)),
     "gradient": Field(torch.float32, ("sources",)),
-    **{name: Field(torch.float32, ("pixels",)) for name in ("value", "error", "log_sum", "slope")},
-    "sums": Field(torch.float64, ("parts", "classes", "classes")),
+    **tiles.FIELDS,
 }
 _NUMBERS = (
-    *("taken", "images", "classes", "sources", "pixels"),  # entries of the logits, and of maps
+    *tiles.NUMBERS,
+    "sources",  # entries of the logits
     "columns",  # pixels to which a line is widened at once
-    *("label", "label_bytes", "ignored"),
-    *("parts", "squared"),  # of the sums
 )
 # Pixel i of an axis lies at max(step · i + shift, 0) / unit of the logits'. A cell has a group of the logits' indices;
 # those whose turn it is are the one that "turn" says, and others at distances of "apart".
@@ -85,12 +83,12 @@ class _Cell(NamedTuple):
 
 @task
 def pixel_pass(memory: Any) -> None:
-    """Write maps of pixels or, if there is memory for a gradient, add it up, or p - e_y, if there is for sums."""
+    """Do what the job asks for with a cell after the other."""
     job = carray(memory, 1, JOB)[0]
     room = _room(job)
     cells = _turns(job.deep) * _turns(job.tall) * _turns(job.wide)
     total = job.images * cells
-    parts = job.parts if job.sums else total
+    parts = job.parts if job.sums or job.overlap else total
     part = take(memory)
     while part < parts:
         for cell in range(total * part // parts, total * (part + 1) // parts):
@@ -101,7 +99,7 @@ def pixel_pass(memory: Any) -> None:
 @compiled
 def _room(job: Any) -> Any:
     planes, lines = _corners(job.deep, job.deep.group), _corners(job.tall, job.tall.group)
-    block, tile = lines * job.classes * job.columns, job.classes * PITCH
+    block, tile = lines * job.channels * job.columns, job.classes * PITCH
     back = 1 if job.gradient else 0
     return _Room(
         np.empty(planes * block, np.float32),
@@ -128,7 +126,7 @@ def _take_cell(job: Any, room: Any, image: int, turn: int, part: int) -> None:
     if first_row == end_row or first_plane == end_plane:
         return
     planes, lines = _corners(deep, 1), _corners(tall, height)
-    rows = planes * lines * job.classes
+    rows = planes * lines * job.channels
     for first in range(start, end, job.columns):
         size = min(job.columns, end - first)
         cell = _Cell(image, plane, line, column, planes, lines, first_row, end_row, first, size)
@@ -150,7 +148,7 @@ def _take_cell(job: Any, room: Any, image: int, turn: int, part: int) -> None:
 @compiled
 def _take_plane(job: Any, room: Any, cell: Any, plane: int, part: int) -> None:
     """Go over the cell's pixels of a plane."""
-    lines, line_slopes, block = room.lines, room.line_slopes, cell.lines * job.classes * cell.size
+    lines, line_slopes, block = room.lines, room.line_slopes, cell.lines * job.channels * cell.size
     _, share = _place(job.deep, plane)
     if cell.planes == 2:
         lines, line_slopes = room.mixed, room.mixed_slopes
@@ -163,7 +161,7 @@ def _take_plane(job: Any, room: Any, cell: Any, plane: int, part: int) -> None:
         rows = min(step, cell.end_row - first)
         _load_rows(job, cell, first, rows, lines, room.x)
         row = (cell.image * job.deep.full + plane) * job.tall.full + first
-        _take_tile(job, room, row * job.wide.full + cell.first, rows * cell.size, part)
+        _take_tile(job, room, cell.image, row * job.wide.full + cell.first, rows * cell.size, part)
         if job.gradient:
             _store_rows(job, cell, first, rows, room.slope, line_slopes)
     if cell.planes == 2 and job.gradient:
@@ -171,19 +169,10 @@ def _take_plane(job: Any, room: Any, cell: Any, plane: int, part: int) -> None:
 
 
 @compiled
-def _take_tile(job: Any, room: Any, pixel: int, size: int, part: int) -> None:
-    classes, label, x = job.classes, room.label[:size], np.int64(room.x.ctypes.data)
-    classes_of(job.label, job.label_bytes, pixel, job.ignored, classes, label)
-    slope, log_sum = job.slope + 4 * pixel if job.slope else 0, job.log_sum + 4 * pixel
-    if job.sums:
-        sums = doubles(job.sums + 8 * part * classes * classes, classes * classes)
-        error_tile(x, size, classes, label, room.maps, slope, job.squared, sums)
-    elif job.gradient:
-        gradient = np.int64(room.slope.ctypes.data)
-        backward_tile(job.form, x, size, classes, label, room.maps, slope, log_sum, gradient, size)
-    else:
-        value, error = job.value + 4 * pixel, job.error + 4 * pixel if job.error else 0
-        forward_tile(job.form, x, size, classes, label, room.maps, value, error, log_sum)
+def _take_tile(job: Any, room: Any, image: int, pixel: int, size: int, part: int) -> None:
+    x = Tile(np.int64(room.x.ctypes.data), size, job.classes, size)
+    gradient = Tile(np.int64(room.slope.ctypes.data), size, job.classes, size)
+    tiles.take_tile(job, x, gradient, room.label[:size], room.maps, image, pixel, part)
 
 
 @compiled
@@ -240,9 +229,9 @@ def _places(axis: Any, first: int, column: int, size: int, room: Any) -> None:
 def _source(job: Any, logits: int, cell: Any, i: int) -> Any:
     """Return the logits of a cell's i-th line and class, from its first column on; beyond an end stands the last."""
     deep, tall, wide = job.deep, job.tall, job.wide
-    plane = min(cell.plane + i // (cell.lines * job.classes), deep.low - 1)
-    line = min(cell.line + i // job.classes % cell.lines, tall.low - 1)
-    row = ((cell.image * job.classes + i % job.classes) * deep.low + plane) * tall.low + line
+    plane = min(cell.plane + i // (cell.lines * job.channels), deep.low - 1)
+    line = min(cell.line + i // job.channels % cell.lines, tall.low - 1)
+    row = ((cell.image * job.channels + i % job.channels) * deep.low + plane) * tall.low + line
     return floats(logits + 4 * (row * wide.low + cell.column), wide.low - cell.column)
 
 
@@ -269,12 +258,13 @@ def _narrow(values: Any, room: Any, width: int, row: Any) -> None:
 @compiled
 def _load_rows(job: Any, cell: Any, first: int, rows: int, lines: Any, x: Any) -> None:
     """Mix rows of pixels, side by side for each class, of the cell's lines in a plane."""
-    tall, size, block = job.tall, cell.size, job.classes * cell.size
+    tall, size, block = job.tall, cell.size, job.channels * cell.size
+    beyond = job.classes - job.channels  # class 0 of single logits
     for r in range(rows):
         line, share = _place(tall, first + r)
-        for k in range(job.classes):
+        for k in range(job.channels):
             low = (line - cell.line) * block + k * size
-            out = x[(k * rows + r) * size : (k * rows + r + 1) * size]
+            out = x[((beyond + k) * rows + r) * size : ((beyond + k) * rows + r + 1) * size]
             if tall.low > 1:
                 _mix(lines[low : low + size], lines[low + block : low + block + size], share, out)
             else:
@@ -284,12 +274,13 @@ def _load_rows(job: Any, cell: Any, first: int, rows: int, lines: Any, x: Any) -
 @compiled
 def _store_rows(job: Any, cell: Any, first: int, rows: int, slope: Any, lines: Any) -> None:
     """Add to the lines what the gradient of such rows gives them."""
-    tall, size, block = job.tall, cell.size, job.classes * cell.size
+    tall, size, block = job.tall, cell.size, job.channels * cell.size
+    beyond = job.classes - job.channels  # class 0 of single logits
     for r in range(rows):
         line, share = _place(tall, first + r)
-        for k in range(job.classes):
+        for k in range(job.channels):
             low = (line - cell.line) * block + k * size
-            values = slope[(k * rows + r) * size : (k * rows + r + 1) * size]
+            values = slope[((beyond + k) * rows + r) * size : ((beyond + k) * rows + r + 1) * size]
             if tall.low > 1:
                 _unmix(values, share, lines[low : low + size], lines[low + block : low + block + size])
             else:

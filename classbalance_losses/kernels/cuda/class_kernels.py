@@ -108,14 +108,15 @@ def join_classes(
     tl.store(number_ptr + cell, number)
     sums_ptr += cell * parts
     if value_ptr is not None:
-        tl.store(value_ptr + cell, _total(sums_ptr, parts, block))
+        tl.store(value_ptr + cell, add_up(sums_ptr, parts, block))
         sums_ptr += plane
     if squared_ptr is not None:
-        tl.store(squared_ptr + cell, _total(sums_ptr, parts, block))
+        tl.store(squared_ptr + cell, add_up(sums_ptr, parts, block))
 
 
 @triton.jit
-def _total(ptr, number, block: tl.constexpr):
+def add_up(ptr, number, block: tl.constexpr):
+    """Return the sum of ``number`` floats."""
     total = tl.zeros((block,), tl.float32)
     for first in range(0, number, block):
         part = first + tl.arange(0, block)
@@ -186,8 +187,8 @@ def weighted_sums(
 @triton.jit(do_not_specialize=["parts"])
 def join_weighted(partial_ptr, sums_ptr, parts, block: tl.constexpr):
     """Add the parts up, and write their quotient, the sum and the norm."""
-    total = _total(partial_ptr, parts, block)
-    norm = _total(partial_ptr + parts, parts, block)
+    total = add_up(partial_ptr, parts, block)
+    norm = add_up(partial_ptr + parts, parts, block)
     tl.store(sums_ptr, total / tl.where(norm > 0, norm, 1.0))
     tl.store(sums_ptr + 1, total)
     tl.store(sums_ptr + 2, norm)

@@ -46,8 +46,8 @@ def reasons(logits: Logits | None, labels: Labels) -> list[str]:
     if logits is None:
         return found
     input = logits.input
-    if logits.single or logits.bias is not None:
-        found.append("not yet")
+    if logits.bias is not None and logits.bias.dtype != torch.float32:
+        found.append(f"the bias is {logits.bias.dtype}, not float32")
     if target.device != input.device:
         found.append(f"the logits are on {input.device}, the labels on {target.device}")
     if input.dtype not in LOGITS:
@@ -98,6 +98,17 @@ def pixel_layout(shape: Sequence[int], *strides: Sequence[int]) -> Layout | None
         inner=number * row[0],
         row=row[0],
         strides=tuple(zip(outer[1], steps, row[1], strict=True)),
+    )
+
+
+def image_layout(shape: Sequence[int], *strides: Sequence[int]) -> Layout | None:
+    """Return the layout of which each stretch is an image, or None where its pixels lie along too many axes."""
+    pairs = merge(shape[2:], [of[2:] for of in strides])
+    if len(pairs) == _MOST_PAIRS:
+        return None
+    (number, steps), (row, step) = [(1, (0,) * len(strides)), *pairs][-2:]
+    return Layout(
+        shape[0], number * row, row, tuple(zip((of[0] for of in strides), steps, step, strict=True))
     )
 
 

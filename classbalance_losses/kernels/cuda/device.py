@@ -130,18 +130,40 @@ def log1p(x):
 
 
 @triton.jit
-def load_classes(logits, number: tl.constexpr, step, inside):
-    """Return the logits of up to four of ``number`` classes. A mask from memory would forbid wide loads."""
-    x0 = tl.load(logits, mask=inside, other=0.0).to(tl.float32)
+def with_bias(x, bias_ptr, k):
+    """Return logits of class ``k``, one or one for each, as float32 and with the class's bias."""
+    x = x.to(tl.float32)
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + k)
+    return x
+
+
+@triton.jit
+def load_class(logits, bias_ptr, k, step, inside, single: tl.constexpr):
+    """Return the logits of class ``k``; of a ``single`` logit a pixel, class 0's is 0 and class 1's that logit."""
+    if single:
+        x = tl.where(k == 0, 0.0, tl.load(logits, mask=inside, other=0.0).to(tl.float32))
+    else:
+        x = tl.load(logits + k * step, mask=inside, other=0.0)
+    return with_bias(x, bias_ptr, k)
+
+
+@triton.jit
+def load_classes(logits, bias_ptr, k, number: tl.constexpr, step, inside):
+    """Return the logits, there, of up to four of ``number`` classes from ``k`` on.
+
+    A mask from memory would forbid wide loads.
+    """
+    x0 = with_bias(tl.load(logits, mask=inside, other=0.0), bias_ptr, k)
     x1 = x0
     x2 = x0
     x3 = x0
     if number > 1:
-        x1 = tl.load(logits + step, mask=inside, other=0.0).to(tl.float32)
+        x1 = with_bias(tl.load(logits + step, mask=inside, other=0.0), bias_ptr, k + 1)
     if number > 2:
-        x2 = tl.load(logits + 2 * step, mask=inside, other=0.0).to(tl.float32)
+        x2 = with_bias(tl.load(logits + 2 * step, mask=inside, other=0.0), bias_ptr, k + 2)
     if number > 3:
-        x3 = tl.load(logits + 3 * step, mask=inside, other=0.0).to(tl.float32)
+        x3 = with_bias(tl.load(logits + 3 * step, mask=inside, other=0.0), bias_ptr, k + 3)
     return x0, x1, x2, x3
 
 

@@ -36,13 +36,13 @@ from classbalance_losses.kernels.forms.cuda import OF_LOSS, for_kernel, form_of
 from classbalance_losses.kernels.operators import by_reference
 from classbalance_losses.kernels.plain import needs_reference
 
-_UNROLLED = 32  # classes of one round: a multiple of 4
-_THREADS = 128  # of a program: four warps, as Triton has it
+UNROLLED = 32  # classes of one round: a multiple of 4
+THREADS = 128  # of a program: four warps, as Triton has it
 _GROUPS = 128  # of logits, of a program, where a pixel's logits are neighbours: one a thread
 
 
 def pixel_pass(
-    input: Tensor,
+    logits: Logits,
     labels: Labels,
     kind: str,
     numbers: list[float],
@@ -51,11 +51,18 @@ def pixel_pass(
     with_error: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return φ (N, *) of the form that its parameters stand for and, if asked, ‖p − e_y‖², a constant."""
+    input, bias, single = at_full_size(logits)
     target, ignore_index = labels.target, labels.ignore_index
     found: tuple[Tensor, ...] = _PixelPass.apply(  # type: ignore[no-untyped-call]
-        input, target, ignore_index, kind, numbers, weight, with_error
+        input, target, ignore_index, kind, numbers, weight, with_error, bias, single
     )
     return found
+
+
+def at_full_size(logits: Logits) -> tuple[Tensor, Tensor | None, bool]:
+    """Return the logits at the target's size, the bias, and whether they are one a pixel."""
+    input = logits.input if logits.resize is None else logits.resize(logits.input)
+    return input, logits.bias, logits.single
 
 
 class _PixelPass(torch.autograd.Function):
@@ -69,28 +76,39 @@ class _PixelPass(torch.autograd.Function):
         numbers: list[float],
         weight: Tensor | None,
         with_error: bool,
+        bias: Tensor | None,
+        single: bool,
     ) -> tuple[Tensor, ...]:
-        value, norm, *error = _FORWARD(input, target, weight, ignore_index, kind, numbers, with_error)
+        value, norm, *error = _FORWARD(
+            input, target, weight, ignore_index, kind, numbers, with_error, bias, single
+        )
         ctx.mark_non_differentiable(*error)
         ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
-        ctx.save_for_backward(input, target, weight, norm)
-        ctx.how = ignore_index, kind, numbers
+        ctx.save_for_backward(input, target, weight, norm, bias)
+        ctx.how = ignore_index, kind, numbers, single
         return value, *error
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 7
-        input, target, weight, norm = ctx.saved_tensors
+            return (None,) * 9
+        input, target, weight, norm, bias = ctx.saved_tensors
+        ignore_index, kind, numbers, single = ctx.how
         if not needs_reference(grad):
-            return _BACKWARD(grad, input, target, weight, norm, *ctx.how), *(None,) * 6
-        ignore_index, kind, numbers = ctx.how
+            how = ignore_index, kind, numbers, bias, single
+            return BACKWARD(grad, input, target, weight, norm, *how), *(None,) * 8
 
         def values(input: Tensor) -> tuple[Tensor]:
-            labels = Labels(target, input.shape[1], ignore_index)
-            return (reference.pixel_values(Logits(input), labels, form_of(kind, numbers, weight)),)
+            logits = Logits(input, None, bias, single)
+            labels = Labels(target, classes(input.shape, single), ignore_index)
+            return (reference.pixel_values(logits, labels, form_of(kind, numbers, weight)),)
 
-        return by_reference(values, input, (grad,)), *(None,) * 6
+        return by_reference(values, input, (grad,)), *(None,) * 8
+
+
+def classes(shape: Sequence[int], single: bool) -> int:
+    """Return how many classes logits of a shape (N, C, *) have."""
+    return 2 if single else shape[1]
 
 
 def _forward(
@@ -101,14 +119,18 @@ def _forward(
     kind: str,
     numbers: Sequence[float],
     with_error: bool,
+    bias: Tensor | None = None,
+    single: bool = False,
 ) -> list[Tensor]:
-    plan = _plan(ignore_index, kind, (*numbers,), input.shape, input.stride())
+    how = weight, ignore_index, kind, numbers, with_error, bias, single
+    plan = _plan(ignore_index, kind, (*numbers,), single, input.shape, input.stride())
     if plan is None:
-        return _forward(input.contiguous(), target, weight, ignore_index, kind, numbers, with_error)
-    value, norm, *error = outputs = _outputs(input, target, weight, ignore_index, kind, numbers, with_error)
+        return _forward(input.contiguous(), target, *how)
+    value, norm, *error = outputs = _outputs(input, target, *how)
     fits = all_fit(input.device)
-    plan(input, target.contiguous(), weight, value, error[0] if error else None, norm, fits)
-    check_fit(fits, input.shape[1])
+    maps = value, error[0] if error else None, norm
+    plan(input, target.contiguous(), bias, weight, None, *maps, None, fits)
+    check_fit(fits, classes(input.shape, single))
     return outputs
 
 
@@ -120,6 +142,7 @@ def _outputs(
     kind: str,
     numbers: Sequence[float],
     with_error: bool,
+    *_: Any,
 ) -> list[Tensor]:
     def new(*shape: int) -> Tensor:
         return input.new_empty(shape, dtype=torch.float32)
@@ -138,19 +161,26 @@ def _backward(
     ignore_index: int,
     kind: str,
     numbers: Sequence[float],
+    bias: Tensor | None = None,
+    single: bool = False,
 ) -> Tensor:
     output = torch.empty_like(input)
-    plan = _plan(ignore_index, kind, (*numbers,), input.shape, input.stride(), output.stride())
+    plan = _plan(ignore_index, kind, (*numbers,), single, input.shape, input.stride(), output.stride())
     if plan is None:
-        dense = input.contiguous()
-        return output.copy_(_backward(grad, dense, target, weight, norm, ignore_index, kind, numbers))
-    plan(grad.contiguous(), input, target.contiguous(), weight, norm, output)
+        how = ignore_index, kind, numbers, bias, single
+        return output.copy_(_backward(grad, input.contiguous(), target, weight, norm, *how))
+    plan(grad.contiguous(), input, target.contiguous(), bias, weight, norm, output)
     return output
 
 
 @lru_cache(maxsize=1 << 10)
 def _plan(
-    ignore_index: int, kind: str, numbers: Sequence[float], shape: Sequence[int], *strides: Sequence[int]
+    ignore_index: int,
+    kind: str,
+    numbers: Sequence[float],
+    single: bool,
+    shape: Sequence[int],
+    *strides: Sequence[int],
 ) -> Launch | None:
     """Return the launch of forward, for the logits' strides, or of backward, for theirs and the gradient's.
 
@@ -159,7 +189,7 @@ def _plan(
     layout = pixel_layout(shape, *strides)
     if layout is None:
         return None
-    num_classes, of_loss = shape[1], kind in OF_LOSS
+    num_classes, of_loss = classes(shape, single), kind in OF_LOSS
     rows = (0, 0, num_classes)  # a pixel's logits are neighbours, as are pixels
     in_rows = all(of[1] == 1 for of in strides) and layout.outer == 1 and layout.strides == (rows, rows)
     for_code, numbers = for_kernel(kind, numbers, num_classes)
@@ -171,7 +201,7 @@ def _plan(
             *((layout.inner, ignore_index), (for_code, num_classes, each, _GROUPS)),
         )
     together = 4 if layout.strides[0][-1] == 1 else 1  # of neighbours a thread takes 16 bytes
-    blocks = triton.cdiv(layout.inner, together * _THREADS)
+    blocks = triton.cdiv(layout.inner, together * THREADS)
     return Launch(
         kernels.forward if len(strides) == 1 else kernels.backward,
         layout.outer * blocks,
@@ -180,20 +210,23 @@ def _plan(
             *(step for of, places in zip(strides, layout.strides, strict=True) for step in (of[1], *places)),
         ),
         (
-            *(layout.row < layout.inner, for_code, not of_loss, num_classes),
-            *(_UNROLLED, together, together * _THREADS),
+            *(layout.row < layout.inner, for_code, not of_loss, int(single), num_classes),
+            *(UNROLLED, together, together * THREADS),
         ),
     )
 
 
 _FORM = "int ignore_index, str kind, float[] numbers"
+_READ = "Tensor? bias=None, bool single=False"
 _FORWARD = define(
-    f"cuda_pixel_forward(Tensor input, Tensor target, Tensor? weight, {_FORM}, bool with_error) -> Tensor[]",
+    "cuda_pixel_forward(Tensor input, Tensor target, Tensor? weight, "
+    f"{_FORM}, bool with_error, {_READ}) -> Tensor[]",
     _forward,
     _outputs,
 )
-_BACKWARD = define(
-    f"cuda_pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor norm, {_FORM}) -> Tensor",
+BACKWARD = define(
+    "cuda_pixel_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor norm, "
+    f"{_FORM}, {_READ}) -> Tensor",
     _backward,
     lambda grad, logits, *_: torch.empty_like(logits),
 )

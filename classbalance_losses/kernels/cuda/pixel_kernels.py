@@ -17,23 +17,29 @@ from classbalance_losses.kernels.cuda.device import (
     exp,
     finish,
     labels,
+    load_class,
     load_classes,
     of_kept,
     place,
     refuse,
+    with_bias,
 )
+from classbalance_losses.kernels.cuda.overlap_kernels import write_parts
 from classbalance_losses.kernels.forms.cuda import add, of_loss, slope, total_slope, value
 
 
 @triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
 def forward(
-    input_ptr, target_ptr, weight_ptr, value_ptr, error_ptr, norm_ptr, fits_ptr,
+    input_ptr, target_ptr, bias_ptr, weight_ptr, q_ptr, value_ptr, error_ptr, norm_ptr, partial_ptr, fits_ptr,
     outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
     stride_c, stride_outer, stride_row, stride_pixel,
-    in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, num_classes: tl.constexpr,
-    unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
+    in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, single: tl.constexpr,
+    num_classes: tl.constexpr, unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Write φ, ‖p − e_y‖² if asked, what backward needs of the softmax, and whether a label is none."""
+    """Write what is asked of φ, ‖p − e_y‖² and parts of overlap sums, what backward needs, and whether a label is none.
+
+    Of a ``single`` logit a pixel, 1 and not 0, class 0 has no place in memory.
+    """
     outer, inner, inside = place(inner_count, blocks, block)
     pixel = outer * inner_count + inner
     plane = outer_count.to(tl.int64) * inner_count
@@ -43,22 +49,26 @@ def forward(
     target = label.to(tl.int32)
     logits = address(input_ptr, outer, inner, row_size, stride_outer, stride_row, stride_pixel, in_rows)
     step = tl.cast(stride_c, tl.int64)
-    own = tl.load(logits + of_own * step, mask=inside, other=0.0).to(tl.float32)
+    own = load_class(logits, bias_ptr, of_own, step, inside, single)
 
     top = tl.full((block,), LOWEST, tl.float32)
     others = tl.zeros((block,), tl.float32)
     squares = tl.zeros((block,), tl.float32)
     with_error: tl.constexpr = error_ptr is not None
+    if single:
+        x0 = with_bias(squares, bias_ptr, 0)
+        top, others, squares = add_classes(x0, x0, x0, x0, 1, target, top, others, squares, with_error)
     left: tl.constexpr = num_classes % unrolled
     for start in range(0, num_classes - left, unrolled):
         for first in tl.static_range(0, unrolled, 4):
             k = start + first
-            x0, x1, x2, x3 = load_classes(logits + k * step, 4, step, inside)
+            x0, x1, x2, x3 = load_classes(logits + k * step, bias_ptr, k, 4, step, inside)
             top, others, squares = add_classes(
                 x0, x1, x2, x3, 4, target - k, top, others, squares, with_error
             )
-    for k in tl.static_range(num_classes - left, num_classes, 4):
-        x0, x1, x2, x3 = load_classes(logits + k * step, num_classes - k, step, inside)
+    for k in tl.static_range(num_classes - left + single, num_classes, 4):
+        at = logits + (k - single) * step
+        x0, x1, x2, x3 = load_classes(at, bias_ptr, k, num_classes - k, step, inside)
         top, others, squares = add_classes(
             x0, x1, x2, x3, num_classes - k, target - k, top, others, squares, with_error
         )
@@ -72,14 +82,21 @@ def forward(
     else:
         n0, n1, n2, n3 = _tensors(n0, n1, n2, n3, block)
         s0, s1, s2, s3, s4 = _sums(
-            kind, False, logits, step, inside, target, top, log_total, weight_ptr, n0, n1, n2, n3, num_classes, block
+            kind, False, logits, bias_ptr, step, inside, target, top, log_total, weight_ptr,
+            n0, n1, n2, n3, single, num_classes, block,
         )  # fmt: skip
         found = value(kind, loss, n0, n1, n2, n3, s0, s1, s2, s3, s4)
-    tl.store(value_ptr + pixel, tl.where(kept, found, 0.0), mask=inside)
+    if value_ptr is not None:
+        tl.store(value_ptr + pixel, tl.where(kept, found, 0.0), mask=inside)
     if with_error:
         tl.store(error_ptr + pixel, tl.where(kept, error, 0.0), mask=inside)
     tl.store(norm_ptr + pixel, top, mask=inside)
     tl.store(norm_ptr + plane + pixel, log_total, mask=inside)
+    if partial_ptr is not None:
+        write_parts(
+            logits, bias_ptr, q_ptr, partial_ptr, outer_count, outer, blocks, pixel, inside, target, kept,
+            top, log_total, step, single, num_classes, block,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -91,15 +108,15 @@ def _tensors(n0, n1, n2, n3, block: tl.constexpr):
 
 @triton.jit
 def _sums(
-    kind: tl.constexpr, with_slope: tl.constexpr, logits, step, inside, target, top, log_total,
-    weight_ptr, n0, n1, n2, n3, num_classes, block: tl.constexpr,
+    kind: tl.constexpr, with_slope: tl.constexpr, logits, bias_ptr, step, inside, target, top, log_total,
+    weight_ptr, n0, n1, n2, n3, single: tl.constexpr, num_classes, block: tl.constexpr,
 ):  # fmt: skip
     """Return the sums over all classes of a form that needs such."""
     s0 = tl.zeros((block,), tl.float32)
     s1, s2, s3 = s0, s0, s0
     s4 = tl.full((block,), LOWEST, tl.float32)
     for k in range(num_classes):
-        x = tl.load(logits + k * step, mask=inside, other=0.0).to(tl.float32)
+        x = load_class(logits, bias_ptr, k, step, inside, single)
         weight = 1.0
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + k)
@@ -111,12 +128,12 @@ def _sums(
 
 @triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
 def backward(
-    grad_ptr, input_ptr, target_ptr, weight_ptr, norm_ptr, output_ptr,
+    grad_ptr, input_ptr, target_ptr, bias_ptr, weight_ptr, norm_ptr, output_ptr,
     outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
     stride_c, stride_outer, stride_row, stride_pixel,
     out_stride_c, out_stride_outer, out_stride_row, out_stride_pixel,
-    in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, num_classes: tl.constexpr,
-    unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
+    in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, single: tl.constexpr,
+    num_classes: tl.constexpr, unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient, (u_k - p_k Σ_j u_j) g: of a form of the cross-entropy ℓ (p_k - [k = y]) dφ/dℓ g."""
     outer, inner, inside = place(inner_count, blocks, block)
@@ -136,8 +153,8 @@ def backward(
 
     if of_all:
         _write_all(
-            kind, logits, output, step, out_step, inside, target, kept, grad, top, log_total,
-            weight_ptr, n0, n1, n2, n3, num_classes, block,
+            kind, logits, output, bias_ptr, step, out_step, inside, target, kept, grad, top, log_total,
+            weight_ptr, n0, n1, n2, n3, single, num_classes, block,
         )  # fmt: skip
     else:
         if kind != "cross entropy":
@@ -147,12 +164,13 @@ def backward(
         for start in range(0, num_classes - left, unrolled):
             for first in tl.static_range(0, unrolled, 4):
                 k = start + first
-                x0, x1, x2, x3 = load_classes(logits + k * step, 4, step, inside)
+                x0, x1, x2, x3 = load_classes(logits + k * step, bias_ptr, k, 4, step, inside)
                 to = output + k * out_step
                 _write(x0, x1, x2, x3, 4, to, out_step, inside, target - k, grad, top, log_total)
-        for k in tl.static_range(num_classes - left, num_classes, 4):
-            x0, x1, x2, x3 = load_classes(logits + k * step, num_classes - k, step, inside)
-            to = output + k * out_step
+        for k in tl.static_range(num_classes - left + single, num_classes, 4):
+            at = logits + (k - single) * step
+            x0, x1, x2, x3 = load_classes(at, bias_ptr, k, num_classes - k, step, inside)
+            to = output + (k - single) * out_step
             _write(x0, x1, x2, x3, num_classes - k, to, out_step, inside, target - k, grad, top, log_total)
 
 
@@ -177,28 +195,29 @@ def _write(
 
 @triton.jit
 def _write_all(
-    kind: tl.constexpr, logits, output, step, out_step, inside, target, kept, grad, top, log_total,
-    weight_ptr, n0, n1, n2, n3, num_classes, block: tl.constexpr,
+    kind: tl.constexpr, logits, output, bias_ptr, step, out_step, inside, target, kept, grad, top, log_total,
+    weight_ptr, n0, n1, n2, n3, single: tl.constexpr, num_classes, block: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of a form of all classes, going over them twice."""
     n0, n1, n2, n3 = _tensors(n0, n1, n2, n3, block)
     s0, s1, s2, s3, s4 = _sums(
-        kind, True, logits, step, inside, target, top, log_total, weight_ptr, n0, n1, n2, n3, num_classes, block
+        kind, True, logits, bias_ptr, step, inside, target, top, log_total, weight_ptr,
+        n0, n1, n2, n3, single, num_classes, block,
     )  # fmt: skip
     total = total_slope(kind, n0, n1, n2, n3, s0, s1, s2, s3, s4)
-    for k in range(num_classes):
-        log_p = (tl.load(logits + k * step, mask=inside, other=0.0).to(tl.float32) - top) - log_total
+    for k in range(single, num_classes):
+        log_p = (load_class(logits, bias_ptr, k, step, inside, single) - top) - log_total
         weight = 1.0
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + k)
         of_class = slope(kind, log_p, target == k, weight, n0, n1, n2, n3, s0, s1, s2, s3, s4)
         found = tl.where(kept, (of_class - exp(log_p) * total) * grad, 0.0)
-        tl.store(output + k * out_step, found.to(output.dtype.element_ty), mask=inside)
+        tl.store(output + (k - single) * out_step, found.to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def backward_of_rows(
-    grad_ptr, input_ptr, target_ptr, weight_ptr, norm_ptr, output_ptr, num_pixels, ignore_index,
+    grad_ptr, input_ptr, target_ptr, bias_ptr, weight_ptr, norm_ptr, output_ptr, num_pixels, ignore_index,
     kind: tl.constexpr, num_classes: tl.constexpr, each: tl.constexpr, groups: tl.constexpr,
 ):  # fmt: skip
     """Go over the logits as they lie, so that stores are wide: a thread takes ``each``, of one pixel or two."""
@@ -221,8 +240,9 @@ def backward_of_rows(
     for more in tl.static_range(0, each, 4):
         j = more + tl.arange(0, 4)[None, :]
         inside = logit + more < left
-        x = tl.load(input_ptr + start + logit + more, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(input_ptr + start + logit + more, mask=inside, other=0.0)
         later = at[:, None] >= num_classes - j
+        x = with_bias(x, bias_ptr, at[:, None] + j - tl.where(later, num_classes, 0))
         grad = tl.where(later, grad1[:, None], grad0[:, None])
         own = tl.where(later, own1[:, None], own0[:, None])
         exponent = (x - tl.where(later, top1[:, None], top0[:, None])) * LOG2E

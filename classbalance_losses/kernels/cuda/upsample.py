@@ -45,6 +45,7 @@ from classbalance_losses.kernels.cuda.common import (
     check_fit,
     define,
 )
+from classbalance_losses.kernels.cuda.pixel import classes
 from classbalance_losses.kernels.forms.cuda import for_kernel, form_of
 from classbalance_losses.kernels.operators import by_reference
 from classbalance_losses.kernels.plain import needs_reference
@@ -52,23 +53,25 @@ from classbalance_losses.kernels.plain import needs_reference
 _PIXELS = 4  # of a cell, for one lane
 _STRIP = 16  # rows of one program: it goes over one more, the cells above the first
 _LANES = 128
-# Of a thread in backward: the compiler would take more, and fewer warps were to hide its loads.
-_REGISTERS = 192
+# Of a thread in backward, without biases and with: the compiler would take more, and fewer warps were to hide its
+# loads.
+_REGISTERS = 192, 208
 
 
 def upsampled_pass(
-    input: Tensor,
+    logits: Logits,
+    resize: Resize,
     labels: Labels,
     kind: str,
     numbers: list[float],
-    align_corners: bool,
     *,
     with_error: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return φ (N, *full), a function of the cross-entropy, and, if asked, the constant ‖p − e_y‖²."""
-    target, ignore_index = labels.target, labels.ignore_index
+    input, target, ignore_index = logits.input, labels.target, labels.ignore_index
+    read = resize.align_corners, logits.bias, logits.single
     found: tuple[Tensor, ...] = _UpsampledPass.apply(  # type: ignore[no-untyped-call]
-        input, target, ignore_index, kind, numbers, with_error, align_corners
+        input, target, ignore_index, kind, numbers, with_error, *read
     )
     return found
 
@@ -84,32 +87,36 @@ class _UpsampledPass(torch.autograd.Function):
         numbers: list[float],
         with_error: bool,
         align_corners: bool,
+        bias: Tensor | None,
+        single: bool,
     ) -> tuple[Tensor, ...]:
         value, lse, rest, *more = _FORWARD(
-            input, target, ignore_index, kind, numbers, with_error, align_corners
+            input, target, ignore_index, kind, numbers, with_error, align_corners, bias, single
         )
         error, slope = (more, []) if with_error else ([], more)
         ctx.mark_non_differentiable(*error)
         ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
-        ctx.save_for_backward(input, target, lse, rest, *slope)
-        ctx.how = ignore_index, kind, numbers, align_corners
+        ctx.save_for_backward(input, target, bias, lse, rest, *slope)
+        ctx.how = ignore_index, kind, numbers, align_corners, single
         return value, *error
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 7
-        input, target, *norm = ctx.saved_tensors
-        ignore_index, kind, numbers, align_corners = ctx.how
+            return (None,) * 9
+        input, target, bias, lse, rest, *slope = ctx.saved_tensors
+        ignore_index, kind, numbers, align_corners, single = ctx.how
         if not needs_reference(grad):
-            return _BACKWARD(grad, input, target, ignore_index, align_corners, *norm), *(None,) * 6
+            norm = lse, rest, slope[0] if slope else None
+            how = ignore_index, align_corners, *norm, bias, single
+            return _BACKWARD(grad, input, target, *how), *(None,) * 8
 
         def values(input: Tensor) -> tuple[Tensor]:
-            logits = Logits(input, Resize(tuple(target.shape[1:]), align_corners))
-            labels = Labels(target, input.shape[1], ignore_index)
+            logits = Logits(input, Resize(tuple(target.shape[1:]), align_corners), bias, single)
+            labels = Labels(target, classes(input.shape, single), ignore_index)
             return (reference.pixel_values(logits, labels, form_of(kind, numbers, None)),)
 
-        return by_reference(values, input, (grad,)), *(None,) * 6
+        return by_reference(values, input, (grad,)), *(None,) * 8
 
 
 def _forward(
@@ -120,6 +127,8 @@ def _forward(
     numbers: Sequence[float],
     with_error: bool,
     align_corners: bool,
+    bias: Tensor | None = None,
+    single: bool = False,
 ) -> list[Tensor]:
     value, lse, rest, *more = outputs = _outputs(
         input, target, ignore_index, kind, numbers, with_error, align_corners
@@ -128,12 +137,13 @@ def _forward(
         return outputs
     error, slope = (more[0], None) if with_error else (None, more[0] if more else None)
     fits = all_fit(input.device)
-    kind, (gamma, *_) = for_kernel(kind, numbers, input.shape[1])
+    num_classes = classes(input.shape, single)
+    kind, (gamma, *_) = for_kernel(kind, numbers, num_classes)
     launch = _forward_launch(
-        ignore_index, kind, gamma, align_corners, input.shape, target.shape, input.stride()
+        ignore_index, kind, gamma, align_corners, single, input.shape, target.shape, input.stride()
     )
-    launch(input, target.contiguous(), value, error, lse, rest, slope, fits)
-    check_fit(fits, input.shape[1])
+    launch(input, target.contiguous(), bias, value, error, lse, rest, slope, fits)
+    check_fit(fits, num_classes)
     return outputs
 
 
@@ -145,6 +155,7 @@ def _outputs(
     numbers: Sequence[float],
     with_error: bool,
     align_corners: bool,
+    *_: Any,
 ) -> list[Tensor]:
     """Return φ, the log-sum-exp, what its rounding cut off and, if asked, ‖p − e_y‖², or the slope if it is not 1."""
 
@@ -164,16 +175,17 @@ def _backward(
     lse: Tensor,
     rest: Tensor,
     slope: Tensor | None = None,
+    bias: Tensor | None = None,
+    single: bool = False,
 ) -> Tensor:
     output = torch.empty_like(input)
     if not output.numel():
         return output
     if not target.numel():
         return output.zero_()
-    launch = _backward_launch(
-        ignore_index, align_corners, input.shape, target.shape, input.stride(), output.stride()
-    )
-    launch(grad.contiguous(), input, target.contiguous(), lse, rest, slope, output)
+    how = ignore_index, align_corners, bias is not None, single
+    launch = _backward_launch(*how, input.shape, target.shape, input.stride(), output.stride())
+    launch(grad.contiguous(), input, target.contiguous(), bias, lse, rest, slope, output)
     return output
 
 
@@ -183,6 +195,7 @@ def _forward_launch(
     kind: str,
     gamma: float,
     align_corners: bool,
+    single: bool,
     shape: Sequence[int],
     full: Sequence[int],
     stride: Sequence[int],
@@ -196,8 +209,8 @@ def _forward_launch(
     return Launch(
         kernels.forward,
         shape[0] * full_z * rounds * blocks,
-        (shape[1], lanes, blocks, rounds, ignore_index, *sizes, *_all_five(stride), gamma),
-        (kind, align_corners, low_z > 1, low_y > 1, pixels, _LANES),
+        (classes(shape, single), lanes, blocks, rounds, ignore_index, *sizes, *_all_five(stride), gamma),
+        (kind, align_corners, int(single), low_z > 1, low_y > 1, pixels, _LANES),
         num_warps=_LANES // 32,
     )
 
@@ -206,6 +219,8 @@ def _forward_launch(
 def _backward_launch(
     ignore_index: int,
     align_corners: bool,
+    biased: bool,
+    single: bool,
     shape: Sequence[int],
     full: Sequence[int],
     *strides: Sequence[int],
@@ -215,13 +230,13 @@ def _backward_launch(
     pixels = min(of_cell, _PIXELS)
     lanes = min((32, 64), key=lambda lanes: (triton.cdiv(low_x, lanes) * lanes, -lanes))
     blocks, chunks, strips = triton.cdiv(low_x, lanes), triton.cdiv(shape[1], 4), triton.cdiv(low_y, _STRIP)
-    counts = (shape[1], chunks, blocks, strips, triton.cdiv(of_cell, pixels), ignore_index)
+    counts = (classes(shape, single), chunks, blocks, strips, triton.cdiv(of_cell, pixels), ignore_index)
     return Launch(
         kernels.backward,
         shape[0] * low_z * strips * blocks * chunks,
         (*counts, *sizes, *(step for stride in strides for step in _all_five(stride))),
-        (align_corners, low_z > 1, _STRIP, pixels, lanes),
-        maxnreg=_REGISTERS,
+        (align_corners, int(single), low_z > 1, _STRIP, pixels, lanes),
+        maxnreg=_REGISTERS[biased],
         num_warps=lanes // 32,
     )
 
@@ -250,13 +265,13 @@ def _pixels_of_cell(low: int, full: int, align_corners: bool) -> int:
 
 _FORWARD = define(
     "cuda_upsampled_forward(Tensor input, Tensor target, int ignore_index, str kind, float[] numbers, "
-    "bool with_error, bool align_corners) -> Tensor[]",
+    "bool with_error, bool align_corners, Tensor? bias=None, bool single=False) -> Tensor[]",
     _forward,
     _outputs,
 )
 _BACKWARD = define(
     "cuda_upsampled_backward(Tensor grad, Tensor input, Tensor target, int ignore_index, bool align_corners, "
-    "Tensor lse, Tensor rest, Tensor? slope=None) -> Tensor",
+    "Tensor lse, Tensor rest, Tensor? slope=None, Tensor? bias=None, bool single=False) -> Tensor",
     _backward,
     lambda grad, logits, *_: torch.empty_like(logits),
 )

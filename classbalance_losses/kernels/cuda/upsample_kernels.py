@@ -20,6 +20,7 @@ from classbalance_losses.kernels.cuda.device import (
     of_kept,
     place,
     refuse,
+    with_bias,
 )
 from classbalance_losses.kernels.forms.cuda import of_loss
 
@@ -133,13 +134,13 @@ def _give(
 
 @triton.jit(do_not_specialize=["num_classes", "lanes", "blocks", "ignore_index"])
 def forward(  # noqa: PLR0915 - four pixels go by name
-    input_ptr, target_ptr, value_ptr, error_ptr, lse_ptr, rest_ptr, slope_ptr, fits_ptr,
+    input_ptr, target_ptr, bias_ptr, value_ptr, error_ptr, lse_ptr, rest_ptr, slope_ptr, fits_ptr,
     num_classes, lanes, blocks, rounds, ignore_index, low_z, full_z, low_y, full_y, low_x, full_x,
     stride_n, stride_c, stride_z, stride_y, stride_x, gamma,
-    kind: tl.constexpr, aligned: tl.constexpr, deep: tl.constexpr, tall: tl.constexpr,
+    kind: tl.constexpr, aligned: tl.constexpr, single: tl.constexpr, deep: tl.constexpr, tall: tl.constexpr,
     pixels: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """A lane takes up to four pixels of a cell, and all classes."""
+    """A lane takes up to four pixels of a cell, and all classes. Of a ``single`` logit a pixel class 0's are 0."""
     with_error: tl.constexpr = error_ptr is not None
     outer, lane, exists = place(lanes, blocks, block)
     plane = outer // rounds
@@ -181,8 +182,9 @@ def forward(  # noqa: PLR0915 - four pixels go by name
         top3, others3, squares3, own3 = lowest, zero, zero, zero
     refuse(fits_ptr, outside, 1, block)
     for k in range(num_classes):
-        a = _column(left, exists, back, w, down, v, deep, tall)
-        b = _column(right, exists, back, w, down, v, deep, tall)
+        there = exists & (k > 0) if single else exists
+        a = with_bias(_column(left, there, back, w, down, v, deep, tall), bias_ptr, k)
+        b = with_bias(_column(right, there, back, w, down, v, deep, tall), bias_ptr, k)
         top0, others0, squares0, own0 = _add(
             a, b, _along(u, du, first), target0 - k, top0, others0, squares0, own0, with_error
         )
@@ -198,8 +200,9 @@ def forward(  # noqa: PLR0915 - four pixels go by name
             top3, others3, squares3, own3 = _add(
                 a, b, _along(u, du, first + 3), target3 - k, top3, others3, squares3, own3, with_error
             )
-        left += step
-        right += step
+        if not single:
+            left += step
+            right += step
     _give(
         value_ptr, error_ptr, lse_ptr, rest_ptr, slope_ptr, pixel, count > 0, kept0,
         top0, others0, squares0, own0, kind, gamma,
@@ -238,6 +241,17 @@ def _mix_row(a0, a1, a2, a3, b0, b1, b2, b3, v):
 
 
 @triton.jit
+def _with_biases(x0, x1, x2, x3, bias_ptr, first, others):
+    """Return the logits of four classes from ``first`` on, those that exist, with their biases."""
+    if bias_ptr is not None:
+        x0 = with_bias(x0, bias_ptr, first)
+        x1 = with_bias(x1, bias_ptr, first + tl.minimum(others, 1))
+        x2 = with_bias(x2, bias_ptr, first + tl.minimum(others, 2))
+        x3 = with_bias(x3, bias_ptr, first + tl.minimum(others, 3))
+    return x0, x1, x2, x3
+
+
+@triton.jit
 def _add_pixel(
     a0, a1, a2, a3, b0, b1, b2, b3, u, share, first, pixel, inside, sum0, sum1, sum2, sum3,
     grad_ptr, target_ptr, lse_ptr, rest_ptr, slope_ptr, ignore_index,
@@ -260,16 +274,18 @@ def _add_pixel(
 
 @triton.jit(do_not_specialize=["num_classes", "chunks", "blocks", "strips", "ignore_index"])
 def backward(  # noqa: PLR0915 - four classes go by name
-    grad_ptr, input_ptr, target_ptr, lse_ptr, rest_ptr, slope_ptr, output_ptr,
+    grad_ptr, input_ptr, target_ptr, bias_ptr, lse_ptr, rest_ptr, slope_ptr, output_ptr,
     num_classes, chunks, blocks, strips, rounds, ignore_index, low_z, full_z, low_y, full_y, low_x, full_x,
     stride_n, stride_c, stride_z, stride_y, stride_x,
     out_stride_n, out_stride_c, out_stride_z, out_stride_y, out_stride_x,
-    aligned: tl.constexpr, deep: tl.constexpr, strip: tl.constexpr, pixels: tl.constexpr, block: tl.constexpr,
+    aligned: tl.constexpr, single: tl.constexpr, deep: tl.constexpr,
+    strip: tl.constexpr, pixels: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """A lane takes a column of a strip of rows, and four classes."""
+    """A lane takes a column of a strip of rows, and four classes, or of a ``single`` logit a pixel class 1."""
     # Programs of the same pixels follow each other: what they share is in the cache.
     program = tl.program_id(0)
-    first = program % chunks * 4
+    channel = program % chunks * 4
+    first = channel + single
     others = num_classes - 1 - first  # classes after the first
     program = program // chunks
     x = program % blocks * block + tl.arange(0, block)
@@ -279,7 +295,7 @@ def backward(  # noqa: PLR0915 - four classes go by name
     own_z = program // strips % low_z
     n = (program // strips // low_z).to(tl.int64)
 
-    image = input_ptr + n * stride_n + first.to(tl.int64) * stride_c
+    image = input_ptr + n * stride_n + channel.to(tl.int64) * stride_c
     left = tl.maximum(x - 1, 0).to(tl.int64) * stride_x
     centre = x.to(tl.int64) * stride_x
     right = tl.minimum(x + 1, low_x - 1).to(tl.int64) * stride_x
@@ -299,7 +315,7 @@ def backward(  # noqa: PLR0915 - four classes go by name
     count_a = tl.where(exists, count_a, 0)
     count_b = tl.where(exists, count_b, 0)
 
-    output = output_ptr + n * out_stride_n + first.to(tl.int64) * out_stride_c
+    output = output_ptr + n * out_stride_n + channel.to(tl.int64) * out_stride_c
     output += own_z.to(tl.int64) * out_stride_z + x.to(tl.int64) * out_stride_x
     zero = tl.zeros((block,), tl.float32)
     next0, next1, next2, next3 = zero, zero, zero, zero
@@ -331,6 +347,9 @@ def backward(  # noqa: PLR0915 - four classes go by name
                 l0, l1, l2, l3 = _mix_row(a0, a1, a2, a3, d0, d1, d2, d3, v)
                 m0, m1, m2, m3 = _mix_row(b0, b1, b2, b3, e0, e1, e2, e3, v)
                 r0, r1, r2, r3 = _mix_row(c0, c1, c2, c3, f0, f1, f2, f3, v)
+                l0, l1, l2, l3 = _with_biases(l0, l1, l2, l3, bias_ptr, first, others)
+                m0, m1, m2, m3 = _with_biases(m0, m1, m2, m3, bias_ptr, first, others)
+                r0, r1, r2, r3 = _with_biases(r0, r1, r2, r3, bias_ptr, first, others)
                 line = ((n * full_z + z) * full_y + y) * full_x
                 sum0, sum1, sum2, sum3 = zero, zero, zero, zero
                 for start in range(0, rounds * pixels, pixels):
@@ -355,12 +374,13 @@ def backward(  # noqa: PLR0915 - four classes go by name
         if row >= first_row:
             to = output + row * tl.cast(out_stride_y, tl.int64)
             _put(to, this0, exists)
-            if others >= 1:
-                _put(to + 1 * tl.cast(out_stride_c, tl.int64), this1, exists)
-            if others >= 2:
-                _put(to + 2 * tl.cast(out_stride_c, tl.int64), this2, exists)
-            if others >= 3:
-                _put(to + 3 * tl.cast(out_stride_c, tl.int64), this3, exists)
+            if not single:
+                if others >= 1:
+                    _put(to + 1 * tl.cast(out_stride_c, tl.int64), this1, exists)
+                if others >= 2:
+                    _put(to + 2 * tl.cast(out_stride_c, tl.int64), this2, exists)
+                if others >= 3:
+                    _put(to + 3 * tl.cast(out_stride_c, tl.int64), this3, exists)
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from classbalance_losses.kernels.cpu.memory import address
 from classbalance_losses.kernels.forms import reference
 
 CROSS_ENTROPY, FOCAL, SMOOTHED, DUAL_CROSS_ENTROPY, DUAL_FOCAL = range(5)
+NO_FORM = -1
 
 _CODES: dict[type, int] = {
     reference.CrossEntropy: CROSS_ENTROPY,
@@ -60,8 +61,10 @@ _HOPELESS = np.float32(reference.HOPELESS)
 _LARGEST = 80.0  # logarithm of a product that is a float32
 
 
-def parameters(form: reference.Form) -> tuple[int, list[float], Tensor | None]:
+def parameters(form: reference.Form | None) -> tuple[int, list[float], Tensor | None]:
     """Return what an operator takes in the place of a form: its code, its numbers and its vector."""
+    if form is None:
+        return NO_FORM, [], None
     if isinstance(form, reference.Smoothed):
         return SMOOTHED, [form.label_smoothing], form.weight.contiguous()
     code = _CODES[type(form)]
