@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.losses.sums import SumLoss
+from classbalance_losses.losses._base import PixelLoss, SumLoss
 
 
 def terms_of(loss: object) -> list[PixelLoss]:

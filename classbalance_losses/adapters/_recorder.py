@@ -17,12 +17,11 @@ from classbalance_losses._recompute import is_recomputation
 from classbalance_losses.adapters._losses import terms_of
 from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
 from classbalance_losses.kernels.reference import indices, members
-from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.losses._base import PixelLoss, SumLoss
 from classbalance_losses.losses.dyce import DyCELoss
 from classbalance_losses.losses.focal import FocalLoss
 from classbalance_losses.losses.gbw import GBWLoss
 from classbalance_losses.losses.overlap import TverskyLoss
-from classbalance_losses.losses.sums import SumLoss
 from classbalance_losses.losses.weighted_cross_entropy import WeightedCrossEntropyLoss
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.soft import batch_for

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum, world_size
 from classbalance_losses.adapters._losses import named_outputs, terms_of
-from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.losses._base import PixelLoss, SumLoss
 from classbalance_losses.losses.deep_supervision import DeepSupervision
-from classbalance_losses.losses.sums import SumLoss
 
 TRAINER_IGNORES = -100  # what transformers.Trainer leaves out when it counts num_items_in_batch
 

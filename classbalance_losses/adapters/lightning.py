@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from classbalance_losses.adapters._recorder import ClassRecorder, Report
-from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.losses.sums import SumLoss
+from classbalance_losses.losses._base import PixelLoss, SumLoss
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

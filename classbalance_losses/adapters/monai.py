@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from classbalance_losses.adapters._losses import fitted, ignored_label, masked, named_outputs, terms_of
 from classbalance_losses.kernels.plain import can_read_values
-from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.losses._base import PixelLoss, SumLoss
 from classbalance_losses.losses.deep_supervision import DeepSupervision
-from classbalance_losses.losses.sums import SumLoss
 
 
 class MonaiLoss(nn.Module):

@@ -8,10 +8,9 @@ from typing_extensions import Unpack
 
 from classbalance_losses._options import Common
 from classbalance_losses.adapters._losses import fitted, ignored_label, terms_of
-from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.losses._base import PixelLoss, SumLoss
 from classbalance_losses.losses.dyce import DyCELoss
 from classbalance_losses.losses.overlap import DiceLoss
-from classbalance_losses.losses.sums import SumLoss
 
 try:
     from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
