@@ -105,7 +105,7 @@ def adapted() -> list[Any]:
         importlib.import_module("classbalance_losses.adapters.huggingface").ComputeLoss(cb.DyCELoss())
     ]
     for name, make in (
-        ("monai", lambda module: module.MonaiLoss(cb.FocalLoss(), head_weights=[1.0, 0.5])),
+        ("monai", lambda module: module.MonaiLoss(cb.FocalLoss() + cb.DiceLoss(), head_weights=[1.0, 0.5])),
         ("mmengine", lambda module: module.MMSegLoss(cb.GBWLoss(), loss_weight=0.5)),
         ("lightning", lambda module: module.ClassBalanceLogger(["road", "pole"])),
     ):

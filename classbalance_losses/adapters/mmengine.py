@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import classbalance_losses as cb
+from classbalance_losses._validate import check_target_range
+from classbalance_losses.adapters._losses import fitted
 from classbalance_losses.losses._base import PixelLoss
 
 try:
@@ -24,13 +26,18 @@ except ImportError as error:
 
 # The class, and the default loss_name: a head adds the entries whose name starts with "loss_" to the total.
 LOSSES: dict[type[PixelLoss], str] = {
+    cb.DiceLoss: "loss_dice",
     cb.DualCrossEntropyLoss: "loss_dual_ce",
     cb.DualFocalLoss: "loss_dual_focal",
     cb.DyCELoss: "loss_dyce",
     cb.FocalLoss: "loss_focal",
     cb.GBWLoss: "loss_gbw",
+    cb.JaccardLoss: "loss_jaccard",
+    cb.LogitAdjustedLoss: "loss_logit_adjusted",
+    cb.TverskyLoss: "loss_tversky",
     cb.WeightedCrossEntropyLoss: "loss_weighted_ce",
 }
+IGNORED = -100  # no class, and no number of labels of 0 and 1
 ESTIMATORS: tuple[type[cb.ClassWeightEstimator], ...] = (
     cb.Curriculum,
     cb.EffectiveNumber,
@@ -48,10 +55,18 @@ class MMSegLoss(nn.Module):
         loss: the loss; its ``reduction`` and ``ignore_index`` hold where a call does not say otherwise.
         loss_weight: factor on the result.
         loss_name: key of the result in a head's dict of losses.
+
+    Raises:
+        TypeError: it is no loss of this package on logits, or a sum.
     """
 
     def __init__(self, loss: PixelLoss, *, loss_weight: float = 1.0, loss_name: str = "loss_cb") -> None:
         super().__init__()
+        if not isinstance(loss, PixelLoss):
+            raise TypeError(
+                f"Expected one loss of classbalance_losses on logits, got {type(loss).__name__}. Write the terms of a "
+                "sum into loss_decode, a list, each with its loss_weight: a head adds them up."
+            )
         self.loss = loss
         self.loss_weight = loss_weight
         self.loss_name = loss_name  # a plain attribute does what mmsegmentation's property does
@@ -69,7 +84,8 @@ class MMSegLoss(nn.Module):
 
         Args:
             pred: logits (N, C, *).
-            label: class indices (N, *).
+            label: class indices (N, *); with ``task="multilabel"``, which ``use_sigmoid=True`` of a config gives, they
+                are taken as present in their own channel and absent in the others, or 0 and 1 of one channel.
             weight: of each pixel, (N, *), of any dtype; see ``pixel_weight`` of the losses.
             avg_factor: "mean" divides the loss's "sum" by it instead of by the loss's own normaliser.
             reduction_override: "none", "sum" or "mean", in place of the loss's own reduction.
@@ -83,8 +99,10 @@ class MMSegLoss(nn.Module):
             avg_factor = None
         if avg_factor is not None and reduction == "sum":
             raise ValueError('Expected reduction "mean" or "none" with avg_factor, got "sum". Leave one out.')
-        pixel_weight = None if weight is None else weight.float()
         ignore = self.loss.ignore_index if ignore_index is None else ignore_index
+        if self.loss.task == "multilabel" and label.ndim == pred.ndim - 1:
+            label, ignore = _labels_of_channels(label, pred.shape[1], ignore)
+        pixel_weight = None if weight is None else fitted("weight", weight.float(), label)
         own = reduction if avg_factor is None else "sum"
         with _replaced(self.loss, reduction=own, ignore_index=ignore):
             loss: Tensor = self.loss(pred, label, pixel_weight=pixel_weight)
@@ -110,9 +128,38 @@ def _replaced(loss: PixelLoss, **options: Any) -> Iterator[None]:
         vars(loss).update(before)
 
 
+def _labels_of_channels(
+    label: Tensor, channels: int, ignore_index: int | tuple[int, ...]
+) -> tuple[Tensor, int | tuple[int, ...]]:
+    """Return labels (N, L, *), absent or present, of class indices (N, *), and what they have where ignored."""
+    if channels == 1:
+        return label.unsqueeze(1), ignore_index
+    ignored = (ignore_index,) if isinstance(ignore_index, int) else ignore_index
+    index = label.long()
+    for number in ignored:
+        index = torch.where(index == number, IGNORED, index)
+    check_target_range(index, channels, IGNORED)
+    channel = torch.arange(channels, dtype=torch.int64, device=label.device).view(-1, *[1] * (label.ndim - 1))
+    index = index.unsqueeze(1)
+    return torch.where(index == IGNORED, IGNORED, (index == channel).long()), IGNORED
+
+
 def _build(
-    loss_type: type[PixelLoss], *, loss_weight: float = 1.0, loss_name: str | None = None, **options: Any
+    loss_type: type[PixelLoss],
+    *,
+    loss_weight: float = 1.0,
+    loss_name: str | None = None,
+    use_sigmoid: bool = False,
+    avg_non_ignore: bool = True,
+    **options: Any,
 ) -> MMSegLoss:
+    if not avg_non_ignore:
+        raise ValueError(
+            "Expected avg_non_ignore=True, got False: the losses' means are over the pixels that are not ignored. "
+            "Leave it out."
+        )
+    if use_sigmoid:
+        options["task"] = "multilabel"
     if isinstance(options.get("weight"), Mapping):  # an estimator, as a config writes it
         options["weight"] = MODELS.build(options["weight"])
     name = LOSSES[loss_type] if loss_name is None else loss_name

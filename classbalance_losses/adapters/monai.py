@@ -1,62 +1,101 @@
-"""MONAI: targets with a channel axis, one-hot targets, MetaTensors and deep supervision."""
+"""MONAI: targets with a channel axis, one-hot targets, masks, MetaTensors, dicts of outputs and deep supervision."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from classbalance_losses.adapters._losses import fitted, ignored_label, masked, named_outputs, terms_of
 from classbalance_losses.kernels.plain import can_read_values
-from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses.losses._base import PixelLoss, SumLoss
+from classbalance_losses.losses.deep_supervision import DeepSupervision
 
 
 class MonaiLoss(nn.Module):
-    """One of the losses, called as MONAI calls its own: ``loss(input, target)``.
+    """A loss, or a sum of losses, called as MONAI calls its own: ``loss(input, target[, mask])``.
 
-    Deep supervision, in two ways. ``monai.losses.DeepSupervisionLoss(MonaiLoss(...))`` shrinks the labels to each
-    head, and small classes may vanish from them. A list of heads given to a ``MonaiLoss`` whose loss has
-    ``upsample="linear"`` is compared with the labels at full size instead. (``DynUNet`` returns its heads stacked:
-    ``output.unbind(1)``.)
+    A list of heads, as deep supervision has them, is compared with labels that are shrunk to each head, as
+    ``monai.losses.DeepSupervisionLoss(MonaiLoss(...))`` does too, and small classes may vanish from them. With
+    ``upsample="linear"`` the loss compares the heads with the labels at full size instead. (``DynUNet`` returns its
+    heads stacked: ``output.unbind(1)``.)
 
     Args:
-        loss: the loss; ``ignore_index`` is its own.
-        head_weights: factors of the heads, the first being the network's output; ``None`` for 1, ½, ¼, ...
+        loss: the loss; ``ignore_index`` and ``task`` are its own.
+        head_weights: factors of the heads, the first being the network's output; ``None`` for 1, ½, ¼, ... Of a network
+            that returns a dict, the factors by name, ``{"out": 1.0, "aux": 0.4}``; other entries do not count.
+        soft_label: whether targets (B, C, *) are probabilities of the classes, or of labels, and not 0 and 1.
 
     Shape:
-        - input: logits (B, C, *), or a sequence of them.
+        - input: logits (B, C, *), or a sequence or a dict of them.
         - target: class indices (B, 1, *) of any dtype, floats being whole numbers; or one-hot (B, C, *), where a
-          voxel of no class is ignored.
+          voxel of no class is ignored. With ``task="binary"`` (B, 1, *) and with "multilabel" (B, L, *) of 0 and 1.
+        - mask: (B, 1, *) or (1, 1, *), 0 where a voxel is to be left out.
+        - pixel_weight: (B, 1, *) or (1, 1, *).
     """
 
-    def __init__(self, loss: PixelLoss, *, head_weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        loss: PixelLoss | SumLoss,
+        *,
+        head_weights: Sequence[float] | Mapping[str, float] | None = None,
+        soft_label: bool = False,
+    ) -> None:
         super().__init__()
+        self.task = terms_of(loss)[0].task
         self.loss = loss
-        self.head_weights = None if head_weights is None else tuple(head_weights)
+        self.head_weights = head_weights
+        self.soft_label = soft_label
 
-    def forward(self, input: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+    def forward(
+        self,
+        input: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+        target: Tensor,
+        mask: Tensor | None = None,
+        *,
+        pixel_weight: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss, or the weighted sum of the heads' losses.
 
         Raises:
             ValueError: the target is neither class indices nor one-hot, or there are more heads than weights, or
                 fewer; and as from the loss.
+            TypeError: a dict comes without names in ``head_weights``, or lacks one.
         """
+        heads = [_plain(head) for head in self._heads(input)]
+        labels = self._labels(_plain(target), heads[0].shape[1])
+        if mask is not None:
+            labels = masked(labels, _plain(mask), ignored_label(self.loss))
+        if pixel_weight is not None:
+            shared = self.soft_label and self.task == "multiclass"  # one weight for all shares of a voxel
+            pixel_weight = fitted("pixel_weight", _plain(pixel_weight), labels[:, 0] if shared else labels)
         if isinstance(input, Tensor):
-            return self._one(input, target)
-        weights = self.head_weights or [0.5**level for level in range(len(input))]
-        if not input or len(weights) != len(input):
-            raise ValueError(
-                f"Expected {len(weights) or 'some'} heads, one for each weight, got {len(input)}."
-            )
-        losses = [weight * self._one(head, target) for weight, head in zip(weights, input, strict=True)]
-        return torch.stack(losses).sum(0)
+            return self.loss(heads[0], labels, pixel_weight=pixel_weight)  # type: ignore[no-any-return]
+        weights = self.head_weights
+        numbers = list(weights.values()) if isinstance(weights, Mapping) else weights
+        return DeepSupervision(self.loss, numbers)(heads, labels, pixel_weight=pixel_weight)  # type: ignore[no-any-return]
 
-    def _one(self, input: Tensor, target: Tensor) -> Tensor:
-        input, target = _plain(input), _plain(target)
-        ignored = self.loss.ignore_index
-        label = ignored if isinstance(ignored, int) else ignored[0]
-        loss: Tensor = self.loss(input, class_indices(target, input.shape[1], label))
-        return loss
+    def _heads(self, input: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Sequence[Tensor]:
+        if isinstance(input, Tensor):
+            return [input]
+        if not input:
+            raise ValueError("Expected a head at least, got none.")
+        if not isinstance(input, Mapping):
+            return input
+        if not isinstance(self.head_weights, Mapping):
+            raise TypeError(
+                f"Expected a factor for each head that counts of the outputs {list(input)}. Pass them by name: "
+                f"MonaiLoss(loss, head_weights={{{next(iter(input))!r}: 1.0}})."
+            )
+        return named_outputs(input, self.head_weights)
+
+    def _labels(self, target: Tensor, num_classes: int) -> Tensor:
+        if self.soft_label:
+            return target
+        if self.task == "multiclass":
+            return class_indices(target, num_classes, ignored_label(self.loss))
+        return _whole(target)
 
 
 def class_indices(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
@@ -70,16 +109,7 @@ def class_indices(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
     """
     channels = target.shape[1] if target.ndim > 1 else 0
     if channels == 1:
-        if target.dtype == torch.bool:
-            return target[:, 0].to(torch.uint8)
-        if not target.is_floating_point():
-            return target[:, 0]
-        labels = target[:, 0]
-        _require(
-            (labels == labels.round()).all(),
-            'Expected whole numbers as labels, got fractions: resample with mode="nearest".',
-        )
-        return labels.long()
+        return _whole(target[:, 0])
     if channels != num_classes:
         raise ValueError(
             f"Expected target of shape (B, 1, *), or one-hot (B, {num_classes}, *), got {tuple(target.shape)}."
@@ -88,10 +118,24 @@ def class_indices(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
     none = target == 0
     _require(
         ((member | none).all(1) & (member.sum(1) <= 1)).all(),
-        "Expected a one-hot target, of 0 and a single 1 "
-        "a voxel, got other values. Pass class indices, target.argmax(1, keepdim=True).",
+        "Expected a one-hot target, of 0 and a single 1 a voxel, got other values. Of probabilities build "
+        'MonaiLoss(loss, soft_label=True), of several classes a voxel the loss with task="multilabel".',
     )
     return torch.where(member.any(1), member.to(torch.uint8).argmax(1), ignore_index)
+
+
+def _whole(labels: Tensor) -> Tensor:
+    """Return labels as integers."""
+    if labels.dtype == torch.bool:
+        return labels.to(torch.uint8)
+    if not labels.is_floating_point():
+        return labels
+    _require(
+        (labels == labels.round()).all(),
+        'Expected whole numbers as labels, got fractions: resample with mode="nearest", or build '
+        "MonaiLoss(loss, soft_label=True) if they are probabilities.",
+    )
+    return labels.long()
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -1,14 +1,18 @@
-"""nnU-Net: a trainer whose Dice + cross-entropy has another loss in the place of the cross-entropy."""
+"""nnU-Net: a trainer whose Dice + cross-entropy has another loss in the place of the cross-entropy, in one pass."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from classbalance_losses.losses._base import PixelLoss
+from classbalance_losses._options import Common
+from classbalance_losses.adapters._losses import fitted, ignored_label, terms_of
+from classbalance_losses.losses._base import PixelLoss, SumLoss
 from classbalance_losses.losses.dyce import DyCELoss
+from classbalance_losses.losses.overlap import DiceLoss
 
 try:
-    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
     from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 except ImportError as error:
@@ -19,45 +23,77 @@ class ClassBalanceTrainer(nnUNetTrainer):
     """nnU-Net's trainer with DyCE in place of the cross-entropy; override :meth:`build_voxel_loss` for another.
 
     nnU-Net finds trainers by their class's name in its own folder and in those of the environment variable
-    ``nnUNet_extTrainer``: put a subclass in a file there. Its Dice, the factors of the two terms, deep supervision
-    and the ignore label stay as they are. The checkpoints of nnU-Net do not hold the state of a loss.
+    ``nnUNet_extTrainer``: put a subclass in a file there. Its deep supervision and its ignore label stay as they are.
+    Dice is nnU-Net's, plus 1, computed in the other loss's pass over the logits. A data set of regions has a sigmoid a
+    region. Under DistributedDataParallel the loss is that of all ranks' batches joined. The checkpoints of nnU-Net do
+    not hold the state of a loss.
     """
 
-    def build_voxel_loss(self, ignore_index: int) -> PixelLoss:
-        """Return the loss that takes the place of the cross-entropy.
+    def build_voxel_loss(self, **options: Unpack[Common]) -> PixelLoss | SumLoss:
+        """Return the loss that takes the place of the cross-entropy, or a weighted one, ``2 * DyCELoss(**options)``.
 
         Args:
-            ignore_index: the data set's ignore label, or -100 where it has none.
+            options: ``task``, ``ignore_index`` and ``process_group`` as the data set and the run need them: hand them
+                to each loss.
         """
-        return DyCELoss(ignore_index=ignore_index)
+        return DyCELoss(**options)
 
     def _build_loss(self) -> nn.Module:
-        loss: nn.Module = super()._build_loss()
-        compound = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
-        if not isinstance(compound, DC_and_CE_loss):
-            raise TypeError(
-                f"Expected a Dice + cross-entropy, got {type(compound).__name__}: a data set of regions has one "
-                "sigmoid a region, and no softmax over classes."
-            )
-        ignore = self.label_manager.ignore_label
-        compound.ce = VoxelLoss(self.build_voxel_loss(-100 if ignore is None else ignore)).to(self.device)
+        regions, ignore = self.label_manager.has_regions, self.label_manager.ignore_label
+        options: Common = {
+            "task": "multilabel" if regions else "multiclass",
+            # a target of regions has a channel that says what to ignore, and no label
+            "ignore_index": -100 if regions or ignore is None else ignore,
+            "process_group": "world" if self.is_ddp else None,
+        }
+        loss: nn.Module = VoxelLoss(self.build_voxel_loss(**options) + self._dice(options)).to(self.device)
+        built = super()._build_loss()
+        if isinstance(built, DeepSupervisionWrapper):
+            built.loss = loss  # its factors of the scales stay
+            loss = built
         return loss
+
+    def _dice(self, options: Common) -> DiceLoss:
+        """Return nnU-Net's Dice, 1e-5 over and under the line, of absent classes too but not of the background."""
+        per_image = not self.configuration_manager.batch_dice
+        return DiceLoss(
+            smooth=0.5e-5, classes="all", include_background=False, per_image=per_image, **options
+        )
 
 
 class VoxelLoss(nn.Module):
-    """A loss with the call of nnU-Net's ``RobustCrossEntropyLoss``: labels (N, *) or (N, 1, *), of any dtype.
+    """A loss with the call of nnU-Net's, ``loss(output, target)``.
 
     The state of the loss moves in training alone, known by the logits' gradient: nnU-Net does not call ``eval()`` on
     its losses.
+
+    Args:
+        loss: the loss, or a sum of losses.
     """
 
-    def __init__(self, loss: PixelLoss) -> None:
+    def __init__(self, loss: PixelLoss | SumLoss) -> None:
         super().__init__()
+        self.task = terms_of(loss)[0].task
         self.loss = loss
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits (N, C, *)."""
-        labels = target[:, 0] if target.ndim == input.ndim else target
+    def forward(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
+        """Return the loss.
+
+        Args:
+            input: logits (N, C, *).
+            target: labels (N, 1, *) or (N, *) of any dtype; or regions (N, C, *) of 0 and 1, with one more channel
+                where the data set has an ignore label, 1 where a voxel is left out.
+            pixel_weight: (N, 1, *) or (N, *).
+        """
+        labels = self._labels(input, target)
+        weight = None if pixel_weight is None else fitted("pixel_weight", pixel_weight, labels)
         self.loss.train(input.requires_grad)
-        loss: Tensor = self.loss(input, labels.long())
+        loss: Tensor = self.loss(input, labels, pixel_weight=weight)
         return loss
+
+    def _labels(self, input: Tensor, target: Tensor) -> Tensor:
+        if self.task == "multiclass":
+            return (target[:, 0] if target.ndim == input.ndim else target).long()
+        if target.shape[1] == input.shape[1]:
+            return target.long()
+        return torch.where(target[:, -1:] != 0, ignored_label(self.loss), target[:, :-1].long())

@@ -8,12 +8,16 @@ import sys
 import torch
 from test_adapters_huggingface import trainer
 
-from classbalance_losses import DyCELoss, FocalLoss
+from classbalance_losses import DiceLoss, DyCELoss, FocalLoss
 
 LOSSES = {
     "focal": lambda: FocalLoss(gamma=2.0, upsample="linear"),
     "focal-world": lambda: FocalLoss(gamma=2.0, upsample="linear", process_group="world"),
     "dyce-world": lambda: DyCELoss(upsample="linear", process_group="world"),
+    "sum-world": lambda: (
+        FocalLoss(upsample="linear", process_group="world")
+        + DiceLoss(upsample="linear", process_group="world")
+    ),
 }
 
 

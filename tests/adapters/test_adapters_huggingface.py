@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from toy_scenes import NUM_CLASSES, falls, scenes
 
-from classbalance_losses import DyCELoss, FocalLoss, GBWLoss, WeightedCrossEntropyLoss
+from classbalance_losses import (
+    DeepSupervision,
+    DiceLoss,
+    DyCELoss,
+    FocalLoss,
+    GBWLoss,
+    WeightedCrossEntropyLoss,
+)
 from classbalance_losses.adapters.huggingface import ComputeLoss
 
 
@@ -63,12 +71,78 @@ def test_logits_wherever_they_are() -> None:
     outputs = {"loss": None, "scores": logits}
     with pytest.raises(TypeError, match=r"'loss', 'scores'") as caught:
         compute(outputs, label)
-    remedy = re.search(r"passes (\{.*\})", str(caught.value))
+    remedy = re.search(r"ComputeLoss\(.*\)", str(caught.value))
     assert remedy is not None
-    assert torch.equal(compute(eval(remedy[1], {"outputs": outputs}), label), expected)
+    named = eval(remedy[0], {"ComputeLoss": ComputeLoss, "loss": FocalLoss()})
+    assert torch.equal(named(outputs, label), expected)
     for nothing in ({"a": logits, "b": logits}, None, ()):
-        with pytest.raises(TypeError, match=r"outputs\[name\]"):
+        with pytest.raises(TypeError, match=r"head_weights=\{name: 1.0\}"):
             compute(nothing, label)
+
+
+def test_auxiliary_heads_by_name_or_place() -> None:
+    """Of other sizes too, whose logits are interpolated."""
+    label = scenes(2)[1]
+    main, aux = torch.randn(2, NUM_CLASSES, 16, 16), torch.randn(2, NUM_CLASSES, 8, 8)
+    expected = F.cross_entropy(main, label) + 0.4 * F.cross_entropy(
+        F.interpolate(aux, (16, 16), mode="bilinear"), label
+    )
+    loss = WeightedCrossEntropyLoss(upsample="linear")
+    named = ComputeLoss(loss, head_weights={"logits": 1.0, "auxiliary_logits": 0.4})
+    outputs = {"logits": main, "auxiliary_logits": aux, "hidden_states": (main,)}
+    for given in (outputs, SimpleNamespace(**outputs)):
+        torch.testing.assert_close(named(given, label), expected)
+    placed = ComputeLoss(loss, head_weights={0: 1.0, 1: 0.4})
+    torch.testing.assert_close(placed((main, aux), label, label.numel()), expected)
+    for lacking in ({"logits": main}, (main,), main, SimpleNamespace(logits=main)):
+        with pytest.raises(TypeError, match="head_weights names the outputs"):
+            named(lacking, label)
+    with pytest.raises(TypeError, match="head_weights=weights"):
+        ComputeLoss(DeepSupervision(loss))
+
+
+@pytest.mark.parametrize("length", [NUM_CLASSES, 7])
+def test_tokens_have_their_classes_last(length: int) -> None:
+    logits, label = torch.randn(4, length, NUM_CLASSES), torch.randint(NUM_CLASSES, (4, length))
+    label[:, 2:] = -100
+    weight = torch.rand(4, length)
+    terms = F.cross_entropy(logits.movedim(-1, 1), label, reduction="none")
+    compute, kept = ComputeLoss(WeightedCrossEntropyLoss()), label != -100
+    torch.testing.assert_close(compute({"logits": logits}, label), terms[kept].mean())
+    weighted = compute({"logits": logits}, label, pixel_weight=weight)
+    torch.testing.assert_close(weighted, (terms * weight)[kept].mean())
+    soft = logits.softmax(-1)
+    expected = F.cross_entropy(logits.movedim(-1, 1), soft.movedim(-1, 1))
+    torch.testing.assert_close(compute({"logits": logits}, soft), expected)
+    single = ComputeLoss(WeightedCrossEntropyLoss(task="binary"))(logits[..., :1], label.clamp(max=1))
+    expected = F.binary_cross_entropy_with_logits(logits[..., 0][kept], label.clamp(max=1)[kept].float())
+    torch.testing.assert_close(single, expected)
+
+
+def test_tokens_of_several_labels() -> None:
+    logits, label, weight = torch.randn(4, 7, 3), torch.randint(2, (4, 7, 3)), torch.rand(4, 7, 3)
+    of_labels = torch.tensor([[1.0, 1.0], [1.0, 2.0], [3.0, 1.0]])
+    compute = ComputeLoss(FocalLoss(gamma=0.0, alpha=of_labels, task="multilabel"))
+    alpha = torch.where(label == 1, torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 1.0, 3.0]))
+    terms = alpha * weight * F.binary_cross_entropy_with_logits(logits, label.float(), reduction="none")
+    torch.testing.assert_close(compute({"logits": logits}, label, pixel_weight=weight), terms.mean())
+
+
+def test_series_have_their_classes_on_axis_1() -> None:
+    logits, label = torch.randn(4, NUM_CLASSES, 9), torch.randint(NUM_CLASSES, (4, 9))
+    compute = ComputeLoss(WeightedCrossEntropyLoss())
+    torch.testing.assert_close(compute(logits, label), F.cross_entropy(logits, label))
+
+
+def test_a_sum_of_losses() -> None:
+    logits, label = torch.randn(2, NUM_CLASSES, 16, 16, requires_grad=True), scenes(2)[1]
+    focal, dice = FocalLoss(), DiceLoss()
+    compute = ComputeLoss(focal + 0.5 * dice)
+    expected = focal(logits, label) + 0.5 * dice(logits, label)
+    torch.testing.assert_close(compute({"logits": logits}, label, 2 * label.numel()), expected / 2)
+    assert set(compute.loss.terms) == {"FocalLoss", "DiceLoss"}
+    with pytest.raises(ValueError, match='reduction="mean"'):
+        ComputeLoss(focal + DiceLoss(reduction="sum"))
 
 
 def test_state_moves_in_training_alone() -> None:
@@ -87,6 +161,8 @@ def test_wrong_use_is_refused() -> None:
         ComputeLoss(DyCELoss(reduction="sum"))
     with pytest.raises(ValueError, match="labels"):
         ComputeLoss(DyCELoss())({"logits": torch.randn(1, 2, 4, 4)}, None)
+    with pytest.raises(ValueError, match='task="binary"'):
+        ComputeLoss(DyCELoss())({"logits": torch.randn(1, 1, 4, 4)}, torch.zeros(1, 4, 4).long())
     with pytest.raises(ValueError, match='upsample="linear"'):
         ComputeLoss(DyCELoss())({"logits": torch.randn(1, 2, 4, 4)}, torch.zeros(1, 16, 16).long())
 
@@ -104,11 +180,11 @@ class Scenes(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {"pixel_values": self.images[index], "labels": self.labels[index]}
 
 
-def tiny_segformer() -> Any:
+def tiny_segformer(num_labels: int = NUM_CLASSES) -> Any:
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install transformers")
     torch.manual_seed(0)
     config = transformers.SegformerConfig(
-        num_labels=NUM_CLASSES,
+        num_labels=num_labels,
         num_encoder_blocks=2,
         depths=[1, 1],
         sr_ratios=[2, 1],
@@ -125,8 +201,8 @@ def tiny_segformer() -> Any:
     return transformers.SegformerForSemanticSegmentation(config)
 
 
-def trainer(folder: Path, loss: Any, **options: Any) -> Any:
-    model = tiny_segformer()
+def trainer(folder: Path, loss: Any, num_labels: int = NUM_CLASSES, **options: Any) -> Any:
+    model = tiny_segformer(num_labels)
     pytest.importorskip("accelerate", reason="the Trainer needs accelerate: pip install accelerate")
     from transformers import Trainer, TrainingArguments
 
@@ -170,6 +246,48 @@ def test_neutral_settings_train_as_the_models_own_loss_does(tmp_path: Path) -> N
     ours.train()
     theirs.train()
     assert logged(ours) == pytest.approx(logged(theirs), rel=1e-4)
+
+
+def test_binary_segformer_trains_as_by_its_own_loss(tmp_path: Path) -> None:
+    """Its mean is over all pixels, ours over those that are not ignored: here none is."""
+    ours, theirs = (
+        trainer(tmp_path, loss, num_labels=1, max_steps=3)
+        for loss in (WeightedCrossEntropyLoss(task="binary", ignore_index=255, upsample="linear"), None)
+    )
+    for run in (ours, theirs):
+        run.train_dataset.labels.clamp_(max=1)
+        run.train()
+    assert logged(ours) == pytest.approx(logged(theirs), rel=1e-4)
+
+
+def test_binary_segformer_learns_with_dice_and_ignored_pixels(tmp_path: Path) -> None:
+    options = {"task": "binary", "ignore_index": 255, "upsample": "linear"}
+    run = trainer(tmp_path, DyCELoss(**options) + DiceLoss(**options), num_labels=1, max_steps=30)
+    labels = run.train_dataset.labels
+    labels[labels == 2] = 1
+    run.train()
+    assert falls(logged(run))
+
+
+def test_pixel_weights_of_the_batches_by_a_trainer_of_ones_own(tmp_path: Path) -> None:
+    """As the page of the adapter writes it: weights of 0 leave what is ignored out of DyCE."""
+    run = trainer(tmp_path, DyCELoss(upsample="linear"), max_steps=2, remove_unused_columns=False)
+    loss = run.compute_loss_func
+
+    class WeightedTrainer(type(run)):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            self.compute_loss_func = partial(loss, pixel_weight=inputs.pop("pixel_weight"))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    run.__class__ = WeightedTrainer
+    data = run.train_dataset
+    weights = (data.labels != 255).float()
+    plain = [data[index] | {"labels": data.labels[index].clamp(max=2)} for index in range(4)]
+    run.train_dataset = [item | {"pixel_weight": weight} for item, weight in zip(plain, weights, strict=True)]
+    run.train()
+    ignoring = trainer(tmp_path, DyCELoss(upsample="linear", ignore_index=255), max_steps=2)
+    ignoring.train()
+    assert logged(run) == pytest.approx(logged(ignoring), rel=1e-4)
 
 
 def test_accumulated_batches_give_the_gradient_of_one(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from toy_scenes import NUM_CLASSES, falls, scenes
 
 import classbalance_losses as cb
-from classbalance_losses.adapters._recorder import ClassRecorder
+from classbalance_losses.adapters._recorder import ClassRecorder, Report, TermReport
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")  # few, on purpose
 
@@ -23,6 +24,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 def class_losses(logits: Tensor, label: Tensor) -> list[float]:
     loss = F.cross_entropy(logits, label, ignore_index=255, reduction="none")
     return [loss[label == c].mean().item() for c in range(NUM_CLASSES)]
+
+
+def last(report: Report | None) -> TermReport:
+    """What a loss that is no sum did in the last batch."""
+    assert report is not None
+    (term,) = report.terms.values()
+    return term
 
 
 def batches(count: int = 2) -> list[tuple[Tensor, Tensor]]:
@@ -45,7 +53,7 @@ def test_class_losses_are_means_over_all_batches_since_the_last_reading() -> Non
     assert report is not None
     joined = class_losses(*(torch.cat(part) for part in zip(*data, strict=True)))
     assert report.class_loss == pytest.approx(joined)
-    assert (report.class_weight, report.threshold) == ([], None)
+    assert last(report) == (None, [], None)
     assert recorder.read() is None
     criterion.eval()(*data[0])
     assert recorder.read() is None
@@ -76,8 +84,7 @@ def test_dyces_weights_and_threshold_give_its_loss(normalize: str, scope: str) -
     criterion = cb.DyCELoss(ignore_index=255, normalize=normalize, scope=scope, hard_fraction=0.3)
     recorder = ClassRecorder(criterion)
     value = criterion(logits, label)
-    report = recorder.read()
-    assert report is not None
+    report = last(recorder.read())
     loss = F.cross_entropy(logits, label, ignore_index=255, reduction="none")
     terms = cb.functional.dyce_loss(
         logits, label, hard_fraction=0.3, scope=scope, ignore_index=255, reduction="none"
@@ -102,9 +109,81 @@ def test_weights_of_the_other_losses() -> None:
     ):
         recorder = ClassRecorder(criterion)
         criterion(logits, label)
-        report = recorder.read()
-        assert report is not None
-        assert report.class_weight == pytest.approx(expected)
+        assert last(recorder.read()).class_weight == pytest.approx(expected)
+
+
+SUM = cb.DyCELoss(ignore_index=255) + 0.5 * cb.DiceLoss(class_weight=[1.0, 2.0, 5.0], ignore_index=255)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        SUM,
+        SUM + cb.GBWLoss(ignore_index=255),
+        SUM
+        + cb.WeightedCrossEntropyLoss(cb.PixelFrequency(), ignore_index=255)
+        + cb.DyCELoss(ignore_index=255),
+    ],
+    ids=lambda loss: " + ".join(loss.names),
+)
+def test_a_sum_is_recorded_as_its_terms_by_themselves(terms: cb.SumLoss) -> None:
+    """The classes' losses once, and of each term its value too."""
+    logits, label = batches()[0]
+    weight = torch.rand(label.shape).round()
+    recorder = ClassRecorder(terms)
+    terms(logits, label, pixel_weight=weight)
+    report = recorder.read()
+    assert report is not None
+    assert report.class_loss == pytest.approx(class_losses(logits, label))
+    for (name, term), loss in zip(report.terms.items(), terms.losses, strict=True):
+        alone = ClassRecorder(loss)
+        value = loss(logits, label, pixel_weight=weight)
+        expected = last(alone.read())
+        assert term.value == pytest.approx(value.item()), name
+        assert term.class_weight == pytest.approx(expected.class_weight)
+        assert term.threshold == expected.threshold
+        alone.remove()
+    recorder.remove()
+    terms(logits, label)
+    assert recorder.read() is None
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "soft"])
+def test_labels_are_recorded_absent_and_present(task: str, soft: bool) -> None:
+    number = 1 if task == "binary" else 3
+    logits, target = torch.randn(2, number, 8, 8), (torch.rand(2, number, 8, 8) > 0.7).long()
+    loss = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
+    expected = [
+        loss[:, label][target[:, label] == sign].mean().item() for label in range(number) for sign in (0, 1)
+    ]
+    criterion = (
+        cb.WeightedCrossEntropyLoss([1.0, 4.0], task=task)
+        + cb.GBWLoss(task=task)
+        + cb.DyCELoss(task=task)
+        + cb.DiceLoss(task=task)
+    )
+    recorder = ClassRecorder(criterion)
+    criterion(logits, target.float() if soft else target)
+    report = recorder.read()
+    assert report is not None
+    assert report.of_labels
+    assert report.class_loss == pytest.approx(expected)
+    weights = {name: term.class_weight for name, term in report.terms.items()}
+    assert weights["WeightedCrossEntropyLoss"] == [1.0, 4.0] * number
+    assert [len(weights[name]) for name in ("GBWLoss", "DyCELoss", "DiceLoss")] == [2 * number] * 2 + [0]
+    hard = loss.flatten().topk(int(0.2 * loss.numel())).values
+    assert report.terms["DyCELoss"].threshold == pytest.approx(hard.min().item())
+
+
+def test_smoothed_losses_are_mined_as_the_loss_mines_them() -> None:
+    logits, label = batches()[0]
+    criterion = cb.DyCELoss(ignore_index=255, label_smoothing=0.3)
+    recorder = ClassRecorder(criterion)
+    criterion(logits, label)
+    loss = F.cross_entropy(logits, label, ignore_index=255, reduction="none", label_smoothing=0.3)
+    count = int(0.2 * (label != 255).sum())
+    assert last(recorder.read()).threshold == pytest.approx(loss.flatten().topk(count).values.min().item())
 
 
 def test_recording_with_upsampling_and_without_a_valid_pixel() -> None:
@@ -122,8 +201,7 @@ def test_recording_with_upsampling_and_without_a_valid_pixel() -> None:
     empty = recorder.read()
     assert empty is not None
     assert all(math.isnan(value) for value in empty.class_loss)
-    assert empty.class_weight == [0.0] * NUM_CLASSES
-    assert empty.threshold == float("inf")
+    assert last(empty) == (None, [0.0] * NUM_CLASSES, float("inf"))
 
 
 ALL = [
@@ -133,6 +211,7 @@ ALL = [
     cb.WeightedCrossEntropyLoss(cb.LossBased()),
     cb.FocalLoss(alpha=[1.0, 2.0, 3.0]),
     cb.DualFocalLoss(),
+    cb.DyCELoss() + cb.GBWLoss() + cb.TverskyLoss(class_weight=[1.0, 2.0, 3.0]),
 ]
 
 
@@ -159,7 +238,12 @@ def test_recording_does_not_wait_for_the_device(
 class Toy:
     """Builds the LightningModule, where Lightning is installed."""
 
-    def __new__(cls, criterion: nn.Module) -> Any:
+    def __new__(
+        cls,
+        criterion: nn.Module,
+        heads: Callable[[Tensor], Any] = lambda logits: logits,
+        labels: Callable[[Tensor], Tensor] = lambda label: label,
+    ) -> Any:
         lightning = pytest.importorskip("lightning.pytorch", reason="needs Lightning: pip install lightning")
 
         class Module(lightning.LightningModule):
@@ -170,12 +254,13 @@ class Toy:
                 self.seen: list[float] = []
 
             def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-                loss: Tensor = self.criterion(self.head(batch[0]), batch[1])
+                loss: Tensor = self.criterion(heads(self.head(batch[0])), labels(batch[1]))
                 self.seen.append(loss.item())
+                self.log_dict(getattr(self.criterion, "terms", {}))
                 return loss
 
             def validation_step(self, batch: list[Tensor], index: int) -> None:
-                self.criterion(self.head(batch[0]), batch[1] * 0)
+                self.criterion(heads(self.head(batch[0])), labels(batch[1] * 0))
 
             def configure_optimizers(self) -> torch.optim.Optimizer:
                 return torch.optim.SGD(self.parameters(), lr=2.0)
@@ -234,6 +319,33 @@ def test_training_by_lightning_lowers_the_loss_and_logs_each_class(tmp_path: Pat
     kinds = {f"criterion/{kind}/{name}" for kind in ("loss", "weight") for name in ("sky", "road", "pole")}
     assert all(set(entry) == kinds | {"criterion/threshold"} for entry in log.entries.values())
     assert log.entries[20]["criterion/loss/sky"] < log.entries[5]["criterion/loss/sky"]
+
+
+def test_a_sums_terms_are_logged(tmp_path: Path) -> None:
+    """Here inside deep supervision, whose loss has a name of its own."""
+    criterion = cb.DeepSupervision(cb.DyCELoss() + cb.DiceLoss(class_weight=[1.0, 2.0, 3.0]), [1.0])
+    module = Toy(criterion, lambda logits: [logits])
+    log = fit(module, tmp_path, max_epochs=1, log_every_n_steps=2)
+    kinds = {f"criterion.loss/loss/{c}" for c in range(NUM_CLASSES)}
+    for term in ("DyCELoss", "DiceLoss"):
+        kinds |= {f"criterion.loss/{term}/weight/{c}" for c in range(NUM_CLASSES)} | {
+            f"criterion.loss/{term}"
+        }
+    assert set(log.entries[2]) == kinds | {"criterion.loss/DyCELoss/threshold"}
+    total = sum(log.entries[2][f"criterion.loss/{term}"] for term in ("DyCELoss", "DiceLoss"))
+    assert total == pytest.approx(module.seen[-1])
+
+
+def test_labels_are_logged_by_their_names(tmp_path: Path) -> None:
+    criterion = cb.WeightedCrossEntropyLoss(task="multilabel") + cb.DiceLoss(task="multilabel")
+    module = Toy(criterion, labels=lambda label: torch.eye(NUM_CLASSES)[label].movedim(-1, 1).long())
+    names = ("sky", "road", "pole")
+    log = fit(module, tmp_path, names, max_epochs=1, log_every_n_steps=2)
+    signs = {f"criterion/loss/{name}/{sign}" for name in names for sign in ("absent", "present")}
+    assert set(log.entries[2]) == signs | {"criterion/WeightedCrossEntropyLoss", "criterion/DiceLoss"}
+    assert set(module.trainer.callback_metrics) == {"WeightedCrossEntropyLoss", "DiceLoss"}  # by log_dict
+    with pytest.raises(ValueError, match="Expected 3 class_names, one a label of criterion, got 1"):
+        fit(module, tmp_path, ("sky",), max_epochs=1, log_every_n_steps=1)
 
 
 def test_steps_are_the_optimizers_and_hooks_go_away(tmp_path: Path) -> None:

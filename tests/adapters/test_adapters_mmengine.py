@@ -16,7 +16,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
-from classbalance_losses.adapters.mmengine import ESTIMATORS, LOSSES
+from classbalance_losses.adapters.mmengine import ESTIMATORS, LOSSES, MMSegLoss
 from classbalance_losses.losses._base import PixelLoss
 
 CONFIG = """
@@ -35,10 +35,11 @@ def logits_and_labels(ignored: bool = True) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("loss_type", LOSSES, ids=lambda loss_type: loss_type.__name__)
 def test_a_built_loss_is_the_loss(loss_type: type) -> None:
     pred, label = logits_and_labels()
-    built = MODELS.build({"type": f"ClassBalance{loss_type.__name__}", "loss_weight": 2.0})
+    options = {"prior": [3.0, 2.0, 1.0]} if loss_type is cb.LogitAdjustedLoss else {}
+    built = MODELS.build({"type": f"ClassBalance{loss_type.__name__}", "loss_weight": 2.0, **options})
     assert built.loss_name == LOSSES[loss_type]
     assert built.loss_name.startswith("loss_")
-    expected = loss_type(ignore_index=255)(pred, label)
+    expected = loss_type(**options, ignore_index=255)(pred, label)
     assert built(pred, label, weight=None, ignore_index=255) == 2 * expected
 
 
@@ -94,6 +95,52 @@ def test_weight_avg_factor_and_override() -> None:
         loss(pred, label, avg_factor=7, reduction_override="sum")
 
 
+@pytest.mark.parametrize("channels", [1, NUM_CLASSES])
+def test_sigmoids_of_class_indices(channels: int) -> None:
+    """As mmsegmentation's binary_cross_entropy with avg_non_ignore: one channel of 0 and 1, or one a class."""
+    pred, label = torch.randn(4, channels, 16, 16), scenes()[1].clamp(max=max(channels - 1, 1))
+    number = torch.arange(channels).view(-1, 1, 1) if channels > 1 else torch.ones(1, 1, 1)
+    hot = (label.unsqueeze(1) == number).float()
+    label[:, 0] = 255
+    config = {"use_sigmoid": True, "avg_non_ignore": True}
+    loss = MODELS.build({"type": "ClassBalanceWeightedCrossEntropyLoss", **config})
+    terms = F.binary_cross_entropy_with_logits(pred, hot, reduction="none")
+    expected = terms[:, :, 1:].mean()
+    torch.testing.assert_close(loss(pred, label, ignore_index=255), expected)
+    weight = torch.randint(0, 2, label.shape)
+    weighted = (terms * weight.unsqueeze(1))[:, :, 1:]
+    torch.testing.assert_close(loss(pred, label, weight, ignore_index=255), weighted.mean())
+    torch.testing.assert_close(loss(pred, label, weight, avg_factor=7, ignore_index=255), weighted.sum() / 7)
+    if channels > 1:
+        labels = torch.where(label.unsqueeze(1) == 255, 255, hot.long())
+        torch.testing.assert_close(loss(pred, labels, ignore_index=255), expected)
+        with pytest.raises(IndexError, match="255 is out of bounds for 3 classes"):
+            loss(pred, label)
+
+
+def test_an_ignored_class_is_no_label_that_is_absent() -> None:
+    """mmsegmentation's head may ignore class 0, and absent labels are 0 too."""
+    pred, label = logits_and_labels(ignored=False)
+    loss = MODELS.build({"type": "ClassBalanceWeightedCrossEntropyLoss", "use_sigmoid": True})
+    hot = F.one_hot(label, NUM_CLASSES).movedim(-1, 1).float()
+    terms = F.binary_cross_entropy_with_logits(pred, hot, reduction="none").movedim(1, -1)
+    torch.testing.assert_close(loss(pred, label, ignore_index=0), terms[label != 0].mean())
+    both = MODELS.build(
+        {"type": "ClassBalanceWeightedCrossEntropyLoss", "use_sigmoid": True, "ignore_index": (0, 2)}
+    )
+    torch.testing.assert_close(both(pred, label), terms[label == 1].mean())
+
+
+def test_what_a_config_may_not_say() -> None:
+    with pytest.raises(ValueError, match="avg_non_ignore=True"):
+        MODELS.build({"type": "ClassBalanceDyCELoss", "avg_non_ignore": False})
+    with pytest.raises(TypeError, match="loss_decode, a list"):
+        MMSegLoss(cb.DyCELoss() + cb.DiceLoss())
+    pred, label = logits_and_labels(ignored=False)
+    with pytest.raises(ValueError, match="Expected weight with one number for each pixel"):
+        MODELS.build({"type": "ClassBalanceDyCELoss"})(pred, label, torch.ones(3, 16, 16))
+
+
 def test_options_of_a_call_do_not_stay_even_after_an_error() -> None:
     pred, label = logits_and_labels()
     loss = MODELS.build({"type": "ClassBalanceDyCELoss"})
@@ -123,10 +170,11 @@ def test_training_by_mmengine_lowers_the_loss() -> None:
         [
             {"type": "ClassBalanceDyCELoss", "loss_weight": 0.5},
             {"type": "ClassBalanceGBWLoss", "momentum": 0.9},
+            {"type": "ClassBalanceDiceLoss", "use_sigmoid": True},
         ]
     )
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=2.0))
     logs = [model.train_step({"inputs": image, "labels": label}, wrapper) for _ in range(15)]
-    assert set(logs[0]) == {"loss", "loss_dyce", "loss_gbw"}
+    assert set(logs[0]) == {"loss", "loss_dyce", "loss_gbw", "loss_dice"}
     assert falls([log["loss"].item() for log in logs])
     assert model.state_dict()["losses.1.loss.class_weight"].shape == (NUM_CLASSES,)

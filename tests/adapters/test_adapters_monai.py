@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from toy_scenes import NUM_CLASSES, falls, scenes
 
-from classbalance_losses import DyCELoss, GBWLoss, WeightedCrossEntropyLoss
+from classbalance_losses import DeepSupervision, DiceLoss, DyCELoss, GBWLoss, WeightedCrossEntropyLoss
 from classbalance_losses.adapters.monai import MonaiLoss, class_indices
 
 
@@ -54,7 +56,7 @@ def test_a_voxel_of_no_class_is_ignored() -> None:
     [
         (torch.full((2, 1, 4, 4), 0.5), "whole numbers"),
         (torch.full((2, NUM_CLASSES, 4, 4), 1 / 3), "one-hot"),
-        (torch.ones(2, NUM_CLASSES, 4, 4), "one-hot"),
+        (torch.ones(2, NUM_CLASSES, 4, 4), 'task="multilabel"'),
         (torch.zeros(2, 2, 4, 4), r"\(B, 1, \*\)"),
         (torch.zeros(2), r"\(B, 1, \*\)"),
     ],
@@ -80,13 +82,97 @@ def test_heads_of_other_sizes_see_the_labels_at_full_size() -> None:
 
 def test_heads_must_fit_their_weights() -> None:
     label = torch.zeros(1, 1, 4, 4)
-    for heads in ([], [torch.randn(1, 2, 4, 4)] * 3):
-        with pytest.raises(ValueError, match="heads"):
-            MonaiLoss(DyCELoss(), head_weights=(1.0, 0.5))(heads, label)
-    with pytest.raises(ValueError, match="heads"):
-        MonaiLoss(DyCELoss())([], label)
-    with pytest.raises(ValueError, match='upsample="linear"'):
-        MonaiLoss(DyCELoss())([torch.randn(1, 2, 2, 2)], label)
+    with pytest.raises(ValueError, match="Expected 2 outputs"):
+        MonaiLoss(DyCELoss(), head_weights=(1.0, 0.5))([torch.randn(1, 2, 4, 4)] * 3, label)
+    for nothing in ([], {}):
+        with pytest.raises(ValueError, match="a head at least"):
+            MonaiLoss(DyCELoss())(nothing, label)
+
+
+def test_without_upsampling_labels_are_shrunk_to_the_heads() -> None:
+    label = scenes(2)[1].unsqueeze(1).float()
+    heads = [torch.randn(2, NUM_CLASSES, side, side) for side in (16, 8)]
+    small = F.interpolate(label, (8, 8), mode="nearest")
+    each = [F.cross_entropy(head, t[:, 0].long()) for head, t in zip(heads, (label, small), strict=True)]
+    torch.testing.assert_close(MonaiLoss(WeightedCrossEntropyLoss())(heads, label), each[0] + 0.5 * each[1])
+
+
+def test_heads_of_a_dict_count_by_their_names() -> None:
+    label = scenes(2)[1].unsqueeze(1)
+    outputs = {name: torch.randn(2, NUM_CLASSES, 16, 16) for name in ("out", "aux", "other")}
+    ce, aux = (F.cross_entropy(outputs[name], label[:, 0]) for name in ("out", "aux"))
+    loss = MonaiLoss(WeightedCrossEntropyLoss(), head_weights={"out": 1.0, "aux": 0.4})
+    torch.testing.assert_close(loss(outputs, label), ce + 0.4 * aux)
+    torch.testing.assert_close(loss(outputs["out"], label), ce)  # as a network in evaluation returns it
+    with pytest.raises(TypeError, match="'aux'") as caught:
+        loss({"out": outputs["out"]}, label)
+    assert "['out']" in str(caught.value)
+    with pytest.raises(TypeError, match=r"head_weights=\{'out': 1.0\}"):
+        MonaiLoss(WeightedCrossEntropyLoss())(outputs, label)
+    with pytest.raises(TypeError, match=r"DeepSupervision.*head_weights=weights"):
+        MonaiLoss(DeepSupervision(DyCELoss(), [1.0, 0.4]))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (1, 1, 16, 16), (2, 16, 16)])
+@pytest.mark.parametrize("encoded", [lambda label: label.unsqueeze(1), one_hot], ids=["indices", "one-hot"])
+def test_a_mask_leaves_voxels_out(shape: tuple[int, ...], encoded: Callable[[Tensor], Tensor]) -> None:
+    label, mask = scenes(2)[1], torch.rand(shape) > 0.5
+    logits = torch.randn(2, NUM_CLASSES, 16, 16)
+    kept = mask.reshape(-1, 16, 16).expand(2, 16, 16)
+    expected = F.cross_entropy(logits, torch.where(kept, label, -100))
+    target = encoded(label).to(torch.uint8)  # a uint8 is never -100
+    loss = MonaiLoss(WeightedCrossEntropyLoss())
+    torch.testing.assert_close(loss(logits, target, mask), expected)
+    torch.testing.assert_close(loss(logits, target, mask.float()), expected)
+    weight = torch.rand(shape)
+    terms = F.cross_entropy(logits, label, reduction="none") * weight.reshape(-1, 16, 16)
+    torch.testing.assert_close(loss(logits, target, pixel_weight=weight), terms.mean())
+    with pytest.raises(ValueError, match="Expected mask with one number for each pixel"):
+        loss(logits, target, mask[..., :8])
+
+
+def test_one_logit_and_many_labels() -> None:
+    """Of 0 and 1 in any dtype, where a mask leaves them out in all channels."""
+    for task, labels in (("binary", 1), ("multilabel", 3)):
+        logits, target = torch.randn(2, labels, 8, 8), torch.rand(2, labels, 8, 8) > 0.7
+        mask = torch.rand(2, 1, 8, 8) > 0.5
+        terms = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
+        loss = MonaiLoss(WeightedCrossEntropyLoss(task=task))
+        weight = torch.rand(2, 1, 8, 8)
+        for given in (target, target.float(), target.to(torch.uint8)):
+            torch.testing.assert_close(loss(logits, given), terms.mean())
+            torch.testing.assert_close(loss(logits, given, mask), terms[mask.expand_as(terms)].mean())
+            torch.testing.assert_close(loss(logits, given, pixel_weight=weight), (terms * weight).mean())
+        with pytest.raises(ValueError, match="soft_label=True"):
+            loss(logits, torch.full_like(logits, 0.5))
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_soft_labels_where_they_are_asked_for(task: str) -> None:
+    logits, target = torch.randn(2, NUM_CLASSES, 8, 8), torch.rand(2, NUM_CLASSES, 8, 8).softmax(1)
+    mask, weight = torch.rand(2, 1, 8, 8) > 0.5, torch.rand(2, 1, 8, 8)
+    if task == "multiclass":
+        terms = F.cross_entropy(logits, target, reduction="none").unsqueeze(1)
+    else:
+        terms = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    loss = MonaiLoss(WeightedCrossEntropyLoss(task=task), soft_label=True)
+    torch.testing.assert_close(loss(logits, target), terms.mean())
+    torch.testing.assert_close(loss(logits, target, mask), terms[mask.expand_as(terms)].mean())
+    torch.testing.assert_close(loss(logits, target, pixel_weight=weight), (terms * weight).mean())
+
+
+def test_a_sum_of_losses_in_one_call() -> None:
+    label = scenes(2)[1].unsqueeze(1)
+    logits = torch.randn(2, NUM_CLASSES, 16, 16)
+    terms = (DyCELoss(ignore_index=2), DiceLoss(ignore_index=2))
+    loss = MonaiLoss(terms[0] + 0.5 * terms[1])
+    expected = terms[0](logits, label[:, 0]) + 0.5 * terms[1](logits, label[:, 0])
+    torch.testing.assert_close(loss(logits, label), expected)
+    mask = torch.rand(2, 1, 16, 16) > 0.5
+    left = torch.where(mask, label, 2)[:, 0]
+    torch.testing.assert_close(
+        loss(logits, label, mask), terms[0](logits, left) + 0.5 * terms[1](logits, left)
+    )
 
 
 def test_inside_monais_deep_supervision() -> None:

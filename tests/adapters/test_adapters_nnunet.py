@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_scenes import NUM_CLASSES, falls, scenes
+from toy_scenes import falls, scenes
 
 pytest.importorskip("nnunetv2", reason="needs nnU-Net: pip install nnunetv2 (it brings torchvision)")
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from classbalance_losses import DyCELoss, GBWLoss, WeightedCrossEntropyLoss
-from classbalance_losses.adapters.nnunet import ClassBalanceTrainer, VoxelLoss
+from classbalance_losses import DiceLoss, DyCELoss, WeightedCrossEntropyLoss
+from classbalance_losses.adapters.nnunet import ClassBalanceTrainer
 
 SIZE = (32, 32)
 ARCHITECTURE = {
@@ -75,47 +74,71 @@ def initialized(trainer_type: Any, **labels: Any) -> Any:
 
 
 def step(trainer: Any) -> dict[str, Any]:
+    """A batch as nnU-Net's loader and transforms make it: labels (N, 1, *), or regions and what is left out."""
     image, label = scenes(4, SIZE, block=4)
-    target = label.unsqueeze(1).float()
-    if trainer.label_manager.ignore_label is not None:
-        target[:, :, :8] = trainer.label_manager.ignore_label
+    ignore = trainer.label_manager.ignore_label
+    left_out = torch.zeros_like(label, dtype=torch.bool)
+    left_out[:, :8] = ignore is not None
+    if trainer.label_manager.has_regions:
+        regions = [label > 0, label == 2, *([] if ignore is None else [left_out])]
+        target = torch.stack(regions, 1).float()
+    else:
+        target = torch.where(left_out, ignore or 0, label).unsqueeze(1).float()
     scales = [1.0, 0.5]
     return {"data": image, "target": [F.interpolate(target, scale_factor=s, mode="nearest") for s in scales]}
 
 
 class Neutral(ClassBalanceTrainer):
-    def build_voxel_loss(self, ignore_index: int) -> WeightedCrossEntropyLoss:
-        return WeightedCrossEntropyLoss(ignore_index=ignore_index)
+    def build_voxel_loss(self, **options: Any) -> WeightedCrossEntropyLoss:
+        return WeightedCrossEntropyLoss(**options)
+
+
+REGIONS = {"organ": [1, 2], "vessel": 2}
+LABELS = {"labels": {}, "ignore": {"ignore": 3}, "regions": REGIONS}
 
 
 @pytest.mark.usefixtures("folders")
-@pytest.mark.parametrize("labels", [{}, {"ignore": 3}], ids=["all labelled", "ignore label"])
-def test_neutral_settings_train_as_nnunet_does(labels: dict[str, int]) -> None:
+@pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "image"])
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+def test_neutral_settings_train_as_nnunet_does(
+    labels: dict[str, Any], batch_dice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cross-entropy and our Dice of one pass, and nnU-Net's own two: 1 apart, for its Dice is -1 at best."""
+    monkeypatch.setitem(PLANS["configurations"]["2d"], "batch_dice", batch_dice)
     losses = []
     for trainer_type in (Neutral, nnUNetTrainer):
         trainer = initialized(trainer_type, **labels)
         batch = step(trainer)
         losses.append([float(trainer.train_step(batch)["loss"]) for _ in range(3)])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert [loss - 1 for loss in losses[0]] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.usefixtures("folders")
-def test_training_by_nnunet_lowers_the_loss() -> None:
-    trainer = initialized(ClassBalanceTrainer, ignore=3)
-    compound = trainer.loss.loss
-    assert isinstance(compound, DC_and_CE_loss)
-    assert isinstance(compound.ce.loss, DyCELoss)
-    assert compound.ce.loss.ignore_index == 3
+@pytest.mark.parametrize("labels", [{"ignore": 3}, REGIONS, {**REGIONS, "ignore": 3}], ids=str)
+def test_training_by_nnunet_lowers_the_loss(labels: dict[str, Any]) -> None:
+    trainer = initialized(ClassBalanceTrainer, **labels)
+    dyce, dice = trainer.loss.loss.loss.losses
+    assert isinstance(dyce, DyCELoss)
+    assert isinstance(dice, DiceLoss)
     trainer.optimizer.param_groups[0]["lr"] = 0.1
     batch = step(trainer)
-    losses = [1 + float(trainer.train_step(batch)["loss"]) for _ in range(20)]  # its Dice is -1 at best
+    losses = [float(trainer.train_step(batch)["loss"]) for _ in range(20)]
     assert falls(losses)
+    trainer.validation_step(step(trainer))
 
 
 @pytest.mark.usefixtures("folders")
-def test_regions_are_refused() -> None:
-    with pytest.raises(TypeError, match="regions"):
-        initialized(ClassBalanceTrainer, organ=[1, 2])
+def test_without_deep_supervision() -> None:
+    class Flat(ClassBalanceTrainer):
+        def initialize(self) -> None:
+            self.enable_deep_supervision = False
+            super().initialize()
+
+    trainer = initialized(Flat)
+    batch = step(trainer)
+    batch["target"] = batch["target"][0]
+    losses = [float(trainer.train_step(batch)["loss"]) for _ in range(3)]
+    assert losses[-1] < losses[0]
 
 
 def test_nnunet_finds_a_trainer_in_a_folder_of_ones_own(
@@ -130,12 +153,3 @@ def test_nnunet_finds_a_trainer_in_a_folder_of_ones_own(
     )
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     assert issubclass(recursive_find_trainer_class_by_name("nnUNetTrainerMine"), ClassBalanceTrainer)
-
-
-def test_the_state_of_the_loss_moves_in_training_alone() -> None:
-    loss = VoxelLoss(GBWLoss(momentum=0.9))
-    logits, label = torch.randn(2, NUM_CLASSES, 8, 8), scenes(2, (8, 8))[1]
-    loss(logits, label.unsqueeze(1).float())
-    assert loss.loss.class_weight.numel() == 0
-    loss(logits.requires_grad_(), label)
-    assert loss.loss.class_weight.shape == (NUM_CLASSES,)
