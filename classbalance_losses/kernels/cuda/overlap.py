@@ -38,6 +38,7 @@ from classbalance_losses.kernels.plain import needs_reference
 # that a sum takes about as many exchanges as additions, and registers suffice.
 _PIXELS = {4: 256, 1: 128}
 _PARTS = 1024  # that are added up at once
+_UNROLLED = 16  # classes of one round of backward
 
 
 def values_and_overlap(
@@ -225,7 +226,7 @@ def _backward_launch(
         overlap_kernels.overlap_backward,
         layout.outer * blocks,
         (*_places(layout, blocks, ignore_index), *steps),
-        (layout.row < layout.inner, kind == "focal", int(single), classes(shape, single), UNROLLED, block),
+        (layout.row < layout.inner, kind == "focal", int(single), classes(shape, single), _UNROLLED, block),
     )
 
 
