@@ -48,9 +48,9 @@ READ = {  # one logit a pixel, and biases
     ("biased, upsampled", "backward"): (224, 0, 1300, 32),
 }
 OVERLAP = {  # forward has eight pixels a thread, or four, and a loop over classes that stands once
-    ("overlap", "forward"): (160, 0, 19 * 8 * 19, 128),
+    ("overlap", "forward"): (168, 0, 19 * 8 * 19, 128),
     ("overlap", "overlap_backward"): (112, 0, 18 * 4 * 19, 128),
-    ("overlap, focal", "forward"): (160, 0, 20 * 8 * 19, 128),
+    ("overlap, focal", "forward"): (168, 0, 20 * 8 * 19, 128),
     ("overlap, focal", "overlap_backward"): (112, 0, 18 * 4 * 19, 128),
     ("overlap, channels last", "forward"): (96, 0, 25 * 4 * 19, 128),
     ("overlap, channels last", "overlap_backward"): (64, 0, 25 * 19, 32),
