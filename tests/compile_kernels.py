@@ -174,7 +174,7 @@ CASES: dict[str, Any] = {
     "single, dual focal": lambda: step(logits(2, 1, 64, 64), DUALS[1], biased=True, single=True),
     "single, upsampled": lambda: step(logits(2, 1, 32, 64), FOCAL, size=(128, 256), single=True),
     "overlap": lambda: overlap(logits(*STREET)),
-    "overlap, focal": lambda: overlap(logits(*STREET), FOCAL, weighted=False),
+    "overlap, focal": lambda: overlap(logits(*STREET), FOCAL),
     "overlap, errors, weighted": lambda: overlap(logits(*STREET), CE, weighted=True),
     "overlap, channels last": lambda: overlap(logits(2, 64, 64, 19).permute(0, 3, 1, 2), CE),
     "overlap, 150 classes": lambda: overlap(logits(2, 150, 64, 64, dtype=torch.bfloat16), CE),

@@ -40,6 +40,23 @@ FORMS = {  # instructions as they stand, loops once
     ("float32, dual focal", "forward"): (128, 0, 1800, 128),
     ("float32, dual focal", "backward"): (128, 0, 850, 128),
 }
+READ = {  # one logit a pixel, and biases
+    ("single", "forward"): (48, 0, 320, 128),
+    ("single", "backward"): (48, 0, 170, 128),
+    ("biased", "forward"): (80, 0, 16 * 4 * 19, 128),
+    ("biased", "backward"): (80, 0, 14 * 4 * 19, 128),
+    ("biased, upsampled", "backward"): (224, 0, 1300, 32),
+}
+OVERLAP = {  # forward has eight pixels a thread, or four, and a loop over classes that stands once
+    ("overlap", "forward"): (168, 0, 19 * 8 * 19, 128),
+    ("overlap", "overlap_backward"): (112, 0, 18 * 4 * 19, 128),
+    ("overlap, focal", "forward"): (168, 0, 20 * 8 * 19, 128),
+    ("overlap, focal", "overlap_backward"): (112, 0, 18 * 4 * 19, 128),
+    ("overlap, channels last", "forward"): (96, 0, 25 * 4 * 19, 128),
+    ("overlap, channels last", "overlap_backward"): (64, 0, 25 * 19, 32),
+    ("overlap, 150 classes", "overlap_backward"): (112, 0, 2300, 128),
+    ("overlap", "join_overlap"): (48, 3, 250, 32),
+}
 MAPS = {
     ("maps", "class_sums"): (96, 3, 900, 32),
     ("maps", "class_slopes"): (64, 1, 300, 128),
@@ -51,7 +68,7 @@ UPSAMPLED = {
     ("upsampled", "forward"): (80, 0, 750, 32),
     ("upsampled", "backward"): (224, 0, 1300, 32),
 }
-LIMITS = {**PIXEL, **FORMS, **MAPS, **UPSAMPLED}
+LIMITS = {**PIXEL, **FORMS, **READ, **OVERLAP, **MAPS, **UPSAMPLED}
 
 
 def compiled(folder: Path, arch: int, *cases: str) -> list[dict[str, Any]]:
@@ -77,7 +94,7 @@ pytestmark = [
 
 def test_compiles_for_ampere(tmp_path: Path) -> None:
     """One case of each file: what is compiled there differs little, and takes as long."""
-    cases = ("float32, dual focal", "upsampled", "maps", "mean", "selection")
+    cases = ("float32, dual focal", "overlap, focal", "upsampled", "maps", "mean", "selection")
     assert {fact["case"] for fact in compiled(tmp_path, 80, *cases)} == set(cases)
 
 

@@ -144,9 +144,12 @@ def test_a_bias_of_any_classes_and_layout(num_classes: int, last: bool, dtype: t
     no_worse(kernel(None, bias=bias), exact(None, bias), input, of)
 
 
-@pytest.mark.parametrize("form", [None, CrossEntropy(), Focal(2.0), FORMS[-1]], ids=str)
-@pytest.mark.parametrize("single", [True, False], ids=["one logit", "five"])
-@pytest.mark.parametrize("biased", [True, False], ids=["biased", "plain"])
+@pytest.mark.parametrize("form", [None, Focal(2.0), FORMS[-1]], ids=str)
+@pytest.mark.parametrize(
+    ("single", "biased"),
+    [(True, False), (True, True), (False, True)],
+    ids=["one logit", "one biased", "five biased"],
+)
 @pytest.mark.parametrize("align_corners", [True, False], ids=["aligned", "not aligned"])
 def test_enlarged(form: Form | None, single: bool, biased: bool, align_corners: bool) -> None:
     num_classes = 2 if single else 5

@@ -34,8 +34,11 @@ from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 from classbalance_losses.kernels.operators import by_reference
 from classbalance_losses.kernels.plain import needs_reference
 
-_PIXELS = 256  # of a warp: eight a thread, so that a sum takes more additions than exchanges
+# Pixels of a warp, whose rows are neighbours or not: eight a thread, or four where each needs an address of its own, so
+# that a sum takes about as many exchanges as additions, and registers suffice.
+_PIXELS = {4: 256, 1: 128}
 _PARTS = 1024  # that are added up at once
+_UNROLLED = 16  # classes of one round of backward
 
 
 def values_and_overlap(
@@ -191,14 +194,15 @@ def _forward_launches(
     if layout is None:
         return None
     num_classes = classes(shape, single)
-    parts, cells = triton.cdiv(layout.inner, _PIXELS), shape[0] * num_classes
-    kind, numbers = for_kernel(kind or "cross entropy", numbers, num_classes)
     together = 4 if layout.strides[0][-1] == 1 else 1
+    pixels = _PIXELS[together]
+    parts, cells = triton.cdiv(layout.inner, pixels), shape[0] * num_classes
+    kind, numbers = for_kernel(kind or "cross entropy", numbers, num_classes)
     add = Launch(
         pixel_kernels.forward,
         layout.outer * parts,
         (*_places(layout, parts, ignore_index), *numbers, stride[1], *layout.strides[0]),
-        (layout.row < layout.inner, kind, False, int(single), num_classes, UNROLLED, together, _PIXELS),
+        (layout.row < layout.inner, kind, False, int(single), num_classes, UNROLLED, together, pixels),
         num_warps=1,
     )
     return parts, add, Launch(overlap_kernels.join_overlap, cells, (parts, cells * parts), (_PARTS,))
@@ -222,7 +226,7 @@ def _backward_launch(
         overlap_kernels.overlap_backward,
         layout.outer * blocks,
         (*_places(layout, blocks, ignore_index), *steps),
-        (layout.row < layout.inner, kind == "focal", int(single), classes(shape, single), UNROLLED, block),
+        (layout.row < layout.inner, kind == "focal", int(single), classes(shape, single), _UNROLLED, block),
     )
 
 
