@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from classbalance_losses.kernels.cpu.math import compiled, exp, floats
+from classbalance_losses.kernels.cpu.math import compiled, exp, floats, summing
 from classbalance_losses.kernels.cpu.passes import (
     LOG_SUM,
     NOTHING,
@@ -40,11 +40,7 @@ def add_overlap(powers: Tile, label: Any, maps: Any, sums: Any) -> None:
     for p in range(powers.size):
         maps[SHARE + p] *= exp(-maps[LOG_SUM + p])
     for k in range(powers.classes):
-        power = row(powers, k)
-        for p in range(powers.size):
-            part = power[p] * maps[SHARE + p] if label[p] >= 0 else ZERO
-            maps[TOTAL + p] = part
-            maps[OWN + p] = part if label[p] == np.int32(k) else maps[OWN + p]
+        _find_parts(row(powers, k), label, np.int32(k), maps)
         sums[k] += _sum_up(TOTAL, powers.size, maps)
     for p in range(powers.size):
         if label[p] >= 0:
@@ -52,14 +48,20 @@ def add_overlap(powers: Tile, label: Any, maps: Any, sums: Any) -> None:
 
 
 @compiled
+def _find_parts(power: Any, label: Any, k: np.int32, maps: Any) -> None:
+    for p in range(label.size):
+        part = power[p] * maps[SHARE + p] if label[p] >= 0 else ZERO
+        maps[TOTAL + p] = part
+        maps[OWN + p] = part if label[p] == k else maps[OWN + p]
+
+
+@summing
 def _sum_up(first: int, size: int, maps: Any) -> Any:
-    """Return the sum of a map, of which nothing is left: halves are added, in vectors and with few roundings."""
-    while size > 1:
-        half = (size + 1) // 2
-        for p in range(first, first + size - half):
-            maps[p] += maps[p + half]
-        size = half
-    return np.float64(maps[first])
+    """Return the sum of a map's numbers, few enough for float32."""
+    total = ZERO
+    for p in range(first, first + size):
+        total += maps[p]
+    return np.float64(total)
 
 
 @compiled
