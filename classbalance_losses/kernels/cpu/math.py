@@ -23,6 +23,8 @@ _OPTIONS: dict[str, Any] = {
 compiled = njit(**_OPTIONS)
 # Of one number: the loop that calls it is done in vectors only where the call is none.
 inlined = njit(**_OPTIONS, forceinline=True)
+# Of a sum whose order the compiler may choose, so that it is done in vectors: always the same one.
+summing = njit(**{**_OPTIONS, "fastmath": {"contract", "reassoc"}})
 
 _INT = ir.IntType(64)
 _TASK = types.void(types.voidptr)

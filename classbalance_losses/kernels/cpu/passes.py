@@ -15,6 +15,7 @@ from classbalance_losses.kernels.cpu.math import compiled, exp, expm1, floats, i
 PITCH = 512
 ROWS = 10
 HIGHEST, OWN, LOG_SUM, OTHERS, TIES, VALUE, TOTAL, LOG_REST, SLOPE, SHARE = range(0, ROWS * PITCH, PITCH)
+PULL = OTHERS  # of backward
 ZERO, ONE, INF = np.float32(0), np.float32(1), np.float32(np.inf)
 
 
@@ -25,6 +26,9 @@ class Tile(NamedTuple):
     stride: int  # of the classes, in entries
     classes: int
     size: int  # of pixels, at most ``PITCH``
+
+
+NOTHING = Tile(0, 0, 0, 0)
 
 
 @inlined
@@ -59,14 +63,19 @@ def find_own(x: Tile, label: Any, maps: Any) -> None:
 
 
 @compiled
-def sum_beside_largest(x: Tile, maps: Any) -> None:
-    """Write log Σ e^(x - max), of a sum without the 1 of the largest: what others there are is not lost in rounding."""
+def sum_beside_largest(x: Tile, powers: Tile, maps: Any) -> None:
+    """Write log Σ e^(x - max), of a sum without the 1 of the largest: what others there are is not lost in rounding.
+
+    Here and in `sum_beside_label` e^(x - max) are written, too, unless ``powers`` is ``NOTHING``.
+    """
     clear(OTHERS, x.size, maps)
     clear(TIES, x.size, maps)
     for k in range(x.classes):
-        logit = row(x, k)
+        logit, kept = row(x, k), row(powers, k)
         for p in range(x.size):
             power = exp(logit[p] - maps[HIGHEST + p])
+            if kept.size:
+                kept[p] = power
             is_largest = power == ONE
             maps[OTHERS + p] += ZERO if is_largest else power
             maps[TIES + p] += ONE if is_largest else ZERO
@@ -75,15 +84,15 @@ def sum_beside_largest(x: Tile, maps: Any) -> None:
 
 
 @compiled
-def sum_beside_label(x: Tile, label: Any, with_error: bool, maps: Any) -> None:
+def sum_beside_label(x: Tile, powers: Tile, label: Any, with_error: bool, maps: Any) -> None:
     """Write log Σ e^(x - max), of a sum without the label's part and, in the place of ties, ‖p - e_y‖² if asked."""
     clear(OTHERS, x.size, maps)
     clear(TIES, x.size, maps)
     for k in range(x.classes):
         if with_error:
-            _add_others_and_squares(row(x, k), label, np.int32(k), maps)
+            _add_others_and_squares(row(x, k), row(powers, k), label, np.int32(k), maps)
         else:
-            _add_others(row(x, k), label, np.int32(k), maps)
+            _add_others(row(x, k), row(powers, k), label, np.int32(k), maps)
     for p in range(x.size):
         others, squares = maps[OTHERS + p], maps[TIES + p]
         more = others + expm1(maps[OWN + p])  # Σ - 1
@@ -93,16 +102,20 @@ def sum_beside_label(x: Tile, label: Any, with_error: bool, maps: Any) -> None:
 
 
 @compiled
-def _add_others(logit: Any, label: Any, k: np.int32, maps: Any) -> None:
+def _add_others(logit: Any, kept: Any, label: Any, k: np.int32, maps: Any) -> None:
     for p in range(label.size):
         power = exp(logit[p] - maps[HIGHEST + p])
+        if kept.size:
+            kept[p] = power
         maps[OTHERS + p] += power if label[p] != k else ZERO
 
 
 @compiled
-def _add_others_and_squares(logit: Any, label: Any, k: np.int32, maps: Any) -> None:
+def _add_others_and_squares(logit: Any, kept: Any, label: Any, k: np.int32, maps: Any) -> None:
     for p in range(label.size):
         power = exp(logit[p] - maps[HIGHEST + p])
+        if kept.size:
+            kept[p] = power
         other = power if label[p] != k else ZERO
         maps[OTHERS + p] += other
         maps[TIES + p] += other * other

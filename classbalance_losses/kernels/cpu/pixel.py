@@ -167,11 +167,8 @@ def _forward(
     constants = (ignore_index, align_corners, code, numbers, weight)
     *maps, overlap = _outputs(input, target, *constants, with_error, bias, single, pixel_weight, with_overlap)
     given = zip(("value", "error", "log_sum"), maps, strict=True)
-    tensors = {
-        **{name: made for name, made in given if made.numel()},
-        "bias": bias,
-        "pixel_weight": pixel_weight if with_overlap else None,
-    }
+    tensors: dict[str, Tensor | None] = {name: made for name, made in given if made.numel()}
+    tensors |= {"bias": bias, "pixel_weight": pixel_weight if with_overlap else None}
     _kept, task, job = _prepared(input, target, ignore_index, align_corners, single, tensors)
     fill(job["form"], code, numbers, weight, int(job["classes"][0]))
     if with_overlap:

@@ -43,7 +43,7 @@ class Room(NamedTuple):
     """A thread's memory for a tile: see `tiles`."""
 
     values: Any  # logits that do not lie as the tile needs them
-    slopes: Any  # their gradient
+    slopes: Any  # their gradient; forward, e^(x - max) for the overlap
     shares: Any  # label vectors
     maps: Any
     labels: Any
@@ -53,8 +53,9 @@ class Room(NamedTuple):
 def go(memory: Any) -> None:
     """Do what the job asks for with a part after the other."""
     job = carray(memory, 1, JOB)[0]
-    is_single = job.channels < job.classes
-    size, apart = job.classes * job.size, (job.type != 0) | (job.gradient_pixel != 1) | is_single
+    is_single, has_powers = job.channels < job.classes, job.overlap != 0
+    size = job.classes * job.size
+    apart = (job.type != 0) | (job.gradient_pixel != 1) | is_single | has_powers
     room = Room(
         np.empty(0 if _is_in_order(job) else size, np.float32),
         np.empty(size if apart else 0, np.float32),

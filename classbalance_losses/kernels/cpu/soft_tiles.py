@@ -10,6 +10,7 @@ from classbalance_losses.kernels.cpu.math import compiled, exp, floats
 from classbalance_losses.kernels.cpu.passes import (
     INF,
     LOG_SUM,
+    NOTHING,
     ONE,
     TOTAL,
     VALUE,
@@ -40,7 +41,7 @@ def take_soft_tile(
             w = weight[k] if weight.size else ONE
             _write_slope(row(x, k), row(shares, k), w, slope, label, maps, row(gradient, k))
         return
-    sum_beside_largest(x, maps)
+    sum_beside_largest(x, NOTHING, maps)
     _add_shares(shares, weight, label, maps)
     clear(VALUE, x.size, maps)
     for k in range(x.classes):

@@ -15,15 +15,23 @@ from classbalance_losses.kernels.cpu.dual_passes import make_dual_value, write_d
 from classbalance_losses.kernels.cpu.labels import classes_of
 from classbalance_losses.kernels.cpu.math import compiled, doubles, exp, exp_or_zero, floats
 from classbalance_losses.kernels.cpu.memory import Field
-from classbalance_losses.kernels.cpu.overlap import add_overlap, add_overlap_gradient, find_share
+from classbalance_losses.kernels.cpu.overlap import (
+    add_overlap,
+    add_overlap_gradient,
+    find_share,
+    pull_overlap,
+    write_overlap_slope,
+)
 from classbalance_losses.kernels.cpu.pairs import backward_pair, forward_pair
 from classbalance_losses.kernels.cpu.passes import (
     HIGHEST,
     INF,
     LOG_SUM,
+    NOTHING,
     ONE,
     OTHERS,
     OWN,
+    PULL,
     SLOPE,
     TIES,
     TOTAL,
@@ -72,7 +80,6 @@ FIELDS = {
 }
 
 _APART = 4  # neighbours whose errors are added to other sums
-_PULL = OTHERS
 
 
 @compiled
@@ -88,7 +95,7 @@ def take_tile(
     elif job.gradient:
         _backward_tile(job, x, gradient, label, maps, image, pixel)
     else:
-        _forward_tile(job, x, label, maps, pixel, part)
+        _forward_tile(job, x, gradient, label, maps, pixel, part)
 
 
 @compiled
@@ -123,12 +130,12 @@ def _is_pair(job: Any) -> Any:
 
 
 @compiled
-def _forward_tile(job: Any, x: Tile, label: Any, maps: Any, pixel: int, part: int) -> None:
+def _forward_tile(job: Any, x: Tile, powers: Tile, label: Any, maps: Any, pixel: int, part: int) -> None:
     """Write φ of each pixel and, if asked, of cross-entropy ‖p - e_y‖², 0 where ignored; s of all."""
     if _is_pair(job):
         forward_pair(job.form, x, label, job.error != 0, maps)
     else:
-        _forward(read(job.form), x, label, job.error != 0, maps)
+        _forward(read(job.form), x, powers if job.overlap else NOTHING, label, job.error != 0, maps)
     write_kept(maps, VALUE, label, map_at(job.value, pixel))
     write_kept(maps, TIES, label, map_at(job.error, pixel))
     if job.log_sum:
@@ -137,17 +144,17 @@ def _forward_tile(job: Any, x: Tile, label: Any, maps: Any, pixel: int, part: in
             out[p] = maps[LOG_SUM + p]
     if job.overlap:
         find_share(label, map_at(job.pixel_weight, pixel), maps)
-        add_overlap(x, label, maps, doubles(job.overlap + 16 * part * job.classes, 2 * job.classes))
+        add_overlap(powers, label, maps, doubles(job.overlap + 16 * part * job.classes, 2 * job.classes))
 
 
 @compiled
-def _forward(form: Any, x: Tile, label: Any, with_error: bool, maps: Any) -> None:
+def _forward(form: Any, x: Tile, powers: Tile, label: Any, with_error: bool, maps: Any) -> None:
     find_largest(x, maps)
     find_own(x, label, maps)
     if form.code >= DUAL_CROSS_ENTROPY:
-        sum_beside_largest(x, maps)
+        sum_beside_largest(x, powers, maps)
     else:
-        sum_beside_label(x, label, with_error, maps)
+        sum_beside_label(x, powers, label, with_error, maps)
     for p in range(x.size):
         maps[OWN + p] -= maps[LOG_SUM + p]
         maps[VALUE + p] = -maps[OWN + p]
@@ -169,19 +176,14 @@ def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, ima
         return
     find_largest(x, maps)
     find_log_sum(x, map_at(job.log_sum, pixel), maps)
-    if job.slope:
-        for p in range(label.size):
-            s = maps[LOG_SUM + p]
-            # NaN where s is, for what is then multiplied by it are numbers: exp_or_zero makes them.
-            maps[SLOPE + p] = slope[p] + (s - s) if label[p] >= 0 else ZERO
-        _backward(read(job.form), x, gradient, label, maps)
-    else:
-        for k in range(x.classes):
-            clear_row(row(gradient, k))
+    for p in range(label.size):
+        s, given = maps[LOG_SUM + p], slope[p] if job.slope else ZERO
+        # NaN where s is, for what is then multiplied by it are numbers: exp_or_zero makes them.
+        maps[SLOPE + p] = given + (s - s) if label[p] >= 0 else ZERO
     if job.overlap_slope:
         find_share(label, map_at(job.pixel_weight, pixel), maps)
-        slopes = floats(job.overlap_slope + 8 * image * job.classes, 2 * job.classes)
-        add_overlap_gradient(x, gradient, label, slopes, maps)
+    slopes = floats(job.overlap_slope + 8 * image * job.classes, 2 * job.classes if job.overlap_slope else 0)
+    _backward(read(job.form), x, gradient, label, slopes, maps)
 
 
 @compiled
@@ -192,13 +194,15 @@ def find_log_sum(x: Tile, kept: int, maps: Any) -> None:
         for p in range(x.size):
             maps[LOG_SUM + p] = log_sum[p]
     else:
-        sum_beside_largest(x, maps)
+        sum_beside_largest(x, NOTHING, maps)
 
 
 @compiled
-def _backward(form: Any, x: Tile, gradient: Tile, label: Any, maps: Any) -> None:
+def _backward(form: Any, x: Tile, gradient: Tile, label: Any, slopes: Any, maps: Any) -> None:
     if form.code >= DUAL_CROSS_ENTROPY:
         write_dual_gradient(form, x, gradient, label, maps)
+        if slopes.size:
+            add_overlap_gradient(x, gradient, label, slopes, maps)
         return
     weight = floats(form.weight, x.classes if form.code == SMOOTHED else 0)
     if form.code == FOCAL:
@@ -207,9 +211,14 @@ def _backward(form: Any, x: Tile, gradient: Tile, label: Any, maps: Any) -> None
             slope = focal_slope(maps[LOG_SUM + p] - maps[OWN + p], form.gamma)
             maps[SLOPE + p] = maps[SLOPE + p] * slope if label[p] >= 0 else ZERO
     _pull(form, weight, label, maps)
+    if slopes.size:
+        pull_overlap(x, gradient, label, slopes, maps)
     for k in range(x.classes):
         spread = form.smoothing / np.float32(x.classes) * weight[k] if weight.size else ZERO
-        _slope_of_class(row(x, k), label, np.int32(k), spread, maps, row(gradient, k))
+        if slopes.size:
+            write_overlap_slope(row(gradient, k), label, np.int32(k), spread, slopes[k], maps)
+        else:
+            _slope_of_class(row(x, k), label, np.int32(k), spread, maps, row(gradient, k))
 
 
 @compiled
@@ -217,7 +226,7 @@ def _add_errors(x: Tile, label: Any, maps: Any, weight: int, squared: int, sums:
     """Add p_k - [k = y], times a weight of each pixel if given, or its square, to float64 sums of (k, y)."""
     weights = floats(weight, label.size)
     find_largest(x, maps)
-    sum_beside_largest(x, maps)
+    sum_beside_largest(x, NOTHING, maps)
     for p in range(label.size):
         maps[SLOPE + p] = weights[p] if weight else ONE
     # Neighbours, which often have one label, are added apart: none waits for the other. The last is for the ignored.
@@ -265,14 +274,14 @@ def _pull(form: Any, weight: Any, label: Any, maps: Any) -> None:
     for p in range(label.size):
         slope = maps[SLOPE + p]
         own = slope * (ONE - form.smoothing) * weight[max(label[p], 0)] if weight.size else slope
-        maps[_PULL + p], maps[OWN + p] = own + slope * total, own
+        maps[PULL + p], maps[OWN + p] = own + slope * total, own
 
 
 @compiled
 def _slope_of_class(logit: Any, label: Any, k: np.int32, spread: Any, maps: Any, place: Any) -> None:
     for p in range(label.size):
         own = maps[OWN + p] if label[p] == k else ZERO
-        pulled = exp_or_zero(log_prob(logit, p, maps)) * maps[_PULL + p]
+        pulled = exp_or_zero(log_prob(logit, p, maps)) * maps[PULL + p]
         place[p] = pulled - spread * maps[SLOPE + p] - own
 
 

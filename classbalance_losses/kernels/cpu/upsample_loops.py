@@ -107,7 +107,7 @@ def _room(job: Any) -> Any:
         np.empty(tile, np.float32),
         np.empty(back * planes * block, np.float32),
         np.empty(back * block, np.float32),
-        np.empty(back * tile, np.float32),
+        np.empty(tile if job.gradient or job.overlap else 0, np.float32),
         np.empty(job.columns, np.int32),
         np.empty(job.columns, np.int32),
         np.empty(job.columns, np.float32),
