@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cases import CASES, DEFAULTS, FEATURES, Case, Sample, class_vector, grad, s
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from classbalance_losses import _dispatch, use_backend
+from classbalance_losses import DiceLoss, DyCELoss, GBWLoss, _dispatch, use_backend
 from classbalance_losses.functional import weighted_cross_entropy_loss
 
 REDUCTIONS = ("none", "sum", "mean")
@@ -92,6 +93,37 @@ def learned(s: Sample, smoothing: float, process_group: Any) -> Tensor:
     return torch.autograd.grad(loss, weight)[0]
 
 
+OVERLAPS: dict[str, Callable[..., nn.Module]] = {
+    "dice": DiceLoss,
+    "dice, all classes": partial(DiceLoss, classes="all", smooth=1.0, include_background=False),
+    "dice, per image": partial(DiceLoss, per_image=True, class_weight=[1.0, 2.0, 0.5, 1.0]),
+    "dice, generalized": partial(DiceLoss, generalized="inverse", gamma=0.75),
+    "dice, sum": partial(DiceLoss, per_image=True, reduction="sum"),
+    "sum": lambda **options: DyCELoss(**options) + 0.5 * DiceLoss(**options) + GBWLoss(**options),
+}
+
+
+def overlap(name: str, s: Sample, soft: bool = False, **options: Any) -> tuple[Tensor, Tensor]:
+    """The value of a loss of sums over all ranks, and its gradient."""
+    loss = OVERLAPS[name](**options)
+    target = s.target
+    if soft:
+        target = torch.nn.functional.one_hot(target.clamp(min=0), 4).movedim(-1, 1).to(s.input.dtype)
+        target = torch.where((s.target < 0).unsqueeze(1), torch.nan, 0.75 * target + 0.0625)
+    value = loss(s.input, target, pixel_weight=s.pixel_weight)
+    return value.detach(), grad(value, s)
+
+
+def binary(name: str, s: Sample, **options: Any) -> tuple[Tensor, Tensor]:
+    """The same of one logit, the first."""
+    target = torch.where(s.target > 0, 1, s.target)
+    case = next(case for case in DEFAULTS if case.loss == name)
+    leaf = s.input[:, :1].detach().requires_grad_()
+    settings = {**case.settings(2), **options}
+    value = case.module(task="binary", **settings)(leaf, target, pixel_weight=s.pixel_weight)
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
 def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]:
     for scenario in SCENARIOS:
         whole, shares = joined(scenario, world)
@@ -105,6 +137,12 @@ def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]
             yield (scenario, case.id, "ddp"), train_step(case, here, ddp, process_group="world")
             local = case(here)
             yield (scenario, case.id, "alone"), local.detach()
+        for name in OVERLAPS:
+            for soft in (False, True):
+                of = f"{name}, {soft}"
+                yield (scenario, of, "overlap"), overlap(name, here, soft, process_group="world")
+        for case in DEFAULTS:
+            yield (scenario, case.loss, "binary"), binary(case.loss, here, process_group="world")
         for smoothing in SMOOTHINGS:
             yield (scenario, f"weight, {smoothing}", "learned"), learned(here, smoothing, "world")
     if world == 3:

@@ -31,6 +31,7 @@ def test_ranks_are_one_process(world: int, backend: str, tmp_path: Path) -> None
     for scenario in worker.SCENARIOS:
         check_losses(ranks, scenario)
         check_training(ranks, scenario)
+        check_sums(ranks, scenario)
     if world == 3:
         check_a_group_of_some_ranks(ranks)
 
@@ -50,6 +51,27 @@ def check_losses(ranks: Ranks, scenario: str) -> None:
             where = f"{name}, {reduction}, {scenario}, rank {rank}"
             np.testing.assert_allclose(loss, value, rtol=1e-9, atol=1e-11, err_msg=where)
             np.testing.assert_allclose(gradient / share, slope, rtol=1e-8, atol=1e-11, err_msg=where)
+
+
+def check_sums(ranks: Ranks, scenario: str) -> None:
+    """Overlaps, sums of losses and one logit against one process on the joined batch."""
+    whole, shares = worker.joined(scenario, len(ranks))
+    whole = worker.share(whole, slice(None))
+    expected = {
+        (f"{name}, {soft}", "overlap"): worker.overlap(name, whole, soft)
+        for name in worker.OVERLAPS
+        for soft in (False, True)
+    }
+    expected |= {(case.loss, "binary"): worker.binary(case.loss, whole) for case in worker.DEFAULTS}
+    for rank, images in enumerate(shares):
+        for (of, name, kind), result in ranks[rank].items():
+            if of == scenario and (name, kind) in expected:
+                value, slope = expected[name, kind]
+                where = f"{name}, {kind}, {scenario}, rank {rank}"
+                np.testing.assert_allclose(result[0], value, rtol=1e-9, atol=1e-11, err_msg=where)
+                np.testing.assert_allclose(
+                    result[1] / len(ranks), slope[images], rtol=1e-8, atol=1e-11, err_msg=where
+                )
 
 
 def check_training(ranks: Ranks, scenario: str) -> None:

@@ -288,7 +288,7 @@ class Batch:
 
     def statistics(self) -> BatchSums:
         """Return what estimators of class weights are given."""
-        size = (self.num_images, -1, *self.labels.target.shape[1:])
+        size = (self.num_images, self.groups, *self.labels.target.shape[1:])
         labels = self.classes._replace(target=self.classes.target.reshape(size))
         return BatchSums(self.cross_entropy().reshape(size), labels, self.backend, self.process_group)
 

@@ -88,7 +88,7 @@ class SoftBatch(Batch):
     def _rows(self, values: Tensor) -> Tensor:
         """Return the sums over the pixels that count of each row and class."""
         values = torch.where(self._keep.unsqueeze(1), values, 0)
-        return values.reshape(*values.shape[:2], -1).sum(2)
+        return values.unsqueeze(-1).flatten(2).sum(2)  # (N, C) has no spatial axis
 
     def image_sums(self) -> ImageSums:
         """Return the sums of probabilities and labels over each image's pixels."""
@@ -140,7 +140,7 @@ class SoftBatch(Batch):
     def statistics(self) -> BatchSums:
         """Return what estimators of class weights are given: pixels are counted by their shares, rounded."""
         assert self.pixel_weight is not None
-        size = (self.num_images, -1, *self.soft.shape[2:])
+        size = (self.num_images, self.groups * self.soft.shape[1], *self.soft.shape[2:])
         labels = self.classes._replace(target=self.classes.target.reshape(size))
         loss, share = (of.reshape(size) for of in (self.cross_entropy(), self.soft))
         return BatchSums(loss, labels, self.backend, self.process_group, share=share.detach())
