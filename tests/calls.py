@@ -19,9 +19,12 @@ from torch import Tensor, nn
 
 from classbalance_losses import (
     ClassStatistics,
+    DiceLoss,
+    DyCELoss,
     FocalLoss,
     GBWLoss,
     PromptLoss,
+    TverskyLoss,
     WeightedCrossEntropyLoss,
     functional,
 )
@@ -80,10 +83,37 @@ def losses() -> Iterator[Call]:
     for name, (kind, options) in ESTIMATORS.items():
         make = partial(lambda kind, options: WeightedCrossEntropyLoss(kind(**options)), kind, options)
         yield of_logits(f"estimator {name}", make, small)
+    yield from doors(small)
     listed = [0.5, 1.5, 0.25, 2.0]
     yield of_logits("a list of weights", partial(WeightedCrossEntropyLoss, listed), small)
     yield of_logits("a list of alphas", partial(FocalLoss, alpha=listed), small)
     yield of_logits("momentum", partial(GBWLoss, momentum=0.5), small)
+
+
+def doors(here: Sample, size: str = "") -> Iterator[Call]:
+    """One logit, many labels, soft labels, overlaps, sums."""
+    one = replace(
+        here, input=here.input[:, :1].contiguous(), target=torch.where(here.target > 0, 1, here.target)
+    )
+    share = torch.rand(here.input.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    soft = replace(here, target=share / share.sum(1, keepdim=True))
+    many = replace(here, target=(share > 0.7).long(), pixel_weight=None)
+    for case in DEFAULTS:
+        if case.loss != "LogitAdjustedLoss":
+            make = partial(
+                case.module, task="binary", **{**case.settings(2), "ignore_index": here.ignore_index}
+            )
+            yield of_logits(f"{case.id} binary {size}", make, one, pixel_weight=one.pixel_weight)
+        make = partial(case.module, **case.settings(here.num_classes))
+        yield of_logits(f"{case.id} soft {size}", make, soft, pixel_weight=soft.pixel_weight)
+    for name, overlap in {
+        "Dice": DiceLoss,
+        "Tversky": partial(TverskyLoss, gamma=0.75, per_image=True),
+    }.items():
+        yield of_logits(f"{name} {size}", overlap, here, pixel_weight=here.pixel_weight)
+        yield of_logits(f"{name} multilabel {size}", partial(overlap, task="multilabel"), many)
+    yield of_logits(f"DyCE multilabel {size}", partial(DyCELoss, task="multilabel"), many)
+    yield of_logits(f"sum {size}", lambda: DyCELoss() + 0.5 * DiceLoss() + GBWLoss(), here)
 
 
 def large_losses() -> Iterator[Call]:
@@ -92,6 +122,7 @@ def large_losses() -> Iterator[Call]:
     low = replace(large, input=large.input[..., ::2, ::2].contiguous())
     for case in CORE:
         yield of_case(case, large, "large")
+    yield from doors(large, "large")
     for case in DEFAULTS:
         yield of_case(case, replace(large, input=large.input.bfloat16()), "large bfloat16")
         yield of_case(case, low, "large upsampled", upsample="linear")

@@ -41,6 +41,12 @@ def test_every_loss_of_the_library_holds_every_law(case: Case) -> None:
     assert check_loss(loss, neutral=case.neutral, dims=(0, 2), skip=skipped(case))
 
 
+@over([case for case in ONE_EACH if case.loss != "FocalLoss" or "alpha" not in case.settings(2)])
+def test_every_loss_of_one_logit_does(case: Case) -> None:
+    loss = partial(case.function, task="binary", **case.settings(2))
+    assert check_loss(loss, task="binary", neutral=case.neutral, dims=(0, 2), skip=skipped(case))
+
+
 @over(DEFAULTS)
 def test_every_module_of_the_library_does(case: Case) -> None:
     only = ("reduction", "pixel_weight", "ignored_nan", "all_ignored", "labels")

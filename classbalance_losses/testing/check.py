@@ -16,6 +16,7 @@ _SHRUNK = 1024  # pixels up to which each is tried alone
 def check_loss(
     loss_fn: Loss,
     *,
+    task: str = "multiclass",
     num_classes: int = 4,
     neutral: bool = False,
     options: Collection[str] | None = None,
@@ -34,8 +35,11 @@ def check_loss(
         loss_fn: a function ``loss_fn(input, target, **options)``, a module, or the class of one. A class is built
             anew for each call, with the options that its constructor takes; settings are bound by
             ``functools.partial(FocalLoss, gamma=1.0)``.
-        num_classes: C of every input, at least 2.
-        neutral: whether it is ``torch.nn.functional.cross_entropy`` with these settings.
+        task: "multiclass", or "binary" for a loss of one logit (N, 1, *) and labels 0 and 1 (N, *): it is tried as the
+            loss of two classes that it is, by the difference of their logits.
+        num_classes: C of every input, at least 2; for "binary" 2.
+        neutral: whether it is ``torch.nn.functional.cross_entropy``, or ``binary_cross_entropy_with_logits``, with
+            these settings.
         options: which it takes of ``ignore_index``, ``reduction`` ("none", "sum", "mean"), ``weight`` (C,),
             ``pixel_weight`` (N, *) and ``process_group``. By default read off its signature. A loss with other
             words, or another shape of target, is wrapped in a function.
@@ -61,10 +65,15 @@ def check_loss(
         raise ValueError(f"Expected num_classes >= 2, got {num_classes}.")
     if not axes or not set(axes) <= {0, 1, 2, 3}:
         raise ValueError(f"Expected dims among 0, 1, 2 and 3, got {tuple(dims)}.")
+    if task not in ("multiclass", "binary"):
+        raise ValueError(
+            f'Expected task "multiclass" or "binary", got {task!r}. Many labels are as many binary pixels.'
+        )
     reasons = _reasons(only, skip)
     subject = subject_of(
         loss_fn,
-        num_classes=num_classes,
+        num_classes=2 if task == "binary" else num_classes,
+        one_logit=task == "binary",
         dims=axes,
         options=options,
         ignore_index=ignore_index,

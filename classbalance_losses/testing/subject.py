@@ -28,6 +28,7 @@ class Subject:
         dims: numbers of spatial axes that it takes, rising.
         ignore_index: the label that it ignores where that is no option of it.
         neutral: whether it is said to equal cross-entropy.
+        one_logit: whether it takes one logit (N, 1, *), of the second of two classes against the first.
     """
 
     loss: Loss
@@ -37,6 +38,7 @@ class Subject:
     dims: tuple[int, ...]
     ignore_index: int | None
     neutral: bool
+    one_logit: bool = False
 
     @property
     def name(self) -> str:
@@ -66,7 +68,12 @@ class Subject:
 
     def bind(self, **options: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """The loss as a function of input and target; options that are None keep the loss's own default."""
-        given = {name: value for name, value in options.items() if value is not None and name in self.options}
+        call = self._bound(
+            {name: value for name, value in options.items() if value is not None and name in self.options}
+        )
+        return functools.partial(_of_difference, call) if self.one_logit else call
+
+    def _bound(self, given: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
         if not _is_class(self.loss):
             return functools.partial(self.loss, **given)
         with blamed_on_the_loss("a module"):
@@ -82,6 +89,7 @@ def subject_of(
     options: Collection[str] | None,
     ignore_index: int | None,
     neutral: bool,
+    one_logit: bool = False,
 ) -> Subject:
     """Read off the loss's signature what was not said.
 
@@ -103,7 +111,11 @@ def subject_of(
     if fixed is None and "ignore_index" not in takes and isinstance(loss, nn.Module):
         own = getattr(loss, "ignore_index", None)
         fixed = own if isinstance(own, int) else None
-    return Subject(loss, takes, built, num_classes, dims, fixed, neutral)
+    return Subject(loss, takes, built, num_classes, dims, fixed, neutral, one_logit)
+
+
+def _of_difference(call: Callable[[Tensor, Tensor], Tensor], input: Tensor, target: Tensor) -> Tensor:
+    return call(input[:, 1:] - input[:, :1], target)
 
 
 def _inner(loss: Loss) -> Any:
