@@ -68,6 +68,37 @@ def draw_dyce() -> None:
     save(figure, "dyce_coefficients")
 
 
+def rare_gradient(probability: Tensor, name: str) -> Tensor:
+    """Minus the gradient to the true class's logit, times all pixels, where a rare class's have that probability."""
+    rare, pixels = 10, 1000
+    target = torch.zeros(1, pixels, dtype=torch.int64)
+    target[:, :rare] = 1
+    found = []
+    for p in probability:
+        logits = torch.stack([torch.zeros(pixels), torch.full((pixels,), -7.0)]).double().unsqueeze(0)
+        logits[0, 1, :rare] = torch.logit(p)
+        leaf = logits.requires_grad_()
+        loss = torch.zeros((), dtype=torch.float64)
+        if "cross-entropy" in name:
+            loss = loss + functional.weighted_cross_entropy_loss(leaf, target)
+        if "Dice" in name:
+            loss = loss + functional.dice_loss(leaf, target)
+        found.append(-pixels * torch.autograd.grad(loss, leaf)[0][0, 1, 0])
+    return torch.stack(found)
+
+
+def draw_dice() -> None:
+    """The gradient of a rare class's pixels against their probability, by cross-entropy, Dice and their sum."""
+    figure, axes = plt.subplots(figsize=(6, 3.4))
+    probability = torch.logspace(-4, -0.001, 100, dtype=torch.float64)
+    for name, style in (("cross-entropy", "--"), ("Dice", "--"), ("cross-entropy + Dice", "-")):
+        axes.loglog(probability, rare_gradient(probability, name), style, label=name)
+    axes.set(
+        xlabel="probability of the rare class at its pixels, p", ylabel="gradient × pixels", ylim=(1e-3, 1e2)
+    )
+    save(figure, "dice_gradient")
+
+
 def draw_projection() -> None:
     """The class weights of five fixed norms against λ."""
     figure, axes = plt.subplots(figsize=(6, 3.4))
@@ -131,6 +162,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     draw_focal()
     draw_dyce()
+    draw_dice()
     draw_projection()
     write_scale_table()
 

@@ -17,6 +17,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {  # pages about frameworks that need not be installed
     "adapters/mmengine.md": ["mmengine"],
     "adapters/monai.md": ["monai"],
+    "docs/how_losses_differ.md": ["monai"],
     "adapters/nnunet.md": ["nnunetv2"],
     "adapters/huggingface.md": ["transformers", "accelerate"],
     "adapters/lightning.md": ["lightning"],

@@ -53,17 +53,19 @@ class DualCrossEntropyLoss(PixelLoss):
         label_smoothing: ε in [0, 1]: a pixel's loss is
             :math:`(1 - \varepsilon) \varphi_y + \frac{\varepsilon}{C} \sum_c \varphi_c`
             in the place of :math:`\varphi_y`.
+        task: "multiclass" for a softmax, "binary" for one logit a pixel, "multilabel" for a sigmoid each.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
-        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        ignore_index: the label of pixels to leave out, or several; their logits may be NaN.
         reduction: "mean" over the valid pixels; "sum"; "none" the terms, in the target's shape.
         process_group: ``None`` to count this process's valid pixels, "world" or a group for all its ranks'.
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
           With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
-        - target: class indices (N, \*) of uint8, int16, int32 or int64.
-        - pixel_weight: q, (N, \*), non-negative; may require a gradient.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64, or shares (N, C, \*), floats in [0, 1]; of
+          labels 0 and 1, any integer dtype or bool, or shares: (N, L, \*), for one (N, \*) too.
+        - pixel_weight: q, (N, \*), of labels in the target's shape, non-negative; may require a gradient.
 
     Raises:
         ValueError: for shapes or options out of range.

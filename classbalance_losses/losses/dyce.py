@@ -103,9 +103,10 @@ class DyCELoss(PixelLoss):
         label_smoothing: ε in [0, 1]: a pixel's loss is
             :math:`(1 - \varepsilon) \ell_i - \frac{\varepsilon}{C} \sum_c \log p_{ic}`
             in the place of :math:`\ell_i`; counts and classes stay the labels'.
+        task: "multiclass" for a softmax, "binary" for one logit a pixel, "multilabel" for a sigmoid each.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
-        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        ignore_index: the label of pixels to leave out, or several; their logits may be NaN.
         reduction: "mean" as above; "sum" without the division; "none" the terms
             :math:`h_i f_{y_i}^{\omega-1} q_i \ell_i`, 0 off H, in the target's shape.
         process_group: ``None`` for this process's statistics, "world" or a group for those of all its ranks,
@@ -114,9 +115,10 @@ class DyCELoss(PixelLoss):
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
           With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
-        - target: class indices (N, \*) of uint8, int16, int32 or int64.
-        - pixel_weight: q, (N, \*), non-negative; may require a gradient. 0 leaves a pixel out, as
-          ``ignore_index`` does.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64, or shares (N, C, \*), floats in [0, 1]; of
+          labels 0 and 1, any integer dtype or bool, or shares: (N, L, \*), for one (N, \*) too.
+        - pixel_weight: q, (N, \*), of labels in the target's shape, non-negative; may require a gradient.
+          0 leaves a pixel out, as ``ignore_index`` does.
 
     Raises:
         ValueError: for shapes or options out of range.

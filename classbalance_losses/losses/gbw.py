@@ -234,9 +234,10 @@ class GBWLoss(Memory, PixelLoss):
         label_smoothing: ε in [0, 1]: a pixel's loss is
             :math:`(1 - \varepsilon) \ell_i - \frac{\varepsilon}{C} \sum_c \log p_{ic}`
             in the place of :math:`\ell_i`, which does not change g.
+        task: "multiclass" for a softmax, "binary" for one logit a pixel, "multilabel" for a sigmoid each.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
-        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        ignore_index: the label of pixels to leave out, or several; their logits may be NaN.
         reduction: "mean" divides by the valid pixels ("pixel"; under "class" the sum is the loss); "sum";
             "none" the terms :math:`q_i v_{y_i} \ell_i` (under "class" over :math:`n_{y_i}`).
         process_group: ``None`` for this process's statistics, "world" or a group for those of all its ranks.
@@ -249,9 +250,11 @@ class GBWLoss(Memory, PixelLoss):
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
           With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
-        - target: class indices (N, \*) of uint8, int16, int32 or int64.
-        - pixel_weight: q, (N, \*), non-negative; may require a gradient, which v, a constant, does not pass on. It
-          scales the pixel's gradient in g too (equation 12), so a class of low confidence does not win its weight back.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64, or shares (N, C, \*), floats in [0, 1]; of
+          labels 0 and 1, any integer dtype or bool, or shares: (N, L, \*), for one (N, \*) too.
+        - pixel_weight: q, (N, \*), of labels in the target's shape, non-negative; may require a gradient,
+          which v, a constant, does not pass on. It scales the pixel's gradient in g too (equation 12), so a class
+          of low confidence does not win its weight back.
         - features: (N, D, \*), what enters the last layer, of the logits' size; for "last_layer_weight" alone.
 
     Raises:

@@ -94,8 +94,9 @@ class LogitAdjustedLoss(VectorLoss):
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
-        - target: class indices (N, \*), or shares (N, C, \*).
-        - pixel_weight: q, (N, \*), non-negative; may require a gradient.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64, or shares (N, C, \*), floats in [0, 1]; of
+          labels 0 and 1, any integer dtype or bool, or shares: (N, L, \*), for one (N, \*) too.
+        - pixel_weight: q, (N, \*), of labels in the target's shape, non-negative; may require a gradient.
 
     Raises:
         ValueError: for shapes or options out of range, or a prior that is not above 0.

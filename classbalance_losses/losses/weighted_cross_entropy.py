@@ -95,19 +95,23 @@ class WeightedCrossEntropyLoss(VectorLoss):
             :class:`~classbalance_losses.PixelFrequency`, which sees every batch; or ``None`` for ones. The attribute
             ``weight`` takes the same later, and a tensor is saved with the module; one that requires a gradient, as
             an ``nn.Parameter`` does, is kept itself, not a copy, and gets one, of Z too. Estimates are constants.
+            Of labels (2,) or (L, 2), absent and present. The functional form also takes (N, C), for each image.
         normalize: "weights" or "pixels".
         label_smoothing: ε in [0, 1].
+        task: "multiclass" for a softmax, "binary" for one logit a pixel, "multilabel" for a sigmoid each.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
         align_corners: of the interpolation, as in ``torch.nn.functional.interpolate``.
-        ignore_index: the label of pixels to leave out; their logits may be NaN.
+        ignore_index: the label of pixels to leave out, or several; their logits may be NaN.
         reduction: "mean" as above; "sum" without the division; "none" the terms, in the target's shape.
         process_group: ``None`` for this process's statistics, "world" or a group for those of all its ranks.
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
           With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
-        - target: class indices (N, \*) of uint8, int16, int32 or int64.
-        - pixel_weight: q, (N, \*), non-negative; may require a gradient. Not part of Z.
+        - target: class indices (N, \*) of uint8, int16, int32 or int64, or shares (N, C, \*), floats in [0, 1]; of
+          labels 0 and 1, any integer dtype or bool, or shares: (N, L, \*), for one (N, \*) too.
+        - pixel_weight: q, (N, \*), of labels in the target's shape, non-negative; may require a gradient.
+          Not part of Z.
 
     Raises:
         ValueError: for shapes or options out of range.
