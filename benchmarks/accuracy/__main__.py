@@ -19,6 +19,7 @@ from benchmarks.accuracy.pool import RunError, run_all
 from benchmarks.accuracy.predictions import predictions_figure
 from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.table import summary_table
+from examples.common.camvid import read_description
 
 _RUNS = Path("runs/accuracy")
 
@@ -61,7 +62,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    _run_and_show("compare", options)
+    classes, _ = read_description(options.data)
+    _run_and_show("compare_binary" if len(classes) == 2 else "compare", options)
 
 
 def _run(options: argparse.Namespace) -> None:

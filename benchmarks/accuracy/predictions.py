@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.accuracy.data import BenchmarkData, load_data
 from benchmarks.accuracy.grid import Grid
 from benchmarks.accuracy.run import MODEL, is_finished
+from examples.common.evaluation import predicted_classes
 from examples.common.models import build_model
 
 _IGNORED_GREY = 0.25
@@ -37,11 +38,11 @@ def predictions_figure(grid: Grid, runs: Path, data_folder: Path | None, *, imag
         ("label", [_painted(test[i][1], data) for i in chosen]),
     ]
     for label, config in finished:
-        model = build_model(len(data.classes), **config.model)
+        model = build_model(data.logits, **config.model)
         model.load_state_dict(torch.load(runs / config.folder_name / MODEL, weights_only=True))
         model.eval()
         with torch.no_grad():
-            predicted = model(torch.stack([test[i][0] for i in chosen])).argmax(1)
+            predicted = predicted_classes(model(torch.stack([test[i][0] for i in chosen])))
         columns.append((label, [_painted(one, data) for one in predicted]))
     figure, axes = plt.subplots(
         len(chosen), len(columns), figsize=(2.4 * len(columns), 2.0 * len(chosen)), squeeze=False
