@@ -179,7 +179,7 @@ def test_a_broken_grid_is_told(tmp_path, old, new, message):
 
 
 def test_an_unknown_grid_lists_the_known_ones():
-    with pytest.raises(FileNotFoundError, match="ablation_omega, camvid_gpu, compare, demo"):
+    with pytest.raises(FileNotFoundError, match="ablation_omega, camvid_gpu, compare, compare_binary, demo"):
         load_grid("nonsense")
 
 
