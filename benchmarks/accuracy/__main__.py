@@ -19,6 +19,7 @@ from benchmarks.accuracy.pool import RunError, run_all
 from benchmarks.accuracy.predictions import predictions_figure
 from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.table import summary_table
+from examples.common.camvid import read_description
 
 _RUNS = Path("runs/accuracy")
 
@@ -61,7 +62,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    _run_and_show("compare", options)
+    classes, _ = read_description(options.data)
+    _run_and_show("compare_binary" if len(classes) == 2 else "compare", options)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -70,8 +72,14 @@ def _run(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     for grid in _grids(options):
-        if collect(grid, options.runs, options.out) is None:
+        path = collect(grid, options.runs, options.out)
+        if path is None:
             print(f"no run of {grid.name} is finished", file=sys.stderr)
+        elif read_results(path).is_binary:
+            # The data stay where they are; what the models made of them can be published.
+            figure = predictions_figure(grid, options.runs, options.data, shows_data=False)
+            if figure is not None:
+                save_figure(figure, options.out / "plots" / f"{grid.name}_predictions.png")
     print(f"tables and plots: {write_report(options.out)}")
 
 

@@ -26,7 +26,7 @@ class Result:
     label: str
     loss: dict[str, Any]
     seed: int
-    scores: dict[str, Any]  # test set -> mean_iou, iou, pixel_accuracy
+    scores: dict[str, Any]  # test set -> mean_iou, iou, pixel_accuracy; of one logit also precision, recall
     log: tuple[dict[str, Any], ...]
     device: dict[str, Any]  # type, name; of a GPU also cuda, cudnn, tf32
 
@@ -51,6 +51,11 @@ class GridResults:
     def tests(self) -> list[str]:
         """The names of the test sets, the main one first."""
         return list(self.runs[0].scores)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether one logit tells the second class from the first."""
+        return len(self.classes) == 2
 
     @property
     def device(self) -> str:
@@ -86,6 +91,13 @@ class GridResults:
         """The seeds that one loss was run with."""
         return sorted(run.seed for run in self.of(label))
 
+    def columns(self, label: str, test: str) -> dict[str, list[float]]:
+        """The scores that a table shows, by name, each of every seed, in per cent."""
+        if not self.is_binary:
+            return {"mIoU": self.mean_iou(label, test), "rarest 5": self.rare_iou(label, test)}
+        scores = [positive_scores(run.scores[test]) for run in self.of(label)]
+        return {name: [one[name] for one in scores] for name in scores[0]}
+
     def mean_iou(self, label: str, test: str) -> list[float]:
         """The mean IoU of every seed, in per cent."""
         return [100 * run.scores[test]["mean_iou"] for run in self.of(label)]
@@ -98,6 +110,15 @@ class GridResults:
         """Every class's IoU, the mean over seeds, in per cent; NaN where it never occurs."""
         columns = zip(*(run.scores[test]["iou"] for run in self.of(label)), strict=True)
         return [_mean_present(column) for column in columns]
+
+
+def positive_scores(entry: dict[str, Any]) -> dict[str, float]:
+    """The second class's scores in per cent, NaN where there is nothing to count: precision without a prediction."""
+    iou, precision, recall = (
+        math.nan if value is None else 100 * value
+        for value in (entry[name][1] for name in ("iou", "precision", "recall"))
+    )
+    return {"IoU": iou, "F1": 200 * iou / (100 + iou), "precision": precision, "recall": recall}
 
 
 def rare_mean(iou: list[float | None], rare: list[int]) -> float:

@@ -29,6 +29,16 @@ class BenchmarkData:
     ignore_index: int
     pixel_counts: Tensor  # (C,), of the training set, on the CPU
 
+    @property
+    def task(self) -> str:
+        """What the losses call it: of two classes the second is present or absent, which is one logit."""
+        return "binary" if len(self.classes) == 2 else "multiclass"
+
+    @property
+    def logits(self) -> int:
+        """How many the model gives for a pixel."""
+        return 1 if self.task == "binary" else len(self.classes)
+
     def to(self, device: torch.device) -> BenchmarkData:
         """The same with all images on a device."""
         tests = {name: test.to(device) for name, test in self.tests.items()}

@@ -14,10 +14,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy.collect import GridResults, Result, mean_and_std, rare_mean
+from benchmarks.accuracy.collect import GridResults, Result, mean_and_std, positive_scores, rare_mean
 
 BASELINE = "CE"
+_BASELINES = (BASELINE, "BCE")
 _DPI = 110
+Score = Callable[[GridResults, dict[str, Any]], float]  # of an entry of the log, in per cent
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
@@ -77,6 +79,24 @@ def gain_over_baseline(results: GridResults) -> Figure:
     return figure
 
 
+def precision_against_recall(results: GridResults) -> Figure:
+    """Where each loss stands between missed pixels and false alarms: a point a seed; grey: equal IoU."""
+    figure, axes = plt.subplots(figsize=(7, 5.5))
+    grid = np.linspace(1, 100, 200)
+    recall, precision = np.meshgrid(grid, grid)
+    iou = 1 / (1 / recall + 1 / precision - 1 / 100)  # in per cent, as its two parts
+    lines = axes.contour(recall, precision, iou, levels=range(10, 100, 10), colors="0.8", linewidths=0.8)
+    axes.clabel(lines, fmt="IoU %d", fontsize=7)
+    for label, color in _colors(results.labels).items():
+        scores = results.columns(label, results.tests[0])
+        axes.plot(scores["recall"], scores["precision"], "o", color=color, label=label, markersize=5)
+    name = results.classes[1]
+    axes.set(xlabel=f"recall of {name}, %", ylabel=f"precision of {name}, %", xlim=(0, 100), ylim=(0, 100))
+    axes.set_title(f"{results.title}: {results.tests[0]}, a point a seed")
+    axes.legend(fontsize=8, loc="lower left")
+    return figure
+
+
 def class_weights_over_time(results: GridResults) -> Figure | None:
     """GBW's weight of every class against steps, one panel a GBW loss, first seed; None without such a run."""
     runs: dict[str, Result] = {}
@@ -107,10 +127,15 @@ def learning_curves(grids: list[GridResults]) -> Figure | None:
     if not grids:
         return None
     longest = max(grids, key=_iterations)
-    panels: list[tuple[str, Callable[[GridResults, dict[str, Any]], float]]] = [
+    panels: list[tuple[str, Score]] = [
         ("mIoU, %", lambda grid, entry: 100 * entry["mean_iou"]),
         ("mean IoU of the five rarest classes, %", lambda grid, entry: rare_mean(entry["iou"], grid.rare)),
     ]
+    if longest.is_binary:
+        panels = [
+            (f"IoU of {longest.classes[1]}, %", lambda _, entry: positive_scores(entry)["IoU"]),
+            (f"recall of {longest.classes[1]}, %", lambda _, entry: positive_scores(entry)["recall"]),
+        ]
     figure, row = plt.subplots(1, 2, figsize=(12, 4.5))
     for axes, (title, score) in zip(row, panels, strict=True):
         for label, color in _colors(longest.labels).items():
@@ -167,7 +192,7 @@ def _curve(
     grid: GridResults,
     label: str,
     color: Any,
-    score: Callable[[GridResults, dict[str, Any]], float],
+    score: Score,
     *,
     main: bool,
 ) -> None:
@@ -202,4 +227,4 @@ def _tick(results: GridResults, c: int) -> str:
 def _colors(labels: list[str]) -> dict[str, Any]:
     """A colour for every loss: black for the baseline."""
     others = (f"C{number}" for number in count())
-    return {label: "black" if label == BASELINE else next(others) for label in labels}
+    return {label: "black" if label in _BASELINES else next(others) for label in labels}

@@ -11,6 +11,7 @@ from benchmarks.readme_block import update
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("benchmarks/results/camvid-small")
 ON_GPU = Path("benchmarks/results/camvid-gpu")
+CRACKS = Path("benchmarks/results/cracks")
 
 
 def results_block(folder: Path = ROOT / RESULTS, on_gpu: Path = ROOT / ON_GPU) -> str:
@@ -35,7 +36,19 @@ def results_block(folder: Path = ROOT / RESULTS, on_gpu: Path = ROOT / ON_GPU) -
         results = read_results(path)
         page = f"[every class]({ON_GPU.as_posix()}/README.md)"
         parts += [f"{results.title}, on {results.device} ({results.tf32}); {page}:", summary_table(results)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_cracks(ROOT / CRACKS / "compare_binary.json")])
+
+
+def _cracks(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    results = read_results(path)
+    page = f"[curves, pictures and how to read them]({CRACKS.as_posix()}/README.md)"
+    return [
+        f"Cracks in asphalt (CrackForest), {100 * results.shares[1]:.2g} % of the pixels, one logit, "
+        f"{results.recipe['training']['iterations']} steps, on {results.device}; {page}:",
+        summary_table(results),
+    ]
 
 
 if __name__ == "__main__":

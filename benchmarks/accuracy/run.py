@@ -46,9 +46,8 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
     device = torch.device(config.device)
     data = load_data(config.data, data_folder, runs).to(device)
     torch.manual_seed(config.seed)
-    model = build_model(
-        len(data.classes), **config.model
-    )  # on the CPU first: a seed's weights are the same anywhere
+    # On the CPU first: a seed's weights are the same anywhere.
+    model = build_model(data.logits, **config.model)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss = build_loss(config.loss, data).to(device)
     main_test = next(iter(data.tests))
@@ -78,8 +77,14 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
 
 
 def build_loss(spec: dict[str, Any], data: BenchmarkData) -> nn.Module:
-    """A loss by its public name; `weight = "pixel_frequency"` asks for weights from the training set's counts."""
-    kwargs: dict[str, Any] = dict(spec["kwargs"])
+    """A loss by its public name, with the task of the data.
+
+    `weight = "pixel_frequency"` asks for weights from the training set's counts; `SumLoss` has `terms`, losses again.
+    """
+    kwargs: dict[str, Any] = dict(spec.get("kwargs", {}))
+    if spec["name"] == "SumLoss":
+        terms: list[Any] = [(1.0, build_loss(term, data)) for term in kwargs["terms"]]
+        return classbalance_losses.SumLoss(terms)
     if isinstance(kwargs.get("weight"), str):
         scheme = getattr(classbalance_losses.functional, f"{kwargs['weight']}_weights")
         kwargs["weight"] = scheme(data.pixel_counts)
@@ -87,17 +92,26 @@ def build_loss(spec: dict[str, Any], data: BenchmarkData) -> nn.Module:
     owner = nn if name == "CrossEntropyLoss" else classbalance_losses
     if not hasattr(owner, name):
         raise ValueError(f"classbalance_losses has no loss {name!r}")
+    if data.task != "multiclass":
+        kwargs["task"] = data.task
     loss: nn.Module = getattr(owner, name)(**kwargs, ignore_index=data.ignore_index)
     return loss
 
 
 def scores_entry(scores: Scores) -> dict[str, Any]:
     """Scores as plain data; None stands for the IoU of a class that does not occur."""
-    return {
+    entry = {
         "mean_iou": scores.mean_iou,
-        "iou": [None if math.isnan(value) else value for value in scores.iou],
+        "iou": _or_none(scores.iou),
         "pixel_accuracy": scores.pixel_accuracy,
     }
+    if len(scores.iou) == 2:
+        entry |= {"precision": _or_none(scores.precision), "recall": _or_none(scores.recall)}
+    return entry
+
+
+def _or_none(values: tuple[float, ...]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -20,10 +20,12 @@ class LabelledImages(Sized, Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """IoU of every class in [0, 1], NaN for a class that neither the labels nor the predictions hold."""
+    """Scores of every class in [0, 1], NaN where there is nothing to count: no pixel in the denominator."""
 
     iou: tuple[float, ...]
     pixel_accuracy: float
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
 
     @property
     def mean_iou(self) -> float:
@@ -39,9 +41,17 @@ def scores_from_confusion(confusion: Tensor) -> Scores:
     """Scores of a confusion matrix (C, C): rows are the labels, columns the predictions."""
     confusion = confusion.double()
     hit = confusion.diagonal()
-    union = confusion.sum(0) + confusion.sum(1) - hit
-    iou = torch.where(union > 0, hit / union.clamp(min=1), torch.nan)
-    return Scores(tuple(iou.tolist()), float(hit.sum() / confusion.sum().clamp(min=1)))
+    predicted, labelled = confusion.sum(0), confusion.sum(1)
+    iou, precision, recall = (
+        tuple(torch.where(of > 0, hit / of.clamp(min=1), torch.nan).tolist())
+        for of in (predicted + labelled - hit, predicted, labelled)
+    )
+    return Scores(iou, float(hit.sum() / confusion.sum().clamp(min=1)), precision, recall)
+
+
+def predicted_classes(logits: Tensor) -> Tensor:
+    """The class (N, H, W) with the highest logit of (N, C, H, W); of one logit, whether it is above 0."""
+    return logits.argmax(dim=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
 
 
 @torch.no_grad()
@@ -56,7 +66,7 @@ def evaluate(
 ) -> Scores:
     """Run a model over a dataset and score its most probable classes; the model's mode is restored.
 
-    The images of a batch must share one size, and be where the model is. The class with the highest logit wins.
+    The images of a batch must share one size, and be where the model is. A model of one logit has two classes.
     """
     was_training = model.training
     model.eval()
@@ -65,7 +75,7 @@ def evaluate(
     for start in tqdm(starts, desc="evaluate", unit="batch", leave=False, disable=not progress):
         samples = [data[i] for i in range(start, min(start + batch_size, len(data)))]
         images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
-        confusion.to(labels.device).update(model(images).argmax(dim=1), labels)
+        confusion.to(labels.device).update(predicted_classes(model(images)), labels)
     model.train(was_training)
     return scores_from_confusion(confusion.compute())
 

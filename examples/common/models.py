@@ -41,17 +41,17 @@ def build_model(num_classes: int, encoder: str = "auto", in_channels: int = 3) -
     """A segmentation network: images (N, in_channels, H, W) in [0, 1] -> logits (N, num_classes, H, W).
 
     Args:
-        num_classes: C, at least 2.
+        num_classes: C; 1 for the one logit of a binary task.
         encoder: `"efficientnet-lite0"` (3 channels, ImageNet weights), `"unet"` (from scratch, any number of
             channels), or `"auto"`: the first where it is installed and `in_channels` is 3, the second otherwise.
         in_channels: channels of the image.
 
     Raises:
-        ValueError: an unknown encoder, fewer than two classes, or EfficientNet-Lite0 with other than 3 channels.
+        ValueError: an unknown encoder, no class, or EfficientNet-Lite0 with other than 3 channels.
         ModuleNotFoundError: EfficientNet-Lite0 is asked for and not installed.
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     encoder = resolve_encoder(encoder, in_channels)
     if encoder == "unet":
         return UNet(num_classes, in_channels)

@@ -30,13 +30,14 @@ Evaluate = Callable[[nn.Module], dict[str, Any]]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The recipe: AdamW, a cosine one-cycle up to `max_lr` and down again, horizontal flips."""
+    """The recipe: AdamW, a cosine one-cycle up to `max_lr` and down again, horizontal flips, crops."""
 
     iterations: int = 300
     batch_size: int = 8
     max_lr: float = 2e-3
     weight_decay: float = 0.01
     flip: bool = True
+    crop: int = 0  # side of a random square of each image; 0: the whole image
     seed: int = 0
     log_every: int = 10
     eval_every: int = 0  # 0: never during training
@@ -46,8 +47,9 @@ class TrainingConfig:
         for name in ("iterations", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.eval_every < 0:
-            raise ValueError(f"eval_every must be at least 0 (0: never), got {self.eval_every}")
+        for name, meaning in (("eval_every", "never"), ("crop", "the whole image")):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0 (0: {meaning}), got {getattr(self, name)}")
 
 
 def train(
@@ -124,14 +126,25 @@ def sample_batch(data: LabelledImages, config: TrainingConfig, step: int) -> tup
         epoch, place = divmod(position, len(data))
         indices.append(int(_permutation(len(data), config.seed, epoch)[place]))
     samples = [data[i] for i in indices]
+    generator = _generator(config.seed, step, stream=1)
     if config.flip:
-        coins = torch.rand(len(samples), generator=_generator(config.seed, step, stream=1)) < 0.5
+        coins = torch.rand(len(samples), generator=generator) < 0.5
         samples = [
             (image.flip(-1), label.flip(-1)) if coin else (image, label)
             for (image, label), coin in zip(samples, coins.tolist(), strict=True)
         ]
+    if config.crop:
+        samples = [_cropped(*sample, config.crop, generator) for sample in samples]
     images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
     return images, labels
+
+
+def _cropped(image: Tensor, label: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    if side > min(label.shape):
+        raise ValueError(f"crop = {side} is larger than an image of (H, W) = {tuple(label.shape)}")
+    top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for size in label.shape)
+    window = (..., slice(top, top + side), slice(left, left + side))
+    return image[window], label[window]
 
 
 def class_weight_entry(loss: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from examples.common.evaluation import evaluate, rarest_classes, scores_from_confusion
+from examples.common.evaluation import evaluate, predicted_classes, rarest_classes, scores_from_confusion
 
 
 class Echo(nn.Module):
@@ -50,6 +50,22 @@ def test_a_class_that_never_occurs_is_left_out_of_the_means():
 
 def test_a_class_that_is_only_predicted_counts_as_missed():
     assert scores_from_confusion(torch.tensor([[3, 1], [0, 0]])).iou == (3 / 4, 0)
+
+
+def test_one_logit_above_0_is_the_second_class():
+    logits = torch.tensor([-1.0, 0.0, 0.1, 2.0]).view(1, 1, 2, 2)
+    label = torch.tensor([[1, 0], [0, 1]])
+    assert predicted_classes(logits).tolist() == [[[0, 0], [1, 1]]]
+    scores = evaluate(Echo(), [(logits[0], label)], num_classes=2, ignore_index=255)
+    assert scores.iou == (1 / 3, 1 / 3)
+    assert scores.precision == scores.recall == (1 / 2, 1 / 2)
+
+
+def test_precision_without_a_prediction_and_recall_without_a_label_are_not_numbers():
+    scores = scores_from_confusion(torch.tensor([[6, 0], [2, 0]]))
+    assert math.isnan(scores.precision[1])
+    assert (scores.precision[0], scores.recall) == (3 / 4, (1, 0))
+    assert math.isnan(scores_from_confusion(torch.tensor([[6, 2], [0, 0]])).recall[1])
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -59,7 +59,7 @@ def test_auto_falls_back_to_the_unet_where_the_weights_are_not_installed(monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 1}, "at least 2, got 1"),
+        ({"num_classes": 0}, "at least 1, got 0"),
         ({"num_classes": 3, "encoder": "resnet"}, "one of auto, efficientnet-lite0, unet, got 'resnet'"),
         (
             {"num_classes": 3, "encoder": "efficientnet-lite0", "in_channels": 1},

@@ -129,6 +129,17 @@ def test_flips_turn_image_and_label_together():
     assert (images == image).all()
 
 
+def test_crops_are_windows_of_image_and_label_together():
+    image = torch.arange(80.0).view(1, 8, 10)
+    config = replace(CONFIG, batch_size=64, crop=6, flip=False)
+    images, labels = sample_batch([(image, image[0].long())], config, step=0)
+    assert torch.equal(images[:, 0].long(), labels)
+    assert (labels - labels[:, :1, :1] == image[0, :6, :6].long()).all()
+    assert {divmod(int(corner), 10) for corner in labels[:, 0, 0]} == {
+        (top, left) for top in range(3) for left in range(5)
+    }
+
+
 def test_scores_during_training_go_to_the_log(tmp_path):
     config = replace(CONFIG, eval_every=4, log_every=100)
     model, _, log = _train(
@@ -145,6 +156,10 @@ def test_refusals(tmp_path):
         TrainingConfig(iterations=0)
     with pytest.raises(ValueError, match="eval_every must be at least 0"):
         TrainingConfig(eval_every=-1)
+    with pytest.raises(ValueError, match=r"crop must be at least 0 \(0: the whole image\)"):
+        TrainingConfig(crop=-1)
+    with pytest.raises(ValueError, match=r"crop = 9 is larger than an image of \(H, W\) = \(8, 10\)"):
+        _train(tmp_path, replace(CONFIG, crop=9))
     _train(tmp_path)
     with pytest.raises(ValueError, match="has another recipe"):
         _train(tmp_path, replace(CONFIG, max_lr=1.0))
