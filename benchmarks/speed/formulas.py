@@ -217,9 +217,12 @@ def _probabilities(problem: Pixels) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _hard(loss: Tensor, problem: Pixels) -> Tensor:
+    """1 of the hardest; the pixels that tie for the last places, as many with one logit do, have a share of them."""
     valid = problem.target != IGNORE_INDEX
-    ordered = loss[valid].sort(descending=True).values
-    return valid & (loss >= ordered[max(1, int(problem.valid * HARD)) - 1])
+    places = max(1, int(problem.valid * HARD))
+    last = loss[valid].sort(descending=True).values[places - 1]
+    harder, tied = valid & (loss > last), valid & (loss == last)
+    return harder + tied * (places - harder.sum()).double() / tied.sum()
 
 
 def _counts(problem: Pixels, keep: Tensor) -> Tensor:
