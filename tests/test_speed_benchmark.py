@@ -27,10 +27,12 @@ from benchmarks.speed.measure import Runner, highest, memory_of, quartiles
 from benchmarks.speed.results import Entry, Results, read_results
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.table import progress_line
-from benchmarks.speed.tasks import PIXEL_TASKS, pixel_task
+from benchmarks.speed.tasks import BINARY_TASKS, OVERLAP_TASKS, PIXEL_TASKS, SOFT_TASKS, Task, pixel_task
 
 QUICK = Settings(quick=True, seconds=0, warm_up=0, min_rounds=2)
-LOSSES = {name for name in classbalance_losses.__all__ if name.endswith("Loss")}
+# The Tversky and Jaccard losses are Dice with other constants, adjusted logits a cross-entropy with an offset.
+ALIKE = {"TverskyLoss", "JaccardLoss", "LogitAdjustedLoss"}
+LOSSES = {name for name in classbalance_losses.__all__ if name.endswith("Loss")} - ALIKE
 ON_FEATURES = {case.contender.loss for case in command.all_cases(QUICK) if case.family in ("pull", "text")}
 CASES = list(command.all_cases(QUICK))
 # Compiling takes seconds, as interpreting kernels does, and other people's packages are slow to import: `make bench`
@@ -41,7 +43,8 @@ SWIFT = [
     if "compile" not in case.contender.name
     and case.contender.origin != "peer"
     and (case.dtype == "float32" if case.family != "layout" else case.contender.backend != "cuda")
-    and case.family in ("pixel", "head", "pull", "text", "mining", "upsample", "layout")
+    and case.family
+    in ("pixel", "head", "pull", "text", "mining", "upsample", "layout", "binary", "overlap", "soft")
 ]
 
 
@@ -61,24 +64,36 @@ def pixel_case(contender: Contender, task: str = "cross-entropy") -> Case:
 def test_every_public_loss_competes() -> None:
     covered = {case.contender.loss for case in CASES}
     assert covered - {""} == LOSSES, "add the loss to benchmarks/speed/tasks.py"
-    per_pixel = {contender.loss for task in PIXEL_TASKS for contender in task.contenders}
+    per_pixel = {c.loss for task in (*PIXEL_TASKS, *OVERLAP_TASKS) for c in task.contenders}
     assert per_pixel - {""} == LOSSES - ON_FEATURES
 
 
 def test_a_new_case_is_a_new_name() -> None:
     names = [(case.family, str(case)) for case in CASES]
     assert len(set(names)) == len(names)
-    assert len({case.group for case in CASES}) < 10
+    assert len({case.group for case in CASES}) < 13
 
 
 def test_the_sizes_are_those_that_are_published() -> None:
     settings = Settings()
     assert settings.main_shape == (2, 19, 512, 1024)
+    assert settings.binary_shape == (4, 1, 1024, 1024)
     shapes = {(4, 19, 512, 512), (2, 150, 512, 512), (1, 14, 96, 160, 160), (8, 11, 180, 240)}
     assert shapes <= set(settings.pixel_shapes)
     assert {case.dtype for case in CASES} == {"float32", "bfloat16", "float16"}
     enlarged = {((8, 19, 128, 256), (512, 1024)), ((4, 150, 128, 128), (512, 512))}
     assert enlarged <= set(Settings("cuda").upsample_shapes)
+
+
+@pytest.mark.parametrize(
+    ("group", "tasks"), [("binary", BINARY_TASKS), ("overlap", OVERLAP_TASKS), ("soft", SOFT_TASKS)]
+)
+def test_every_backend_competes_in_every_group(group: str, tasks: tuple[Task, ...]) -> None:
+    """In float32, and in bfloat16 on the CPU the fast ones alone."""
+    for task in tasks:
+        for dtype, backends in (("float32", contenders.BACKENDS), ("bfloat16", contenders.FAST)):
+            own = [case for case in CASES if (case.group, case.task, case.dtype) == (group, task, dtype)]
+            assert tuple(c.contender.backend for c in own if c.contender.origin == "ours") == backends
 
 
 # Of numpy, which interprets the kernels: a GPU says nothing.

@@ -113,7 +113,9 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="tiny sizes: shows that all works, times mean nothing"
     )
     main.add_argument("--seconds", type=float, default=Settings.seconds, help="timed rounds of one contender")
-    main.add_argument("--only", metavar="GROUP", help="this group alone, such as pieces, scaling or upsample")
+    main.add_argument(
+        "--only", metavar="GROUP", help="this group alone, such as pieces, binary, overlap, soft or upsample"
+    )
     main.add_argument("--again", action="store_true", help="measure groups that are done once more")
     return main
 

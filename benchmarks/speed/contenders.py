@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import reduce
 from importlib.util import find_spec
 from typing import Any
 
@@ -49,13 +51,14 @@ class Contender:
 
 
 def ours(loss: str, backend: str, *, title: str = "", **options: Any) -> Contender:
-    """One of the library's per-pixel losses on one backend."""
+    """One of the library's losses on logits on one backend, or the sum of several: "DyCELoss + DiceLoss"."""
 
     def build(problem: Pixels) -> Step:
         criterion = _criterion(loss, backend, problem, options | _upsampling(problem))
         return lambda: criterion(problem.input, problem.target)
 
-    return Contender(f"{title or loss}, {backend}", build, loss=loss, backend=backend)
+    covered = "SumLoss" if " + " in loss else loss
+    return Contender(f"{title or loss}, {backend}", build, loss=covered, backend=backend)
 
 
 def ours_interpolated(loss: str, backend: str) -> Contender:
@@ -75,7 +78,10 @@ def on_every_backend(loss: str, *, title: str = "", **options: Any) -> tuple[Con
 
 def _criterion(loss: str, backend: str, problem: Pixels, options: dict[str, Any]) -> nn.Module:
     require_backend(backend, problem.input.device)
-    criterion: nn.Module = getattr(classbalance_losses, loss)(ignore_index=IGNORE_INDEX, **options)
+    kinds = (getattr(classbalance_losses, kind) for kind in loss.split(" + "))
+    criterion: nn.Module = reduce(
+        operator.add, [kind(ignore_index=IGNORE_INDEX, **options) for kind in kinds]
+    )
     return criterion.to(problem.input.device)
 
 
@@ -115,9 +121,20 @@ def _interpolated_cross_entropy(problem: Pixels) -> Step:
     )
 
 
+def _binary_cross_entropy(problem: Pixels) -> Step:
+    logits, target = problem.input, problem.target.unsqueeze(1).float()
+    return lambda: F.binary_cross_entropy_with_logits(logits.float(), target)
+
+
+def _soft_cross_entropy(problem: Pixels) -> Step:
+    return lambda: F.cross_entropy(problem.input.float(), problem.target)
+
+
 CROSS_ENTROPY = Contender("F.cross_entropy", _cross_entropy, origin="torch")
 INTERPOLATED = Contender("F.interpolate + F.cross_entropy", _interpolated_cross_entropy, "torch")
 RAW_CROSS_ENTROPY = Contender("F.cross_entropy on half logits", _raw_cross_entropy, origin="torch")
+BINARY_CROSS_ENTROPY = Contender("F.binary_cross_entropy_with_logits", _binary_cross_entropy, origin="torch")
+SOFT_CROSS_ENTROPY = Contender("F.cross_entropy of probabilities", _soft_cross_entropy, origin="torch")
 SMOOTHED = Contender("F.cross_entropy, smoothed", _smoothed_cross_entropy, origin="torch")
 
 

@@ -5,11 +5,15 @@ They are independent of the library's code. Weights that an equation treats as c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.speed.inputs import (
+    ALPHA,
     HARD,
     IGNORE_INDEX,
     SMOOTHING,
@@ -110,6 +114,38 @@ def gbw_as_released(problem: Pixels) -> Tensor:
     return _weighted(problem, weight)
 
 
+def dice(problem: Pixels) -> Tensor:
+    """Mean over the classes of 1 − 2 I_c / (P_c + n_c)."""
+    return _class_dice(problem).mean()
+
+
+def soft_cross_entropy(problem: Pixels) -> Tensor:
+    """Mean of Σ_k −t_k log p_k."""
+    return -(problem.target * problem.input.log_softmax(1)).sum() / problem.valid
+
+
+def binary_focal(problem: Pixels) -> Tensor:
+    """Mean of α (1 − p)² ℓ for the object, (1 − α) (1 − p)² ℓ for the rest."""
+    loss = pixel_losses(_two_classes(problem))
+    weight = torch.where(problem.target == 1, ALPHA, 1 - ALPHA)
+    return (weight * (1 - torch.exp(-loss)).square() * loss).mean()
+
+
+def binary_dice(problem: Pixels) -> Tensor:
+    """1 − 2 I / (P + n) of the object."""
+    return _class_dice(_two_classes(problem))[1]
+
+
+def of_two_classes(formula: Callable[[Pixels], Tensor]) -> Callable[[Pixels], Tensor]:
+    """The formula of one logit z a pixel: a sigmoid of z is the softmax of −z/2 and z/2."""
+    return lambda problem: formula(_two_classes(problem))
+
+
+def added(*formulas: Callable[[Pixels], Tensor]) -> Callable[[Pixels], Tensor]:
+    """The sum of the formulas."""
+    return lambda problem: torch.stack([formula(problem) for formula in formulas]).sum()
+
+
 def head_cross_entropy(problem: Head) -> Tensor:
     """Cross-entropy of a 1×1 convolution's output."""
     logits = F.conv2d(problem.features, problem.weight[:, :, None, None])
@@ -205,6 +241,22 @@ def simplex(point: Tensor) -> Tensor:
     return (point - (low + high) / 2).clamp(min=0)
 
 
+def _two_classes(problem: Pixels) -> Pixels:
+    """Not 0 and z: with halves a loss of z and the other label's of −z are equal to the last bit, so that they tie."""
+    half = problem.input / 2
+    logits = torch.cat([-half, half], 1)
+    return replace(problem, input=logits, target=problem.target.long())
+
+
+def _class_dice(problem: Pixels) -> Tensor:
+    """The loss of each class, where it has a pixel."""
+    prob, picked, valid = _probabilities(problem)
+    number = _counts(problem, valid)
+    own = torch.zeros_like(number).scatter_add(0, _index(problem).flatten(), (picked * valid).flatten())
+    total = (prob * valid.unsqueeze(1)).transpose(0, 1).flatten(1).sum(1)
+    return 1 - 2 * own / (total + number)
+
+
 def _index(problem: Pixels) -> Tensor:
     return torch.where(problem.target == IGNORE_INDEX, 0, problem.target)
 
@@ -217,9 +269,12 @@ def _probabilities(problem: Pixels) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _hard(loss: Tensor, problem: Pixels) -> Tensor:
+    """1 of the hardest; the pixels that tie for the last places, as many with one logit do, have a share of them."""
     valid = problem.target != IGNORE_INDEX
-    ordered = loss[valid].sort(descending=True).values
-    return valid & (loss >= ordered[max(1, int(problem.valid * HARD)) - 1])
+    places = max(1, int(problem.valid * HARD))
+    last = loss[valid].sort(descending=True).values[places - 1]
+    harder, tied = valid & (loss > last), valid & (loss == last)
+    return harder + tied * (places - harder.sum()).double() / tied.sum()
 
 
 def _counts(problem: Pixels, keep: Tensor) -> Tensor:

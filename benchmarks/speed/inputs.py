@@ -15,8 +15,10 @@ from benchmarks.speed.settings import Shape
 
 IGNORE_INDEX = 255
 IGNORED = 0.04  # share of the pixels
+FOREGROUND = 0.05  # share of the pixels, where they are of an object or not
 HARD = 0.2  # share of the valid pixels that mining keeps
 SMOOTHING = 0.1  # of the labels
+ALPHA = 0.25  # of the focal loss, where pixels are of an object or not
 
 P = TypeVar("P", bound="Problem")
 
@@ -58,7 +60,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Pixels(Problem):
-    """Logits (N, C, *) and labels (N, *). With ``size`` the logits are coarser than the labels."""
+    """Logits (N, C, *) and labels (N, *), or shares (N, C, *). With ``size`` the logits are coarser than the labels."""
 
     input: Tensor
     target: Tensor
@@ -136,18 +138,45 @@ class Norms(Problem):
 
 
 def pixels(
-    shape: Shape, dtype: str, device: str, size: Shape | None = None, channels_last: bool = False
+    shape: Shape,
+    dtype: str,
+    device: str,
+    size: Shape | None = None,
+    channels_last: bool = False,
+    ignored: float = IGNORED,
 ) -> Pixels:
     """Return logits, and labels of which the last classes are rare and, at equal size, harder."""
     draw = _generator(device)
     logits = _normal(shape, dtype, draw, scale=2)
-    target = _labels((shape[0], *(size or shape[2:])), shape[1], draw)
+    target = _labels((shape[0], *(size or shape[2:])), shape[1], draw, ignored)
     if size is None:
         _raise_the_right(logits, target)
     if channels_last:
         logits = logits.contiguous(memory_format=torch.channels_last)
     valid = int((target != IGNORE_INDEX).sum())
     return Pixels(logits.requires_grad_(), target, valid, size)
+
+
+def labelled(shape: Shape, dtype: str, device: str) -> Pixels:
+    """Return the same without ignored pixels, which some peers cannot leave out."""
+    return pixels(shape, dtype, device, ignored=0)
+
+
+def binary(shape: Shape, dtype: str, device: str) -> Pixels:
+    """Return one logit a pixel, and whether the pixel is of a rare object, as a mask of bytes holds it."""
+    draw = _generator(device)
+    target = torch.rand((shape[0], *shape[2:]), generator=draw, device=device) < FOREGROUND
+    right = torch.where(target, 1.0, -4.0).unsqueeze(1)
+    logits = (_normal(shape, "float32", draw, scale=2) + right).bfloat16().to(getattr(torch, dtype))
+    return Pixels(logits.requires_grad_(), target.byte(), target.numel())
+
+
+def soft(shape: Shape, dtype: str, device: str) -> Pixels:
+    """Return logits, and the probabilities of a teacher who half agrees."""
+    draw = _generator(device)
+    logits = _normal(shape, dtype, draw, scale=2)
+    target = (logits.float() + _normal(shape, "float32", draw, scale=2)).softmax(1)
+    return Pixels(logits.requires_grad_(), target, target[:, 0].numel())
 
 
 def head(shape: Shape, classes: int, dtype: str, device: str) -> Head:
@@ -245,6 +274,6 @@ def _raise_the_right(logits: Tensor, target: Tensor) -> None:
     logits.scatter_(1, index, right)
 
 
-def _labels(shape: Shape, classes: int, draw: torch.Generator) -> Tensor:
+def _labels(shape: Shape, classes: int, draw: torch.Generator, ignored: float = IGNORED) -> Tensor:
     target = (torch.rand(shape, generator=draw, device=draw.device) ** 2 * classes).long()
-    return target.masked_fill_(torch.rand(shape, generator=draw, device=draw.device) < IGNORED, IGNORE_INDEX)
+    return target.masked_fill_(torch.rand(shape, generator=draw, device=draw.device) < ignored, IGNORE_INDEX)

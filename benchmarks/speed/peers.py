@@ -7,6 +7,7 @@ wrapper takes its sum, or scales by a constant that is known before the clock st
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.speed.contenders import Contender, Skipped, Step
-from benchmarks.speed.inputs import HARD, IGNORE_INDEX, Head, Pixels
+from benchmarks.speed.inputs import ALPHA, HARD, IGNORE_INDEX, Head, Pixels
 from classbalance_losses.functional import solve_class_weights
 
 PACKAGES = {  # import name: distribution
@@ -57,6 +58,31 @@ def _monai_focal(problem: Pixels) -> Step:
     focal = require("monai", "monai.losses").FocalLoss
     loss = focal(to_onehot_y=True, use_softmax=True, gamma=2.0, ignore_index=IGNORE_INDEX)
     return lambda: loss(problem.input, problem.target.unsqueeze(1))
+
+
+def _monai_overlap(name: str) -> Callable[[Pixels], Step]:
+    """Over the batch, without smoothing constants. No pixel is ignored: DiceCELoss does not offer it."""
+
+    def build(problem: Pixels) -> Step:
+        kind = getattr(require("monai", "monai.losses"), name)
+        loss = kind(to_onehot_y=True, softmax=True, batch=True, smooth_nr=0, smooth_dr=0)
+        return lambda: loss(problem.input, problem.target.unsqueeze(1))
+
+    return build
+
+
+def _torchvision_focal(problem: Pixels) -> Step:
+    """Sigmoid, cross-entropy and the weights, each a tensor; it takes masks of the logits' dtype."""
+    target = problem.target.unsqueeze(1).to(problem.input.dtype)
+
+    def step() -> Tensor:
+        prob = problem.input.sigmoid()
+        loss = F.binary_cross_entropy_with_logits(problem.input, target, reduction="none")
+        right = prob * target + (1 - prob) * (1 - target)
+        weight = ALPHA * target + (1 - ALPHA) * (1 - target)
+        return (weight * loss * (1 - right) ** 2).mean()
+
+    return step
 
 
 def _imbalanced_focal(problem: Pixels) -> Step:
@@ -171,6 +197,9 @@ def _liger(name: str, tensor: Tensor) -> Any:
 
 KORNIA_FOCAL = Contender("kornia focal_loss", _kornia_focal, "peer")
 MONAI_FOCAL = Contender("MONAI FocalLoss", _monai_focal, "peer")
+MONAI_DICE = Contender("MONAI DiceLoss", _monai_overlap("DiceLoss"), "peer")
+MONAI_DICE_CE = Contender("MONAI DiceCELoss", _monai_overlap("DiceCELoss"), "peer")
+TORCHVISION_FOCAL = Contender("formula of torchvision's sigmoid_focal_loss", _torchvision_focal, "formula")
 IMBALANCED_FOCAL = Contender("imbalanced-losses SoftmaxFocalLoss", _imbalanced_focal, "peer")
 LIGER_CROSS_ENTROPY = Contender("Liger cross-entropy", _liger_cross_entropy, "peer")
 DEEPLAB_CE = Contender("formula of detectron2's DeepLabCE", _deeplab_ce, "formula")

@@ -17,6 +17,9 @@ NO_FILE = "No result file is committed yet: `make bench` writes one."
 BESIDE = {  # groups whose ratios are told beside the main table
     "layout": "",
     "compile": ", compiled, over compiled `F.cross_entropy`",
+    "binary": ", one logit a pixel, over `F.binary_cross_entropy_with_logits`",
+    "overlap": "",
+    "soft": ", soft labels, over `F.cross_entropy` of probabilities",
     "contention": ", beside two busy processes",
     "contention, passive": ", beside two busy processes with `OMP_WAIT_POLICY=passive`",
 }

@@ -41,6 +41,11 @@ class Settings:
         )
 
     @property
+    def binary_shape(self) -> Shape:
+        """Logits (N, 1, H, W), one a pixel: large images, as of cracks or of vessels."""
+        return (1, 1, 12, 16) if self.quick else (4, 1, 1024, 1024)
+
+    @property
     def contention_shapes(self) -> tuple[Shape, ...]:
         """Logits (N, C, *) that are measured beside busy processes."""
         if self.quick:

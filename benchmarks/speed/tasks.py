@@ -10,14 +10,16 @@ from torch import Tensor
 
 from benchmarks.speed import formulas, peers
 from benchmarks.speed.contenders import (
+    BINARY_CROSS_ENTROPY,
     CROSS_ENTROPY,
     RAW_CROSS_ENTROPY,
     SMOOTHED,
+    SOFT_CROSS_ENTROPY,
     Contender,
     compiled,
     on_every_backend,
 )
-from benchmarks.speed.inputs import SMOOTHING
+from benchmarks.speed.inputs import ALPHA, SMOOTHING, Pixels
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,56 @@ PIXEL_TASKS = (
         "GBW as released",
         formulas.gbw_as_released,
         (peers.PUBLISHED_GBW, *on_every_backend("GBWLoss", title="GBWLoss official", gradient="official")),
+    ),
+)
+
+
+def _binary_task(
+    name: str,
+    truth: Callable[[Pixels], Tensor],
+    loss: str,
+    *others: Contender,
+    chosen: bool = False,
+    **options: Any,
+) -> Task:
+    own = on_every_backend(loss, task="binary", **options)
+    return Task(name, truth, (*others, *own), BINARY_CROSS_ENTROPY, chosen)
+
+
+BINARY_TASKS = (
+    _binary_task(
+        "cross-entropy",
+        formulas.of_two_classes(formulas.cross_entropy),
+        "WeightedCrossEntropyLoss",
+        BINARY_CROSS_ENTROPY,
+    ),
+    _binary_task("focal", formulas.binary_focal, "FocalLoss", peers.TORCHVISION_FOCAL, alpha=ALPHA),
+    _binary_task("DyCE", formulas.of_two_classes(formulas.dyce), "DyCELoss", chosen=True),
+    _binary_task("GBW", formulas.of_two_classes(formulas.gbw), "GBWLoss"),
+    _binary_task("Dice", formulas.binary_dice, "DiceLoss"),
+)
+
+OVERLAP_TASKS = (
+    Task("Dice", formulas.dice, (peers.MONAI_DICE, *on_every_backend("DiceLoss"))),
+    Task(
+        "DyCE + Dice",
+        formulas.added(formulas.dyce, formulas.dice),
+        on_every_backend("DyCELoss + DiceLoss"),
+        chosen=True,
+    ),
+    Task(
+        "cross-entropy + Dice",
+        formulas.added(formulas.cross_entropy, formulas.dice),
+        (peers.MONAI_DICE_CE, *on_every_backend("WeightedCrossEntropyLoss + DiceLoss")),
+    ),
+)
+
+SOFT_TASKS = (
+    Task(
+        "cross-entropy",
+        formulas.soft_cross_entropy,
+        (SOFT_CROSS_ENTROPY, *on_every_backend("WeightedCrossEntropyLoss")),
+        SOFT_CROSS_ENTROPY,
     ),
 )
 
