@@ -157,7 +157,7 @@ class DyCELoss(PixelLoss):
     @property
     def needs(self) -> Needs:
         """ℓ, so that equal ones tie."""
-        return super().needs._replace(ranked=True)
+        return Needs(loss=not self.label_smoothing, ranked=True)
 
     def of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch that was checked."""

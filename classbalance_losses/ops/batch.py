@@ -93,7 +93,8 @@ class Batch:
         self.reduction, self.process_group = options["reduction"], options["process_group"]
         self.task, self.num_images = options["task"], input.shape[0] if input.ndim > 1 else 1
         self._set(read(input, target, pixel_weight, options), accumulation_dtype(input.dtype))
-        self._needs, self._found = needs, dict[str, Tensor]()
+        self._needs = needs
+        self._found: dict[str, Tensor] = {}
         weights = [weight for weight in (pixel_weight, target, *learned) if isinstance(weight, Tensor)]
         constant = all(map(is_constant, weights))
         self.backend = backend_for(self.logits, self.labels, self.pixel_weight, constant=constant)
