@@ -47,6 +47,18 @@ def completed(given: Common) -> Common:
     return {**DEFAULTS, **given}
 
 
+def shown_as(twin: Callable[..., Any], *without: str) -> Callable[[Function], Function]:
+    """Decorate a function that passes its options on: its signature names those of another, but for some."""
+    signature = inspect.signature(twin)
+    parameters = [p for name, p in signature.parameters.items() if name not in without]
+
+    def decorate(function: Function) -> Function:
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
 def shows_options(function: Function) -> Function:
     """Decorate a function that takes ``**common: Unpack[Common]``: its signature names the options and defaults."""
     own = list(inspect.signature(function).parameters.values())[:-1]

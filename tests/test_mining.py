@@ -163,7 +163,7 @@ def test_image_scope_is_batch_scope_image_by_image(dtype: torch.dtype) -> None:
     loss, keep = torch.rand(4, 5, 6, dtype=dtype), torch.rand(4, 5, 6) > 0.3
     loss, keep[2] = torch.where(loss < 0.8, loss.round(decimals=1), loss), False
     for min_kept in (0, 1, 9, 100):
-        found = shares(loss, keep, fraction=0.3, min_kept=min_kept, scope="image")
+        found = shares(loss, keep, fraction=0.3, min_kept=min_kept, rows=4)
         for n in range(4):
             alone = shares(loss[n : n + 1], keep[n : n + 1], fraction=0.3, min_kept=min_kept)
             assert torch.equal(found[n : n + 1], alone)
@@ -181,4 +181,4 @@ def test_kept_pixels_do_not_depend_on_what_is_dropped() -> None:
 def test_many_images_of_one_pixel_need_little_memory() -> None:
     """A histogram for each of 20 000 rows would take 10 GB."""
     loss = torch.rand(20_000)
-    assert shares(loss, loss > 0.5, fraction=0.5, scope="image").equal((loss > 0.5).double())
+    assert shares(loss, loss > 0.5, fraction=0.5, rows=20_000).equal((loss > 0.5).double())

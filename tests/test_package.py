@@ -21,6 +21,10 @@ PIXEL_LOSSES = {
     "FocalLoss": "focal_loss",
     "DualFocalLoss": "dual_focal_loss",
     "DualCrossEntropyLoss": "dual_cross_entropy_loss",
+    "LogitAdjustedLoss": "logit_adjusted_loss",
+    "TverskyLoss": "tversky_loss",
+    "DiceLoss": "dice_loss",
+    "JaccardLoss": "jaccard_loss",
 }
 FEATURE_LOSSES = {  # on features and embeddings, each with a signature of its own
     "PullLoss": "pull_loss",
@@ -125,7 +129,9 @@ def test_module_and_function_take_the_same_options(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PIXEL_LOSSES)
-def test_only_the_class_weight_is_positional(name: str) -> None:
+def test_only_numbers_of_the_classes_are_positional(name: str) -> None:
     parameters = list(inspect.signature(getattr(cb, name).__init__).parameters.values())[1:]
     positional = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    assert positional == (["weight"] if name == "WeightedCrossEntropyLoss" else [])
+    assert positional == {"WeightedCrossEntropyLoss": ["weight"], "LogitAdjustedLoss": ["prior"]}.get(
+        name, []
+    )

@@ -15,6 +15,7 @@ from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import Numbers, as_class_vector, check_range, class_vector_of_call
 from classbalance_losses.kernels.forms.reference import CrossEntropy
+from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.batch import Batch, Needs
 from classbalance_losses.ops.soft import batch_for
@@ -37,7 +38,7 @@ def logit_adjusted_loss(
 
 
 def _loss(batch: Batch, prior: Numbers, tau: float) -> Tensor:
-    bias = _bias(batch.class_vector("prior", prior).view(batch.groups, -1), tau)
+    bias = _bias(_positive(batch.class_vector("prior", prior)).view(batch.groups, -1), tau)
     return batch.biased(bias).mean_of(CrossEntropy())
 
 
@@ -59,9 +60,19 @@ def adjust_logits(input: Tensor, prior: Numbers, tau: float = 1.0) -> Tensor:
         ValueError: for a prior that is not (C,), or not above 0 everywhere.
     """
     check_range("tau", tau, 0)
-    vector = class_vector_of_call("prior", prior, input, (input.shape[1],))
+    vector = _positive(class_vector_of_call("prior", prior, input, (input.shape[1],)))
     bias = _bias(vector.to(torch.promote_types(input.dtype, torch.float32)), tau)
     return (input - bias.view(-1, *[1] * (input.ndim - 2))).to(input.dtype)
+
+
+def _positive(prior: Tensor) -> Tensor:
+    """Check that each class has a prior (values are read on the CPU alone)."""
+    if can_read_values(prior) and not bool((prior > 0).all()):
+        raise ValueError(
+            f"Expected a prior above 0 for each class, got {prior.tolist()}. For a class that was not seen pass a "
+            "small one: torch.as_tensor(prior).clamp(min=1) of counts."
+        )
+    return prior
 
 
 def _bias(prior: Tensor, tau: float) -> Tensor:
@@ -121,13 +132,7 @@ class LogitAdjustedLoss(VectorLoss):
         setattr(self, self._vector, prior)  # a sequence becomes a tensor
 
     def _checked(self, value: Any) -> Tensor:
-        prior = as_class_vector("prior", value, self.task)
-        if not bool((prior > 0).all()):
-            raise ValueError(
-                f"Expected a prior above 0 for each class, got {prior.tolist()}. For a class that was not seen pass a "
-                "small one: torch.as_tensor(prior).clamp(min=1) of counts."
-            )
-        return prior
+        return _positive(as_class_vector("prior", value, self.task))
 
     def of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch that was checked."""

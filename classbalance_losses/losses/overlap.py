@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from classbalance_losses._distributed import all_reduce_sum, joined_value, world_size
-from classbalance_losses._options import Common, shows_options
+from classbalance_losses._options import Common, shown_as, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import (
     Numbers,
@@ -30,6 +30,7 @@ from classbalance_losses.ops.batch import Batch, ImageSums, Needs
 from classbalance_losses.ops.soft import batch_for
 
 _POWERS = {"inverse": 1, "inverse_square": 2}
+_ROUNDING = 1e-12
 
 
 @shows_options
@@ -58,14 +59,32 @@ def tversky_loss(
     return settings.loss(batch, class_weight)
 
 
-def dice_loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+class Options(Common, total=False):
+    """The options of Dice and Jaccard."""
+
+    gamma: float
+    smooth: float
+    per_image: bool
+    classes: str
+    include_background: bool
+    class_weight: Numbers | None
+    generalized: str | None
+
+
+@shown_as(tversky_loss, "alpha", "beta")
+def dice_loss(
+    input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None, **options: Unpack[Options]
+) -> Tensor:
     """Functional form of :class:`classbalance_losses.DiceLoss`, which describes the arguments."""
-    return tversky_loss(input, target, alpha=0.5, beta=0.5, **options)
+    return tversky_loss(input, target, pixel_weight=pixel_weight, alpha=0.5, beta=0.5, **options)
 
 
-def jaccard_loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+@shown_as(tversky_loss, "alpha", "beta")
+def jaccard_loss(
+    input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None, **options: Unpack[Options]
+) -> Tensor:
     """Functional form of :class:`classbalance_losses.JaccardLoss`, which describes the arguments."""
-    return tversky_loss(input, target, alpha=1.0, beta=1.0, **options)
+    return tversky_loss(input, target, pixel_weight=pixel_weight, alpha=1.0, beta=1.0, **options)
 
 
 class Tversky(NamedTuple):
@@ -97,24 +116,29 @@ class Tversky(NamedTuple):
             sums = ImageSums(*(of[:, 1:] for of in sums))
         if not self.per_image:
             sums = ImageSums(*(_over_ranks(of, batch) for of in sums))
-        part = sums.present if self.classes == "present" else torch.ones_like(sums.present)
+        present = sums.pixels > 0
+        part = present if self.classes == "present" else torch.ones_like(present)
         weight = self._weight(class_weight, batch, part)
-        if self.generalized is None:
-            losses = torch.where(part, self._class_loss(sums.own, self._union(sums)), 0)
-        else:
-            number = torch.where(sums.number > 0, sums.number, 1).to(batch.dtype)
-            inside = number ** -_POWERS[self.generalized] * sums.present
-            own, union = ((inside * of).sum(1, keepdim=True) for of in (sums.own, self._union(sums)))
-            losses, weight = self._class_loss(own, union), torch.ones_like(own)
-        return self._reduced(batch, losses, weight)
+        own, union = sums.own, self._union(sums)
+        if self.generalized is not None:
+            is_there = sums.number > 0
+            number = torch.where(is_there, sums.number, 1).to(batch.dtype)
+            inside = is_there * number ** -_POWERS[self.generalized]
+            own, union = ((inside * of).sum(1, keepdim=True) for of in (own, union))
+            weight = torch.ones_like(own)
+        return self._reduced(batch, self._missed(own, union), weight)
 
     def _union(self, sums: ImageSums) -> Tensor:
-        return sums.own + self.alpha * (sums.probability - sums.own) + self.beta * (sums.number - sums.own)
+        """Return I + α (P - I) + β (n - I), of which Dice's has no term in I."""
+        number = self.beta * sums.number.to(sums.own.dtype)
+        union = torch.add(number, sums.probability, alpha=self.alpha)
+        left = 1 - self.alpha - self.beta
+        return union if abs(left) < _ROUNDING else torch.add(union, sums.own, alpha=left)
 
-    def _class_loss(self, own: Tensor, union: Tensor) -> Tensor:
+    def _missed(self, own: Tensor, union: Tensor) -> Tensor:
         """Return (1 - T)^γ, 0 of an empty union; the power's slope at a perfect overlap is not asked for."""
-        union = union + self.smooth
-        missed = torch.where(union > 0, (union - own - self.smooth) / torch.where(union > 0, union, 1), 0)
+        total = union + self.smooth if self.smooth else union
+        missed = (union - own) / total.clamp(min=torch.finfo(total.dtype).tiny)
         if self.gamma == 1:
             return missed
         return torch.where(missed > 0, torch.where(missed > 0, missed, 1) ** self.gamma, 0)
@@ -128,19 +152,18 @@ class Tversky(NamedTuple):
         return torch.where(part, vector.to(batch.dtype)[-part.shape[1] :], 0)
 
     def _reduced(self, batch: Batch, losses: Tensor, weight: Tensor) -> Tensor:
-        weighted = weight * losses
         if batch.reduction == "none":
+            weighted = weight * losses
             return weighted if self.per_image else weighted.squeeze(0)
-        total = weighted.sum(1)
+        norm = weight.sum(1, keepdim=True)
         if batch.reduction == "mean":
-            norm = weight.sum(1)
-            total = total / torch.where(norm > 0, norm, 1)
+            weight = weight / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        total = (weight * losses).sum()
         if not self.per_image:
-            return _of_joined_sums(total.sum(), batch)
-        if batch.reduction == "sum":
-            return joined_value(total.sum(), batch.process_group)
-        counted = all_reduce_sum((weight.sum(1) > 0).sum(), batch.process_group)
-        return joined_value(total.sum() / counted.clamp(min=1), batch.process_group)
+            return _of_joined_sums(total, batch)
+        if batch.reduction == "mean":
+            total = total / all_reduce_sum((norm > 0).sum(), batch.process_group).clamp(min=1)
+        return joined_value(total, batch.process_group)
 
 
 class TverskyLoss(VectorLoss):
@@ -259,13 +282,20 @@ class DiceLoss(TverskyLoss):
     Its arguments are those of :class:`TverskyLoss` but for α and β. ``generalized="inverse_square"`` is the generalised
     Dice loss of Sudre et al., DLMIA 2017.
 
+    Shape:
+        as there.
+
+    Raises:
+        ValueError, TypeError, IndexError: as there.
+
     Examples:
         >>> criterion = DyCELoss(ignore_index=255) + 0.5 * DiceLoss(ignore_index=255)
     """
 
     _shown = TverskyLoss._shown[2:]
 
-    def __init__(self, **options: Any) -> None:
+    @shown_as(TverskyLoss.__init__, "alpha", "beta")
+    def __init__(self, **options: Unpack[Options]) -> None:
         super().__init__(alpha=0.5, beta=0.5, **options)
 
 
@@ -273,18 +303,23 @@ class JaccardLoss(TverskyLoss):
     r"""Jaccard loss, :math:`1 - \frac{I_c}{P_c + n_c - I_c}` class by class: Tversky with α = β = 1.
 
     Its arguments are those of :class:`TverskyLoss` but for α and β. Source: Rahman and Wang, ISVC 2016.
+
+    Shape:
+        as there.
+
+    Raises:
+        ValueError, TypeError, IndexError: as there.
     """
 
     _shown = TverskyLoss._shown[2:]
 
-    def __init__(self, **options: Any) -> None:
+    @shown_as(TverskyLoss.__init__, "alpha", "beta")
+    def __init__(self, **options: Unpack[Options]) -> None:
         super().__init__(alpha=1.0, beta=1.0, **options)
 
 
 def _over_ranks(sums: Tensor, batch: Batch) -> Tensor:
     """Return sums over the images of all ranks (1, C), with the gradient of this rank's."""
-    if sums.dtype == torch.bool:
-        return all_reduce_sum(sums.sum(0, keepdim=True), batch.process_group) > 0
     own = sums.sum(0, keepdim=True)
     if world_size(batch.process_group) == 1:
         return own

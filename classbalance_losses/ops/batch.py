@@ -52,8 +52,8 @@ class ImageSums(NamedTuple):
     """I = Σ q_i t_ic p_ic, with its gradient; t is 1 for the label."""
     number: Tensor
     """n = Σ q_i t_ic, constant."""
-    present: Tensor
-    """Whether any pixel has the label."""
+    pixels: Tensor
+    """How many pixels have the label."""
 
 
 class Needs(NamedTuple):
@@ -207,10 +207,9 @@ class Batch:
         self._run(self._needs or Needs(overlap=True))
         rows = self.labels.target.shape[0]
         counts = self.backend.class_sums(self.labels, self.pixel_weight, rows=max(rows, 1))
-        number = counts.number if counts.value is None else counts.value
-        return self._by_image(
-            self._found["probability"], self._found["own"], number[:rows], (counts.number > 0)[:rows]
-        )
+        count = counts.number[:rows]
+        number = count if counts.value is None else counts.value[:rows]
+        return self._by_image(self._found["probability"], self._found["own"], number, count)
 
     def _by_image(self, *sums: Tensor) -> ImageSums:
         """Return sums of rows and their classes, (M, C'), as they are or, of labels present, by image and label."""

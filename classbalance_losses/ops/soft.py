@@ -96,7 +96,7 @@ class SoftBatch(Batch):
         prob = self.probability()
         own = None if self._own_weight is None else self._own_weight.unsqueeze(1)
         sums = (scaled(prob, own), scaled(prob, self.pixel_weight), self.pixel_weight)
-        return self._by_image(*map(self._rows, sums), self._rows((self.soft != 0).long()) > 0)
+        return self._by_image(*map(self._rows, sums), self._rows((self.soft != 0).long()))
 
     def hardest(self, loss: Tensor, **options: Any) -> Hard:
         """Return H, of pixels by the loss of all their shares."""

@@ -135,6 +135,7 @@ class Mixed(NamedTuple):
 
     def of_all(self, input: Tensor, keep: Tensor) -> Tensor:
         """Return φ of each class as if it were the label (N, C, *)."""
+        input = input.to(accumulation_dtype(input.dtype))  # half gradients of two terms would each be rounded
         values = of_all_classes(self.form, input, keep)
         return (1 - self.label_smoothing) * values + self.label_smoothing * values.mean(1, keepdim=True)
 
