@@ -17,7 +17,7 @@ from classbalance_losses import use_backend
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from classbalance_losses.kernels.cpu import pixel, threads
+from classbalance_losses.kernels.cpu import pixel, strided, threads
 
 if threads.failure(torch.device("cpu")):
     pytest.skip("torch has no OpenMP", allow_module_level=True)
@@ -28,7 +28,7 @@ SINGLE = {"rtol": 2e-5, "atol": 2e-6}
 
 @pytest.fixture(autouse=True)
 def _few_pixels_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(pixel, "_PIXELS", 3)
+    monkeypatch.setattr(strided, "_PIXELS", 3)
     with use_backend("cpu"):
         yield
 

@@ -95,7 +95,8 @@ class Batch:
         self._set(read(input, target, pixel_weight, options), accumulation_dtype(input.dtype))
         self._needs = needs
         self._found: dict[str, Tensor] = {}
-        weights = [weight for weight in (pixel_weight, target, *learned) if isinstance(weight, Tensor)]
+        shares = None if self.soft is None else target
+        weights = [weight for weight in (pixel_weight, shares, *learned) if isinstance(weight, Tensor)]
         constant = all(map(is_constant, weights))
         self.backend = backend_for(self.logits, self.labels, self.pixel_weight, constant=constant)
         if self.soft is None:

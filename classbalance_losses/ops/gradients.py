@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum
-from classbalance_losses.kernels.reference import class_rows, scaled
+from classbalance_losses.kernels.reference import class_rows, indices, scaled
 from classbalance_losses.kernels.simplex import class_means
 from classbalance_losses.ops.batch import Batch
 
@@ -95,7 +95,7 @@ def _last_layer_weight(gradients: Gradients) -> Tensor:
         )
     batch, features = gradients.batch, gradients.features
     prob = batch.probability().detach()
-    keep = (batch.labels.target != batch.labels.ignore_index).unsqueeze(1)
+    keep = indices(batch.labels)[1].unsqueeze(1)
     products = []
     for group in range(batch.groups):  # of a label of many, which has rows of its own
         rows = slice(group, None, batch.groups)
