@@ -19,6 +19,7 @@ from classbalance_losses import (
     GBWLoss,
     JaccardLoss,
     LogitAdjustedLoss,
+    LossBased,
     PixelFrequency,
     SumLoss,
     WeightedCrossEntropyLoss,
@@ -173,6 +174,21 @@ def test_terms_agree(make: Any, words: str) -> None:
         make()
 
 
+def test_pixels_of_weight_0_are_left_out_by_mining_alone() -> None:
+    """An estimator sees them, whichever term comes first."""
+    parts: dict[nn.Module, float] = {
+        DyCELoss(): 1.0,
+        WeightedCrossEntropyLoss(LossBased()): 1.0,
+        DiceLoss(): 1.0,
+    }
+    loss = SumLoss([(weight, part) for part, weight in parts.items()])
+    extras = {"pixel_weight": torch.where(HERE.target % 2 == 0, 0, HERE.pixel_weight)}
+    for ours, theirs in zip(
+        gradient(loss, HERE.input, **extras), added(parts, HERE.input, **extras), strict=True
+    ):
+        close(ours, theirs)
+
+
 def test_reductions_are_the_terms_own() -> None:
     parts: dict[nn.Module, float] = {
         FocalLoss(reduction="sum"): 1.0,
@@ -197,6 +213,12 @@ def test_deep_supervision(upsample: str | None) -> None:
         expected = loss(heads[0], target) + 0.25 * loss(heads[1], small)
     close(deep(heads, target), expected)
     close(DeepSupervision(loss)(tuple(heads), target), DeepSupervision(loss, [1.0, 0.5])(heads, target))
+
+
+def test_a_process_group_reaches_every_term() -> None:
+    deep = DeepSupervision(DyCELoss() + DiceLoss())
+    deep.process_group = "world"
+    assert [term.process_group for term in deep.loss.losses] == ["world", "world"]
 
 
 def test_deep_supervision_says_what_it_takes() -> None:

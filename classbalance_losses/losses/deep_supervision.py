@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,15 @@ class DeepSupervision(Loss):
             pixel_weight = None if pixel_weight is None else _nearest(pixel_weight, size)
         loss: Tensor = self.loss(input, target, pixel_weight=pixel_weight)
         return loss
+
+    @property
+    def process_group(self) -> Any:
+        """The group of the loss."""
+        return self.loss.process_group
+
+    @process_group.setter
+    def process_group(self, group: Any) -> None:
+        self.loss.process_group = group
 
     @property
     def upsample(self) -> str | None:

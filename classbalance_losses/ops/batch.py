@@ -133,6 +133,8 @@ class Batch:
         """Return the same where pixels of weight 0 do not count."""
         if self.pixel_weight is None:
             return self
+        if self._needs is not None:  # the pass that others share is of all pixels
+            self._run(self._needs)
         kept, other = self.pixel_weight != 0, copy(self)
         other.labels, other.classes = (
             of._replace(target=torch.where(kept, of.target.long(), of.ignore_index))
