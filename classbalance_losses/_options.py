@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar, cast, get_type_hints
 
 from classbalance_losses._distributed import ProcessGroup
 
@@ -47,13 +47,19 @@ def completed(given: Common) -> Common:
     return {**DEFAULTS, **given}
 
 
-def shown_as(twin: Callable[..., Any], *without: str) -> Callable[[Function], Function]:
-    """Decorate a function that passes its options on: its signature names those of another, but for some."""
-    signature = inspect.signature(twin)
-    parameters = [p for name, p in signature.parameters.items() if name not in without]
+def shows(types: type, defaults: Mapping[str, object], *without: str) -> Callable[[Function], Function]:
+    """Decorate a function that ends in ``**options: Unpack[types]``: its signature names them, with their defaults."""
+    hints = get_type_hints(types)
+    shown = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+        for name, default in defaults.items()
+        if name not in without
+    ]
 
     def decorate(function: Function) -> Function:
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        signature = inspect.signature(function)
+        own = list(signature.parameters.values())[:-1]
+        function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
         return function
 
     return decorate
@@ -61,12 +67,4 @@ def shown_as(twin: Callable[..., Any], *without: str) -> Callable[[Function], Fu
 
 def shows_options(function: Function) -> Function:
     """Decorate a function that takes ``**common: Unpack[Common]``: its signature names the options and defaults."""
-    own = list(inspect.signature(function).parameters.values())[:-1]
-    types = get_type_hints(Common)
-    shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
-        for name, default in DEFAULTS.items()
-    ]
-    signature = inspect.signature(function)
-    function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
-    return function
+    return shows(Common, cast("Mapping[str, object]", DEFAULTS))(function)

@@ -162,7 +162,8 @@ def smoothed(reference: Callable[..., Result]) -> Callable[..., Result]:
         valid = batch.target != batch.ignore_index
         shares = [(1 - label_smoothing, out)]
         for c in range(batch.num_classes):
-            as_label = replace(batch, target=np.where(valid, c, batch.ignore_index))
+            # the ignored class has a share, too
+            as_label = replace(batch, target=np.where(valid, c, -1), ignore_index=-1)
             shares.append((label_smoothing / batch.num_classes, reference(as_label, **settings)))
         pixel, gradient = np.zeros_like(out.pixel), np.zeros_like(out.pixel_grad)
         for share, result in shares:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -80,10 +81,10 @@ def test_operators() -> None:
     assert (one + one).names == ["DyCELoss", "DyCELoss2"]
 
 
-@pytest.mark.parametrize("backend", [reference, cpu], ids=["reference", "cpu"])
-def test_one_pass(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the number of terms that share it."""
-    calls = []
+@pytest.fixture(params=[reference, cpu], ids=["reference", "cpu"])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What a backend is asked to pass over the logits for; the reference asks itself for ℓ and the error, too."""
+    backend, calls = request.param, []
     for name in ("pixel_values", "cross_entropy_and_error", "values_and_overlap"):
         function = getattr(backend, name)
 
@@ -92,19 +93,23 @@ def test_one_pass(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             return function(*args, **kwargs)
 
         monkeypatch.setattr(backend, name, counted)
-    input = HERE.input.float()
-    loss = (
-        DyCELoss()
-        + DiceLoss()
-        + FocalLoss()
-        + GBWLoss()
-        + JaccardLoss()
-        + WeightedCrossEntropyLoss(PixelFrequency())
-    )
     with use_backend("reference" if backend is reference else "cpu"):
-        loss(input, HERE.target)
-    own = ["cross_entropy_and_error"] if backend is reference else []  # it asks itself for ℓ and the error
-    assert calls == ["values_and_overlap", *own]
+        yield calls
+
+
+def test_one_pass(passes: list[str]) -> None:
+    """Whatever the number of terms that share it."""
+    estimated = WeightedCrossEntropyLoss(PixelFrequency())
+    loss = DyCELoss() + DiceLoss() + FocalLoss() + GBWLoss() + JaccardLoss() + estimated
+    loss(HERE.input.float(), HERE.target)
+    assert passes[0] == "values_and_overlap"
+    assert set(passes[1:]) <= {"cross_entropy_and_error"}
+
+
+@pytest.mark.parametrize("estimator", [PixelFrequency(), LossBased()], ids=["of pixels", "of losses"])
+def test_an_estimator_takes_no_pass_of_its_own(passes: list[str], estimator: nn.Module) -> None:
+    WeightedCrossEntropyLoss(estimator)(HERE.input.float(), HERE.target)
+    assert passes == ["pixel_values"]
 
 
 def test_terms_are_for_logging() -> None:

@@ -14,8 +14,9 @@ from classbalance_losses._options import Common, completed
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import as_labels, check_choice, check_common, check_range, check_upsample
 from classbalance_losses._validate_tasks import TASKS
-from classbalance_losses.ops.batch import Batch, Needs
+from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.soft import batch_for
+from classbalance_losses.ops.sums import Needs
 from classbalance_losses.state.saved import Saved
 
 _SHARED = ("task", "ignore_index", "upsample", "align_corners", "process_group")  # by the terms of a sum

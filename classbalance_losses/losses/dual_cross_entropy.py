@@ -13,8 +13,9 @@ from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import check_range
 from classbalance_losses.kernels.forms.reference import DualCrossEntropy, smoothed
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.batch import Batch, Needs
+from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.soft import batch_for
+from classbalance_losses.ops.sums import Needs
 
 
 @shows_options

@@ -29,11 +29,12 @@ from classbalance_losses._validate_features import check_last_layer_features
 from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
 from classbalance_losses.kernels.simplex import weights_from_norms
 from classbalance_losses.losses._base import PixelLoss
-from classbalance_losses.ops.batch import Batch, Needs
+from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.gradients import OF_SQUARED_ERRORS, READINGS, Gradients, gather, squared_norms
 from classbalance_losses.ops.logits import full_size_features
 from classbalance_losses.ops.projection import solve_with_cvxpy
 from classbalance_losses.ops.soft import batch_for
+from classbalance_losses.ops.sums import Needs
 from classbalance_losses.ops.weights import inverse_power
 from classbalance_losses.state.memory import Entry, Memory
 

@@ -17,8 +17,9 @@ from classbalance_losses._validate import Numbers, as_class_vector, check_range,
 from classbalance_losses.kernels.forms.reference import CrossEntropy
 from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.losses._base import VectorLoss
-from classbalance_losses.ops.batch import Batch, Needs
+from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.soft import batch_for
+from classbalance_losses.ops.sums import Needs
 
 
 @shows_options

@@ -9,14 +9,14 @@ Salehi et al., "Tversky loss function for image segmentation using 3D fully conv
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from classbalance_losses._distributed import all_reduce_sum, joined_value, world_size
-from classbalance_losses._options import Common, shown_as, shows_options
+from classbalance_losses._options import DEFAULTS, Common, shows
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import (
     Numbers,
@@ -26,78 +26,25 @@ from classbalance_losses._validate import (
     class_vector_of_call,
 )
 from classbalance_losses.losses._base import VectorLoss
-from classbalance_losses.ops.batch import Batch, ImageSums, Needs
+from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.soft import batch_for
+from classbalance_losses.ops.sums import ImageSums, Needs
 
 _POWERS = {"inverse": 1, "inverse_square": 2}
 _ROUNDING = 1e-12
 
 
-@shows_options
-@recomputable
-def tversky_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    pixel_weight: Tensor | None = None,
-    alpha: float = 0.5,
-    beta: float = 0.5,
-    gamma: float = 1.0,
-    smooth: float = 0.0,
-    per_image: bool = False,
-    classes: str = "present",
-    include_background: bool = True,
-    class_weight: Numbers | None = None,
-    generalized: str | None = None,
-    **common: Unpack[Common],
-) -> Tensor:
-    """Functional form of :class:`classbalance_losses.TverskyLoss`, which describes the arguments."""
-    settings = Tversky(alpha, beta, gamma, smooth, per_image, classes, include_background, generalized)
-    settings.check()
-    needs = Needs(overlap=True)
-    batch = batch_for(input, target, pixel_weight, common, learned=(class_weight,), needs=needs)
-    return settings.loss(batch, class_weight)
-
-
-class Options(Common, total=False):
-    """The options of Dice and Jaccard."""
-
-    gamma: float
-    smooth: float
-    per_image: bool
-    classes: str
-    include_background: bool
-    class_weight: Numbers | None
-    generalized: str | None
-
-
-@shown_as(tversky_loss, "alpha", "beta")
-def dice_loss(
-    input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None, **options: Unpack[Options]
-) -> Tensor:
-    """Functional form of :class:`classbalance_losses.DiceLoss`, which describes the arguments."""
-    return tversky_loss(input, target, pixel_weight=pixel_weight, alpha=0.5, beta=0.5, **options)
-
-
-@shown_as(tversky_loss, "alpha", "beta")
-def jaccard_loss(
-    input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None, **options: Unpack[Options]
-) -> Tensor:
-    """Functional form of :class:`classbalance_losses.JaccardLoss`, which describes the arguments."""
-    return tversky_loss(input, target, pixel_weight=pixel_weight, alpha=1.0, beta=1.0, **options)
-
-
 class Tversky(NamedTuple):
     """How the loss is made of the sums."""
 
-    alpha: float
-    beta: float
-    gamma: float
-    smooth: float
-    per_image: bool
-    classes: str
-    include_background: bool
-    generalized: str | None
+    alpha: float = 0.5
+    beta: float = 0.5
+    gamma: float = 1.0
+    smooth: float = 0.0
+    per_image: bool = False
+    classes: str = "present"
+    include_background: bool = True
+    generalized: str | None = None
 
     def check(self) -> None:
         """Check the options."""
@@ -166,6 +113,71 @@ class Tversky(NamedTuple):
         return joined_value(total, batch.process_group)
 
 
+class Options(Common, total=False):
+    """The options of overlap losses; their defaults are those of `Tversky`."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    smooth: float
+    per_image: bool
+    classes: str
+    include_background: bool
+    generalized: str | None
+    class_weight: Numbers | None
+
+
+_DEFAULTS = {**Tversky._field_defaults, "class_weight": None, **DEFAULTS}
+
+
+def _apart(options: Options) -> tuple[Tversky, Numbers | None, Common]:
+    """Return the settings, checked, w, and what is left: the common options."""
+    left: dict[str, Any] = {**options}
+    settings = Tversky(**{name: left.pop(name) for name in Tversky._fields if name in left})
+    settings.check()
+    return settings, left.pop("class_weight", None), cast("Common", left)
+
+
+@shows(Options, _DEFAULTS)
+@recomputable
+def tversky_loss(
+    input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None, **options: Unpack[Options]
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.TverskyLoss`, which describes the arguments."""
+    settings, class_weight, common = _apart(options)
+    learned, needs = (class_weight,), Needs(overlap=True)
+    batch = batch_for(input, target, pixel_weight, common, learned=learned, needs=needs)
+    return settings.loss(batch, class_weight)
+
+
+@shows(Options, _DEFAULTS, "alpha", "beta")
+def dice_loss(
+    input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None, **options: Unpack[Options]
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.DiceLoss`, which describes the arguments."""
+    return tversky_loss(input, target, pixel_weight=pixel_weight, **_with(0.5, options))
+
+
+@shows(Options, _DEFAULTS, "alpha", "beta")
+def jaccard_loss(
+    input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None, **options: Unpack[Options]
+) -> Tensor:
+    """Functional form of :class:`classbalance_losses.JaccardLoss`, which describes the arguments."""
+    return tversky_loss(input, target, pixel_weight=pixel_weight, **_with(1.0, options))
+
+
+def _with(share: float, options: Options) -> Options:
+    """Return the options of a loss that is Tversky's with α = β = ``share``.
+
+    Raises:
+        TypeError: if one of those is given.
+    """
+    for name in ("alpha", "beta"):
+        if name in options:
+            raise TypeError(f"got an unexpected keyword argument {name!r}; TverskyLoss has it.")
+    return {**options, "alpha": share, "beta": share}
+
+
 class TverskyLoss(VectorLoss):
     r"""Tversky loss: one minus the overlap of probabilities and labels, class by class (Salehi et al. 2017).
 
@@ -225,24 +237,10 @@ class TverskyLoss(VectorLoss):
     _vector = "class_weight"
     class_weight: Tensor | None
 
-    @shows_options
-    def __init__(
-        self,
-        *,
-        alpha: float = 0.5,
-        beta: float = 0.5,
-        gamma: float = 1.0,
-        smooth: float = 0.0,
-        per_image: bool = False,
-        classes: str = "present",
-        include_background: bool = True,
-        class_weight: Numbers | None = None,
-        generalized: str | None = None,
-        **common: Unpack[Common],
-    ) -> None:
+    @shows(Options, _DEFAULTS)
+    def __init__(self, **options: Unpack[Options]) -> None:
+        settings, class_weight, common = _apart(options)
         super().__init__(**common)
-        settings = Tversky(alpha, beta, gamma, smooth, per_image, classes, include_background, generalized)
-        settings.check()
         for name, value in settings._asdict().items():
             setattr(self, name, value)
         setattr(self, self._vector, class_weight)  # a sequence becomes a tensor
@@ -294,9 +292,9 @@ class DiceLoss(TverskyLoss):
 
     _shown = TverskyLoss._shown[2:]
 
-    @shown_as(TverskyLoss.__init__, "alpha", "beta")
+    @shows(Options, _DEFAULTS, "alpha", "beta")
     def __init__(self, **options: Unpack[Options]) -> None:
-        super().__init__(alpha=0.5, beta=0.5, **options)
+        super().__init__(**_with(0.5, options))
 
 
 class JaccardLoss(TverskyLoss):
@@ -313,9 +311,9 @@ class JaccardLoss(TverskyLoss):
 
     _shown = TverskyLoss._shown[2:]
 
-    @shown_as(TverskyLoss.__init__, "alpha", "beta")
+    @shows(Options, _DEFAULTS, "alpha", "beta")
     def __init__(self, **options: Unpack[Options]) -> None:
-        super().__init__(alpha=1.0, beta=1.0, **options)
+        super().__init__(**_with(1.0, options))
 
 
 def _over_ranks(sums: Tensor, batch: Batch) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,50 +20,15 @@ from classbalance_losses._options import Common, completed
 from classbalance_losses._validate import check_target_range, class_vector_of_call
 from classbalance_losses._validate_tasks import check_call
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import Hard, WeightedSums, accumulation_dtype
+from classbalance_losses.kernels.call import Hard, Labels, WeightedSums, accumulation_dtype
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Mixed, Smoothed
 from classbalance_losses.kernels.plain import can_read_values, is_constant
 from classbalance_losses.kernels.reference import indices, kept_weight, members, per_pixel, scaled
 from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.mining import hardest
 from classbalance_losses.ops.reduction import reduce_total
+from classbalance_losses.ops.sums import ImageSums, Needs, Sums, block_diagonal, over_rows
 from classbalance_losses.ops.tasks import Reading, grouped, read
-
-
-class Sums(NamedTuple):
-    """Sums over the pixels of each class."""
-
-    number: Tensor
-    """n_c or, over H, Σ h_i, of all ranks (C,); no gradient."""
-    value: Tensor
-    """Σ h_i q_i φ_i of this rank (C,), with its gradient."""
-    values: Tensor
-    """φ (N, *)."""
-    hard: Hard | None
-
-
-class ImageSums(NamedTuple):
-    """Sums over the pixels of each image and class (N, C), as overlap losses need them, of this rank."""
-
-    probability: Tensor
-    """P = Σ q_i p_ic, with its gradient."""
-    own: Tensor
-    """I = Σ q_i t_ic p_ic, with its gradient; t is 1 for the label."""
-    number: Tensor
-    """n = Σ q_i t_ic, constant."""
-    pixels: Tensor
-    """How many pixels have the label."""
-
-
-class Needs(NamedTuple):
-    """What a loss asks of the logits, for one pass to give the terms of a sum all of it."""
-
-    loss: bool = False
-    """ℓ, or what is a function of it."""
-    ranked: bool = False
-    """ℓ so that equal losses tie."""
-    error: bool = False
-    overlap: bool = False
 
 
 class Batch:
@@ -105,9 +69,24 @@ class Batch:
     def _set(self, reading: Reading, dtype: torch.dtype) -> None:
         self.dtype, self.logits, self.labels = dtype, reading.logits, reading.labels
         self.groups, self._shape, self.soft = reading.groups, reading.shape, reading.soft
-        self.classes = grouped(self.labels, self.groups)
+        self._classes: Labels | None = None
         weight = reading.pixel_weight
         self.pixel_weight = None if weight is None else weight.to(dtype)
+
+    @property
+    def classes(self) -> Labels:
+        """The labels as classes of all sums."""
+        if self._classes is None:
+            self._classes = self._make_classes()
+        return self._classes
+
+    def _make_classes(self) -> Labels:
+        return grouped(self.labels, self.groups)
+
+    @property
+    def entry_weight(self) -> Tensor | None:
+        """Q of each pixel whose label is summed; of soft labels q t of each entry."""
+        return self.pixel_weight
 
     def class_vector(self, name: str, value: object) -> Tensor:
         """Return the numbers of the classes (C,) that the call was given, in the loss's dtype."""
@@ -136,10 +115,8 @@ class Batch:
         if self._needs is not None:  # the pass that others share is of all pixels
             self._run(self._needs)
         kept, other = self.pixel_weight != 0, copy(self)
-        other.labels, other.classes = (
-            of._replace(target=torch.where(kept, of.target.long(), of.ignore_index))
-            for of in (self.labels, self.classes)
-        )
+        target = torch.where(kept, self.labels.target.long(), self.labels.ignore_index)
+        other.labels, other._classes = self.labels._replace(target=target), None
         return other
 
     def takes_image_weights(self, weight: Tensor) -> bool:
@@ -149,8 +126,7 @@ class Batch:
     def by_image(self) -> Batch:
         """Return the same where the classes of each image are classes of their own."""
         other = copy(self)
-        other.groups = self.num_images
-        other.classes = grouped(self.labels, other.groups)
+        other.groups, other._classes = self.num_images, None
         return other
 
     def reduced(self, reduction: str) -> Batch:
@@ -173,10 +149,10 @@ class Batch:
 
     def values(self, form: AnyForm) -> Tensor:
         """Return φ of each pixel (M, *), 0 where its label does not count."""
-        if self._needs is not None and self._needs.loss and isinstance(form, (CrossEntropy, Focal)):
-            self._run(self._needs)
-            loss = self._found["loss"]
-            return form.of_loss(loss) if isinstance(form, Focal) else loss
+        if isinstance(form, CrossEntropy):
+            return self.cross_entropy(ranked=form.ranked)
+        if isinstance(form, Focal) and self._shares_loss():
+            return form.of_loss(self.cross_entropy())
         if isinstance(form, Mixed):
             if not isinstance(form.form, CrossEntropy):
                 return form.value(self.logits.full_size(), *indices(self.labels))
@@ -184,6 +160,10 @@ class Batch:
         if isinstance(form, Smoothed) and form.weight.numel() != self.labels.num_classes:
             return self._smoothed_by_group(form)
         return self.backend.pixel_values(self.logits, self.labels, form)
+
+    def _shares_loss(self) -> bool:
+        """Whether ℓ is another term's, too."""
+        return self._needs is not None and self._needs.loss
 
     def _smoothed_by_group(self, form: Smoothed) -> Tensor:
         """Return the values where each group of rows has weights of its own."""
@@ -194,25 +174,25 @@ class Batch:
             values.append(self.backend.pixel_values(logits, labels, form._replace(weight=weight)))
         return torch.stack(values, 1).flatten(0, 1)
 
-    def cross_entropy(self) -> Tensor:
+    def cross_entropy(self, *, ranked: bool = False) -> Tensor:
         """Return ℓ of each pixel (M, *), which is computed once."""
-        if "loss" not in self._found:
-            self._found["loss"] = self.values(CrossEntropy())
-        return self._found["loss"]
+        needs = self._needs if self._shares_loss() else Needs(loss=True, ranked=ranked)
+        assert needs is not None
+        return self._run(needs)["loss"]
 
     def cross_entropy_and_error(self) -> tuple[Tensor, Tensor]:
         r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (M, *)."""
-        self._run(self._needs or Needs(error=True))
-        return self._found["loss"], self._found["error"]
+        found = self._run(self._needs or Needs(loss=True, error=True))
+        return found["loss"], found["error"]
 
     def image_sums(self) -> ImageSums:
         """Return the sums of probabilities and labels over each image's pixels, (N, C), or (N, L) where labels are."""
-        self._run(self._needs or Needs(overlap=True))
+        found = self._run(self._needs or Needs(overlap=True))
         rows = self.labels.target.shape[0]
         counts = self.backend.class_sums(self.labels, self.pixel_weight, rows=max(rows, 1))
         count = counts.number[:rows]
         number = count if counts.value is None else counts.value[:rows]
-        return self._by_image(self._found["probability"], self._found["own"], number, count)
+        return self._by_image(found["probability"], found["own"], number, count)
 
     def _by_image(self, *sums: Tensor) -> ImageSums:
         """Return sums of rows and their classes, (M, C'), as they are or, of labels present, by image and label."""
@@ -220,16 +200,20 @@ class Batch:
             sums = tuple(table[:, 1].reshape(self.num_images, self.groups) for table in sums)
         return ImageSums(*sums)
 
-    def _run(self, needs: Needs) -> None:
+    def _run(self, needs: Needs) -> dict[str, Tensor]:
         """Pass over the logits, once, for all that the losses need."""
-        if self._found:
-            return
+        asked = {"loss": needs.loss, "error": needs.error, "probability": needs.overlap}
+        if all(name in self._found for name, is_asked in asked.items() if is_asked):
+            return self._found
         form = CrossEntropy(ranked=needs.ranked)
         found: dict[str, Tensor | None] = {}
         if needs.overlap:
-            asked = form if needs.loss else None
             sums, found["loss"], found["error"] = self.backend.values_and_overlap(
-                self.logits, self.labels, asked, self.pixel_weight, with_error=needs.error
+                self.logits,
+                self.labels,
+                form if needs.loss else None,
+                self.pixel_weight,
+                with_error=needs.error,
             )
             found |= sums._asdict()
         elif needs.error:
@@ -237,6 +221,7 @@ class Batch:
         else:
             found["loss"] = self.backend.pixel_values(self.logits, self.labels, form)
         self._found.update({name: value for name, value in found.items() if value is not None})
+        return self._found
 
     def hardest(self, loss: Tensor, *, fraction: float, min_kept: int, scope: str) -> Hard:
         """Return H, the pixels with the largest losses of the batch, on all ranks together, or of each image."""
@@ -254,8 +239,8 @@ class Batch:
     def class_sums(self, values: Tensor, hard: Hard | None = None) -> Sums:
         """Sum a map over the pixels of each class, or over those of H."""
         rows = 1 if hard is None else hard.bits.shape[0]
-        sums = self.backend.class_sums(self.classes, values, None, self.pixel_weight, rows=rows, hard=hard)
-        number, value = (_over_rows(table) for table in (sums.number, sums.value))
+        sums = self.backend.class_sums(self.classes, values, None, self.entry_weight, rows=rows, hard=hard)
+        number, value = (over_rows(table) for table in (sums.number, sums.value))
         return Sums(all_reduce_sum(number, self.process_group), value, values, hard)
 
     def number(self) -> Tensor:
@@ -264,7 +249,7 @@ class Batch:
 
     def squared_sums(self, error: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return n_c, and :math:`\sum q_i^2 e_i` over each class's pixels, of all ranks (C,), constants."""
-        sums = self.backend.class_sums(self.classes, None, error, self.pixel_weight)
+        sums = self.backend.class_sums(self.classes, None, error, self.entry_weight)
         assert sums.squared is not None
         return tuple(all_reduce_sum(table[0], self.process_group) for table in (sums.number, sums.squared))  # type: ignore[return-value]
 
@@ -337,7 +322,7 @@ class Batch:
         return joined_value(self._weighted_sums(values, weight, None).total, self.process_group)
 
     def _weighted_sums(self, values: Tensor, weight: Tensor | None, over: Tensor | None) -> WeightedSums:
-        return self.backend.weighted_sums(values, self.classes, weight, over, self.pixel_weight)
+        return self.backend.weighted_sums(values, self.classes, weight, over, self.entry_weight)
 
     def _terms(
         self, values: Tensor, weight: Tensor | None, keep: Tensor, share: Tensor | None = None
@@ -347,20 +332,9 @@ class Batch:
     def _entries(self, values: Tensor, weight: Tensor | None, keep: Tensor, share: Tensor | None) -> Tensor:
         target = indices(self.classes)[0]
         own = None if weight is None else per_pixel(weight.to(values.dtype), target, keep)
-        return scaled(torch.where(keep, values, 0), own, share, kept_weight(self.pixel_weight, keep))
+        return scaled(torch.where(keep, values, 0), own, share, kept_weight(self.entry_weight, keep))
 
     def _joined(self, total: Tensor, normalizer: Tensor) -> Tensor:
         return reduce_total(
             total, reduction=self.reduction, normalizer=normalizer, process_group=self.process_group
         )
-
-
-def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    """Return a matrix of blocks, 0 elsewhere."""
-    matrix: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-    return matrix
-
-
-def _over_rows(table: Tensor | None) -> Tensor:
-    assert table is not None
-    return table.squeeze(0) if table.shape[0] == 1 else table.sum(0)  # a view, whose gradient is one

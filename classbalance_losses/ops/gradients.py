@@ -35,7 +35,8 @@ class Gradients(NamedTuple):
 
     def weight(self) -> Tensor | None:
         """Return q as a constant: it may be learned, by the loss alone."""
-        return None if self.batch.pixel_weight is None else self.batch.pixel_weight.detach()
+        weight = self.batch.entry_weight
+        return None if weight is None else weight.detach()
 
     def error_sums(self, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2`, (C, C), of all ranks."""

@@ -17,8 +17,9 @@ from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import Hard, Labels
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Smoothed, of_all_classes
 from classbalance_losses.kernels.reference import scaled
-from classbalance_losses.ops.batch import Batch, ImageSums, Needs, Sums, block_diagonal
+from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.batch_sums import BatchSums
+from classbalance_losses.ops.sums import ImageSums, Needs, Sums, block_diagonal
 from classbalance_losses.ops.tasks import Reading, grouped
 
 
@@ -50,26 +51,35 @@ class SoftBatch(Batch):
         super()._set(reading, dtype)
         assert reading.soft is not None
         self.soft, self._keep = reading.soft, self.labels.target == 0
-        self._set_entries(self.pixel_weight)
+        self._entry_weight: Tensor | None = None
 
-    def _set_entries(self, pixel_weight: Tensor | None) -> None:
-        shape, (_, number, ignored) = self.soft.shape, self.labels
+    def _make_classes(self) -> Labels:
+        (_, number, ignored), shape = self.labels, self.soft.shape
         entry = torch.arange(number, dtype=torch.int64, device=self.soft.device)
         entry = entry.view(-1, *[1] * (len(shape) - 2)).expand(shape)
-        entries = Labels(torch.where(self.soft != 0, entry, ignored), number, ignored)
-        self.classes = grouped(entries, self.groups)
-        self._own_weight = pixel_weight
-        self.pixel_weight = self.soft if pixel_weight is None else self.soft * pixel_weight.unsqueeze(1)
+        return grouped(Labels(torch.where(self.soft != 0, entry, ignored), number, ignored), self.groups)
+
+    @property
+    def entry_weight(self) -> Tensor:
+        """Q t of each entry (M, C', *)."""
+        if self._entry_weight is None:
+            q = self.pixel_weight
+            self._entry_weight = self.soft if q is None else self.soft * q.unsqueeze(1)
+        return self._entry_weight
 
     def without_weightless(self) -> Batch:
         """Return the same where pixels of weight 0 do not count."""
-        if self._own_weight is None:
+        if self.pixel_weight is None:
             return self
-        kept, other = self._own_weight != 0, copy(self)
+        kept, other = self.pixel_weight != 0, copy(self)
         other._keep, other.soft = self._keep & kept, torch.where(kept.unsqueeze(1), self.soft, 0)
         other.labels = self.labels._replace(target=torch.where(kept, self.labels.target, -1))
-        other._set_entries(self._own_weight)
+        other._classes = other._entry_weight = None
         return other
+
+    def cross_entropy(self, *, ranked: bool = False) -> Tensor:
+        """Return ℓ of each entry (M, C', *)."""
+        return self.values(CrossEntropy(ranked))
 
     def values(self, form: AnyForm) -> Tensor:
         """Return φ of each entry (M, C', *)."""
@@ -92,10 +102,9 @@ class SoftBatch(Batch):
 
     def image_sums(self) -> ImageSums:
         """Return the sums of probabilities and labels over each image's pixels."""
-        assert self.pixel_weight is not None
-        prob = self.probability()
-        own = None if self._own_weight is None else self._own_weight.unsqueeze(1)
-        sums = (scaled(prob, own), scaled(prob, self.pixel_weight), self.pixel_weight)
+        prob, weight = self.probability(), self.entry_weight
+        own = None if self.pixel_weight is None else self.pixel_weight.unsqueeze(1)
+        sums = (scaled(prob, own), scaled(prob, weight), weight)
         return self._by_image(*map(self._rows, sums), self._rows((self.soft != 0).long()))
 
     def hardest(self, loss: Tensor, **options: Any) -> Hard:
@@ -109,7 +118,7 @@ class SoftBatch(Batch):
             hard = hard._replace(ranked=hard.ranked.unsqueeze(1).expand_as(self.soft))
         number, value = (
             reference.class_sums(self.classes, of, None, weight, rows=rows, hard=hard).value
-            for of, weight in ((self.soft.detach(), None), (values, self.pixel_weight))
+            for of, weight in ((self.soft.detach(), None), (values, self.entry_weight))
         )
         assert number is not None
         assert value is not None
@@ -127,7 +136,7 @@ class SoftBatch(Batch):
 
     def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_i q_i t_{ia} (p_{ib} - [a = b])`, or of its square without q, of all ranks."""
-        share = (self.soft if squared else self.pixel_weight).detach()  # type: ignore[union-attr]
+        share = (self.soft if squared else self.entry_weight).detach()
         prob, blocks = self.probability().detach(), []
         one = torch.eye(share.shape[1], dtype=prob.dtype, device=prob.device)
         for g in range(self.groups):
@@ -139,7 +148,6 @@ class SoftBatch(Batch):
 
     def statistics(self) -> BatchSums:
         """Return what estimators of class weights are given: pixels are counted by their shares, rounded."""
-        assert self.pixel_weight is not None
         size = (self.num_images, self.groups * self.soft.shape[1], *self.soft.shape[2:])
         labels = self.classes._replace(target=self.classes.target.reshape(size))
         loss, share = (of.reshape(size) for of in (self.cross_entropy(), self.soft))
@@ -159,7 +167,7 @@ class SoftBatch(Batch):
         return self._mean_of_pixels(self._fast.soft_cross_entropy(self.logits, share, weight), over)
 
     def _mean_of_pixels(self, values: Tensor, over: Tensor | None) -> Tensor:
-        terms = scaled(values, self._own_weight)
+        terms = scaled(values, self.pixel_weight)
         if self.reduction == "none":
             return terms.reshape(self._shape)
         return self._joined(terms.sum(), self._norm(over))

@@ -14,6 +14,7 @@ from torch import Tensor
 from classbalance_losses._options import Common
 from classbalance_losses._validate import as_labels
 from classbalance_losses.kernels.call import Labels, Logits, accumulation_dtype
+from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.ops.logits import logits_for
 
 _WIDE = (torch.int8, torch.uint16, torch.uint32, torch.uint64)  # no loop reads them as they come
@@ -52,8 +53,8 @@ def read(input: Tensor, target: Tensor, pixel_weight: Tensor | None, options: Co
         input, target = input.reshape(rows, 1, *input.shape[2:]), target.reshape(rows, *size)
         pixel_weight = None if pixel_weight is None else pixel_weight.reshape(rows, *size)
     if target.is_floating_point():
-        soft, ignored = _shares(target, accumulation_dtype(input.dtype), task), -1
-        target = torch.where((soft != 0).any(1), 0, -1)
+        soft, counts = _shares(target, accumulation_dtype(input.dtype), task)
+        target, ignored = torch.where(counts, 0, -1), -1
     else:
         target, ignored = _merged(target, as_labels(options["ignore_index"]))
     single = task != "multiclass"
@@ -62,12 +63,16 @@ def read(input: Tensor, target: Tensor, pixel_weight: Tensor | None, options: Co
     return Reading(logits, labels, pixel_weight, soft, groups, shape)
 
 
-def _shares(target: Tensor, dtype: torch.dtype, task: str) -> Tensor:
-    """Return the share of each class (M, C', *), and 0 where a pixel does not count: of NaN alone."""
+def _shares(target: Tensor, dtype: torch.dtype, task: str) -> tuple[Tensor, Tensor]:
+    """Return the share of each class (M, C', *), and which pixels count: those of NaN alone, or of 0, do not."""
     target = target.to(dtype)
     if task != "multiclass":
         target = torch.stack([1 - target, target], 1)
-    return torch.where(target.isnan().all(1, keepdim=True), 0, target)
+    total = target.detach().sum(1)
+    if can_read_values(total) and not bool(total.isnan().any()):  # shares are never below 0
+        return target, total != 0
+    target = torch.where(target.isnan().all(1, keepdim=True), 0, target)
+    return target, (target != 0).any(1)
 
 
 def _merged(target: Tensor, ignored: int | tuple[int, ...]) -> tuple[Tensor, int]:
