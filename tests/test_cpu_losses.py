@@ -17,7 +17,7 @@ from classbalance_losses import use_backend
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from classbalance_losses.kernels.cpu import pixel, strided, threads
+from classbalance_losses.kernels.cpu import pixel, strided, sums, threads
 
 if threads.failure(torch.device("cpu")):
     pytest.skip("torch has no OpenMP", allow_module_level=True)
@@ -70,7 +70,8 @@ def test_the_loops_run(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch
     """So that the other tests are of them."""
     ran: list[Any] = []
     run = threads.run
-    monkeypatch.setattr(pixel, "run", lambda task, job: ran.append(task) or run(task, job))
+    for module in (pixel, sums):
+        monkeypatch.setattr(module, "run", lambda task, job: ran.append(task) or run(task, job))
     here = sample(2, dtype=torch.float32).leaf()
     with use_backend(backend):
         grad(case(here), here)

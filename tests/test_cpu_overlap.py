@@ -328,7 +328,7 @@ def test_operators_are_what_they_say(dtype: torch.dtype) -> None:
             value, _, log_sum, overlap = pixel._FORWARD(*args)
             grad = None if code == -1 else torch.rand_like(value)
             args = (grad, input, target, log_sum, *form, None, False, q, torch.rand_like(overlap))
-            torch.library.opcheck(pixel._BACKWARD, args, test_utils=check)
+            torch.library.opcheck(pixel.BACKWARD, args, test_utils=check)
 
 
 def test_weights_of_another_type_are_refused() -> None:

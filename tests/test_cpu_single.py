@@ -252,7 +252,7 @@ def test_operators_are_what_they_say(dtype: torch.dtype) -> None:
         torch.library.opcheck(pixel._FORWARD, args, test_utils=check)
         overlap_grad = torch.rand(2, 2, 2) if with_overlap else None
         args = (grad, logits.input, labels.target, torch.empty(0), *form, bias, True, grad, overlap_grad)
-        torch.library.opcheck(pixel._BACKWARD, args, test_utils=check)
+        torch.library.opcheck(pixel.BACKWARD, args, test_utils=check)
     args = (logits.input, labels.target, grad, 255, None, False, bias, True)
     torch.library.opcheck(pixel._ERROR_SUMS, args, test_utils=check)
 

@@ -56,7 +56,7 @@ class Settings:
     def upsample_shapes(self) -> tuple[tuple[Shape, Shape], ...]:
         """Logits (N, C, *) at low resolution, and the target's spatial size: whole batches on a GPU."""
         if self.quick:
-            return (((1, 3, 4, 5), (16, 20)), ((1, 3, 2, 3, 3), (8, 12, 12)))
+            return (((1, 3, 4, 5), (16, 20)), ((1, 3, 2, 3, 3), (4, 5, 6)))
         street, scenes = (8, 4) if self.device == "cuda" else (2, 1)
         return (
             ((street, 19, 128, 256), (512, 1024)),

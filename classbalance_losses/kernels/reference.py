@@ -29,6 +29,7 @@ __all__ = [
     "cross_entropy_and_error",
     "error_sums",
     "kth_largest",
+    "over_classes",
     "pixel_values",
     "project",
     "soft_cross_entropy",
@@ -164,6 +165,21 @@ def weighted_sums(
         norm = per_pixel(norm_weight, target, keep).sum()
     norm = norm.to(total.dtype)
     return WeightedSums(total / torch.where(norm > 0, norm, 1), total, norm)
+
+
+def over_classes(
+    number: Tensor, value: Tensor, weight: Tensor | None, norm_weight: Tensor | None
+) -> WeightedSums:
+    r"""Return :math:`\sum_c w_c S_c` over :math:`\sum_c w'_c n_c`, from sums of each class (C,), as `weighted_sums`."""
+
+    def total(of_class: Tensor, factor: Tensor | None) -> Tensor:
+        if factor is None:
+            return of_class.sum()
+        own = torch.where(number > 0, factor, 0).to(of_class.dtype)
+        return (torch.where((own == 0) & (of_class == torch.inf), 0, of_class) * own).sum()
+
+    sums, norm = total(value, weight), total(number.to(value.dtype), norm_weight)
+    return WeightedSums(sums / torch.where(norm > 0, norm, 1), sums, norm)
 
 
 def kth_largest(ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined | None) -> Hard:

@@ -192,14 +192,12 @@ def class_gradient_norms(
 
 def _weigh(gradients: Gradients, class_weight: Tensor, apply: str, label_smoothing: float) -> Tensor:
     """Return the loss under given class weights v (C,)."""
-    batch, loss = gradients.batch, gradients.loss
-    if label_smoothing:
-        loss = batch.values(smoothed(CrossEntropy(), label_smoothing))
-    class_weight = class_weight.to(loss.dtype)
+    batch, form = gradients.batch, smoothed(CrossEntropy(), label_smoothing)
+    class_weight = class_weight.to(batch.dtype)
     if apply == "pixel":
-        return batch.mean(loss, class_weight)
+        return batch.mean_of(form, class_weight)
     # Equation 2 is a sum of class means: its division is in the weights already.
-    return batch.sum(loss, class_weight * inverse_power(gradients.n, 1, loss.dtype))
+    return batch.sum_of(form, class_weight * inverse_power(gradients.n, 1, batch.dtype))
 
 
 class GBWLoss(Memory, PixelLoss):
@@ -345,7 +343,7 @@ class GBWLoss(Memory, PixelLoss):
             if self._moves():
                 self.class_weight = own.to(torch.float32, copy=True)
             return own
-        total = gradients.loss.detach().sum().to(own.dtype)
+        total = gradients.batch.total_loss().to(own.dtype)
         blend = partial(self._blended, own, total, self.momentum, gradients.batch.process_group)
         return first_time(self, torch.cat([own, total.view(1)]), blend)
 

@@ -20,10 +20,17 @@ from classbalance_losses._options import Common, completed
 from classbalance_losses._validate import check_target_range, class_vector_of_call
 from classbalance_losses._validate_tasks import check_call
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import Hard, Labels, WeightedSums, accumulation_dtype
+from classbalance_losses.kernels.call import ClassSums, Hard, Labels, WeightedSums, accumulation_dtype
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Mixed, Smoothed
 from classbalance_losses.kernels.plain import can_read_values, is_constant
-from classbalance_losses.kernels.reference import indices, kept_weight, members, per_pixel, scaled
+from classbalance_losses.kernels.reference import (
+    indices,
+    kept_weight,
+    members,
+    over_classes,
+    per_pixel,
+    scaled,
+)
 from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.mining import hardest
 from classbalance_losses.ops.reduction import reduce_total
@@ -59,6 +66,7 @@ class Batch:
         self._set(read(input, target, pixel_weight, options), accumulation_dtype(input.dtype))
         self._needs = needs
         self._found: dict[str, Tensor] = {}
+        self._table: ClassSums | None = None
         shares = None if self.soft is None else target
         weights = [weight for weight in (pixel_weight, shares, *learned) if isinstance(weight, Tensor)]
         constant = all(map(is_constant, weights))
@@ -116,7 +124,7 @@ class Batch:
             self._run(self._needs)
         kept, other = self.pixel_weight != 0, copy(self)
         target = torch.where(kept, self.labels.target.long(), self.labels.ignore_index)
-        other.labels, other._classes = self.labels._replace(target=target), None
+        other.labels, other._classes, other._table = self.labels._replace(target=target), None, None
         return other
 
     def takes_image_weights(self, weight: Tensor) -> bool:
@@ -138,7 +146,7 @@ class Batch:
     def biased(self, bias: Tensor) -> Batch:
         """Return the same where constants (G, C') of each group of rows are added to the logits."""
         other, logits = copy(self), self.logits
-        other._needs, other._found = None, {}
+        other._needs, other._found, other._table = None, {}, None
         if self.groups == 1:
             other.logits = logits._replace(bias=bias[0].to(self.dtype))
         else:  # of one logit a row, against 0
@@ -153,13 +161,36 @@ class Batch:
             return self.cross_entropy(ranked=form.ranked)
         if isinstance(form, Focal) and self._shares_loss():
             return form.of_loss(self.cross_entropy())
+        form = self._fused(form)
         if isinstance(form, Mixed):
-            if not isinstance(form.form, CrossEntropy):
-                return form.value(self.logits.full_size(), *indices(self.labels))
-            form = Smoothed(form.label_smoothing, self.ones()[: self.labels.num_classes])
+            return form.value(self.logits.full_size(), *indices(self.labels))
         if isinstance(form, Smoothed) and form.weight.numel() != self.labels.num_classes:
             return self._smoothed_by_group(form)
         return self.backend.pixel_values(self.logits, self.labels, form)
+
+    def _fused(self, form: AnyForm) -> AnyForm:
+        """Return the form that a pass has, of cross-entropy mixed with that of all classes."""
+        if isinstance(form, Mixed) and isinstance(form.form, CrossEntropy):
+            return Smoothed(form.label_smoothing, self.ones()[: self.labels.num_classes])
+        return form
+
+    def table(self, form: AnyForm, *, with_error: bool = False) -> ClassSums | None:
+        r"""Return n, :math:`\sum q_i \varphi_i` and :math:`\sum q_i^2 e_i` of each class of this rank, (1, C).
+
+        ``None`` where a map of φ is there or needed, or no pass sums on its way: see `class_sums` and `squared_sums`.
+        """
+        is_loss, sums_of_pass = isinstance(form, CrossEntropy), getattr(self.backend, "pixel_sums", None)
+        needs_map = self.reduction == "none" or self._needs is not None or (is_loss and "loss" in self._found)
+        form = self._fused(form)
+        if needs_map or sums_of_pass is None or self.groups > 1 or isinstance(form, Mixed):
+            return None
+        if is_loss and self._table is not None:
+            return self._table
+        table: ClassSums = sums_of_pass(
+            self.logits, self.labels, form, self.pixel_weight, with_error=with_error
+        )
+        self._table = table if is_loss else None
+        return table
 
     def _shares_loss(self) -> bool:
         """Whether ℓ is another term's, too."""
@@ -247,11 +278,22 @@ class Batch:
         """Return n_c of all ranks (C,), a constant."""
         return all_reduce_sum(self.backend.class_sums(self.classes).number[0], self.process_group)
 
-    def squared_sums(self, error: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Return n_c, and :math:`\sum q_i^2 e_i` over each class's pixels, of all ranks (C,), constants."""
-        sums = self.backend.class_sums(self.classes, None, error, self.entry_weight)
+    def squared_sums(self) -> tuple[Tensor, Tensor]:
+        r"""Return n_c, and :math:`\sum q_i^2 \lVert p_i - e_{y_i} \rVert^2`, of all ranks (C,), constants."""
+        sums = self.table(CrossEntropy(), with_error=True)
+        if sums is None or sums.squared is None:
+            error = self.cross_entropy_and_error()[1]
+            sums = self.backend.class_sums(self.classes, None, error, self.entry_weight)
         assert sums.squared is not None
         return tuple(all_reduce_sum(table[0], self.process_group) for table in (sums.number, sums.squared))  # type: ignore[return-value]
+
+    def total_loss(self) -> Tensor:
+        r"""Return :math:`\sum q_i \ell_i` of this rank, a constant."""
+        table = self.table(CrossEntropy())
+        if table is None:
+            return self._weighted_sums(self.cross_entropy(), None, None).total.detach()
+        assert table.value is not None
+        return table.value.detach().sum()
 
     def probability(self) -> Tensor:
         """Return p (M, C', *), of pixels that do not count any numbers."""
@@ -282,7 +324,15 @@ class Batch:
 
     def mean_of(self, form: AnyForm, weight: Tensor | None = None, over: Tensor | None = None) -> Tensor:
         """Return the mean of a form's values, see `mean`."""
-        return self.mean(self.values(form), weight, over)
+        table = self.table(form)
+        if table is None:
+            return self.mean(self.values(form), weight, over)
+        assert table.value is not None
+        return self._mean(over_classes(table.number[0], table.value[0], weight, over), over)
+
+    def sum_of(self, form: AnyForm, weight: Tensor | None = None) -> Tensor:
+        """Return the sum that `mean_of` divides; or the terms."""
+        return self.reduced("sum" if self.reduction == "mean" else self.reduction).mean_of(form, weight)
 
     def weighted(self, sums: Sums, coefficient: Tensor, normalizer: Tensor) -> Tensor:
         r"""Return :math:`\frac{1}{Z} \sum_c a_c S_c`; the sum, or the terms :math:`h_i a_{y_i} q_i \varphi_i`."""
@@ -307,19 +357,17 @@ class Batch:
         """
         if self.reduction == "none":
             return self._terms(values, weight, indices(self.classes)[1])
-        sums = self._weighted_sums(values, weight, over)
+        return self._mean(self._weighted_sums(values, weight, over), over)
+
+    def _mean(self, sums: WeightedSums, over: Tensor | None) -> Tensor:
         if resolve(self.process_group) is None:
             return sums.mean if self.reduction == "mean" else sums.total
+        if self.reduction == "sum":
+            return joined_value(sums.total, self.process_group)
         if over is None or is_constant(over):
             return self._joined(sums.total, all_reduce_sum(sums.norm, self.process_group))
         # Σ_c w_c n_c, of all ranks' n_c: on each rank the derivative is the joined sum's
         return self._joined(sums.total, (over * self.number()).sum())
-
-    def sum(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the sum that `mean` divides; or the terms."""
-        if self.reduction == "none":
-            return self._terms(values, weight, indices(self.classes)[1])
-        return joined_value(self._weighted_sums(values, weight, None).total, self.process_group)
 
     def _weighted_sums(self, values: Tensor, weight: Tensor | None, over: Tensor | None) -> WeightedSums:
         return self.backend.weighted_sums(values, self.classes, weight, over, self.entry_weight)

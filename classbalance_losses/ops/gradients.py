@@ -24,7 +24,6 @@ class Gradients(NamedTuple):
     """What every reading starts from."""
 
     batch: Batch
-    loss: Tensor  # ℓ (N, *), with its graph
     squared: Tensor | None  # Σ ‖q δ‖² (C,) of all ranks, for the readings that need no more than it
     features: Tensor | None  # (N, D, *): what enters the last layer
     n: Tensor  # n_c of all ranks, (C,), int64
@@ -44,12 +43,11 @@ class Gradients(NamedTuple):
 
 
 def gather(batch: Batch, reading: str, features: Tensor | None) -> Gradients:
-    """Return the cross-entropy, and what the reading needs, as constants."""
+    """Return what the reading needs, as constants."""
     if reading not in OF_SQUARED_ERRORS:
-        return Gradients(batch, batch.cross_entropy(), None, features, batch.number())
-    loss, error = batch.cross_entropy_and_error()
-    number, squared = batch.squared_sums(error)
-    return Gradients(batch, loss, squared, features, number)
+        return Gradients(batch, None, features, batch.number())
+    number, squared = batch.squared_sums()
+    return Gradients(batch, squared, features, number)
 
 
 def squared_norms(gradients: Gradients, reading: str) -> Tensor:
@@ -83,7 +81,9 @@ def _bias(gradients: Gradients) -> Tensor:
 def _loss(gradients: Gradients) -> Tensor:
     # g_c = 1/n_c Σ q_i ℓ_i: class weighting by loss, in the place of a squared norm.
     batch = gradients.batch
-    sums = batch.backend.class_sums(batch.classes, gradients.loss.detach(), None, gradients.weight()).value
+    sums = batch.backend.class_sums(
+        batch.classes, batch.cross_entropy().detach(), None, gradients.weight()
+    ).value
     assert sums is not None
     return class_means(gradients.joined(sums[0]), gradients.n)
 

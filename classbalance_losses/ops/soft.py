@@ -130,9 +130,9 @@ class SoftBatch(Batch):
         assert own is not None
         return all_reduce_sum(own[0], self.process_group)
 
-    def squared_sums(self, error: Tensor) -> tuple[Tensor, Tensor]:
+    def squared_sums(self) -> tuple[Tensor, Tensor]:
         r"""Return the sums of shares, and :math:`\sum (q_i t_{ic})^2 e_{ic}`, of all ranks (C,)."""
-        return self.number(), super().squared_sums(error)[1]
+        return self.number(), super().squared_sums()[1]
 
     def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_i q_i t_{ia} (p_{ib} - [a = b])`, or of its square without q, of all ranks."""

@@ -13,6 +13,7 @@ from classbalance_losses.kernels.cpu.pixel import (
 from classbalance_losses.kernels.cpu.pixel_loops import TYPES
 from classbalance_losses.kernels.cpu.select import kth_largest
 from classbalance_losses.kernels.cpu.soft import soft_cross_entropy
+from classbalance_losses.kernels.cpu.sums import pixel_sums
 from classbalance_losses.kernels.cpu.threads import failure
 from classbalance_losses.kernels.simplex import project
 
@@ -23,6 +24,7 @@ __all__ = [
     "failure",
     "kth_largest",
     "labels_outside",
+    "pixel_sums",
     "pixel_values",
     "project",
     "reasons",

@@ -14,6 +14,7 @@ from classbalance_losses.kernels.cpu.math import (
     floats,
     log1p,
     logarithm,
+    wide,
 )
 from classbalance_losses.kernels.cpu.passes import (
     HIGHEST,
@@ -73,6 +74,7 @@ def make_dual_value(form: Any, x: Tile, label: Any, maps: Any) -> None:
 
 @compiled
 def _multiply(form: Any, logit: Any, label: Any, k: np.int32, maps: Any) -> None:
+    wide()
     is_short = leaves_out(form)
     for p in range(label.size):
         log_p, product = log_prob(logit, p, maps), maps[_PRODUCT + p]
@@ -82,6 +84,7 @@ def _multiply(form: Any, logit: Any, label: Any, k: np.int32, maps: Any) -> None
 
 @compiled
 def _add_powers(form: Any, logit: Any, label: Any, k: np.int32, maps: Any) -> None:
+    wide()
     for p in range(label.size):
         spilt = power(log_prob(logit, p, maps), form.gamma)
         maps[_SPILT + p] += ZERO if label[p] == k else spilt
@@ -90,6 +93,7 @@ def _add_powers(form: Any, logit: Any, label: Any, k: np.int32, maps: Any) -> No
 @compiled
 def write_dual_gradient(form: Any, x: Tile, gradient: Tile, label: Any, maps: Any) -> None:
     """Write g (u_k - p_k Σ u), the slope put through the softmax."""
+    wide()
     find_own(x, label, maps)
     _find_log_rest(x, maps)
     for p in range(x.size):
@@ -115,6 +119,7 @@ def write_dual_gradient(form: Any, x: Tile, gradient: Tile, label: Any, maps: An
 
 @compiled
 def _write_slope(form: Any, logit: Any, label: Any, k: np.int32, maps: Any, place: Any) -> None:
+    wide()
     is_short = leaves_out(form)
     for p in range(label.size):
         log_p = log_prob(logit, p, maps)
@@ -128,6 +133,7 @@ def _write_slope(form: Any, logit: Any, label: Any, k: np.int32, maps: Any, plac
 
 @compiled
 def _add_power_slope(form: Any, logit: Any, label: Any, k: np.int32, maps: Any, place: Any) -> None:
+    wide()
     for p in range(label.size):
         u = form.alpha * form.gamma * exp_or_zero(form.gamma * log_prob(logit, p, maps))
         u = ZERO if label[p] == k else u

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import carray, types
-from numba.extending import intrinsic
+from numba import carray
 
+from classbalance_losses.kernels.cpu.class_cells import COLUMNS, add_pixels, scale
 from classbalance_losses.kernels.cpu.labels import classes_of
 from classbalance_losses.kernels.cpu.math import (
     add,
@@ -28,7 +27,6 @@ from classbalance_losses.kernels.cpu.math import (
 from classbalance_losses.kernels.cpu.memory import Field
 
 PART = 1 << 14  # pixels, fixed: sums have one order, whatever the threads
-COLUMNS = 4  # of sums: pixels as a whole, pixels in part, the value, the squared value
 BINS = 1 << 16
 _CHUNK = 1 << 10  # pixels whose numbers stay in the first-level cache
 
@@ -81,44 +79,17 @@ def _members(job: Any, row: int, place: int, own: Any, tied: Any) -> Any:
 
 
 @compiled
-def _scale(values: Any, weight: Any, again: Any, tied: Any, share: Any, out: Any) -> None:
-    """Write h q v, or h q² v; a weight of 0 times an infinite value is 0."""
-    for p in range(values.size):
-        factor = weight[p] * again[p]
-        product = values[p] * factor * (share if tied[p] > 0 else np.float32(1))
-        out[p] = np.float32(0) if (factor == 0) & (values[p] == np.inf) else product
-
-
-@compiled
 def _spread(coefficient: Any, own: Any, weight: Any, tied: Any, share: Any, out: Any) -> None:
+    if coefficient.size == 2:  # in vectors
+        absent, present = coefficient[0], coefficient[1]
+        for p in range(out.size):
+            out[p] = present if own[p] == 1 else absent
+    else:
+        for p in range(out.size):
+            out[p] = coefficient[max(own[p], 0)]
     for p in range(out.size):
-        slope = coefficient[max(own[p], 0)] * weight[p] * (share if tied[p] > 0 else np.float32(1))
+        slope = out[p] * weight[p] * (share if tied[p] > 0 else np.float32(1))
         out[p] = slope if own[p] >= 0 else np.float32(0)
-
-
-@compiled
-def _add_pixels(own: Any, tied: Any, values: Any, squares: Any, sums: int, lane: int, cells: int) -> None:
-    """Add pixels to the cells of their classes, in lanes by turns: else each would wait for its neighbour's sum."""
-    for p in range(own.size):
-        cell = (p & lane) * cells + own[p] + 1
-        _add_pixel(sums + 8 * COLUMNS * cell, np.float32(1) - tied[p], tied[p], values[p], squares[p])
-
-
-@intrinsic
-def _add_pixel(_: Any, place: Any, whole: Any, tied: Any, value: Any, square: Any) -> Any:
-    """Add four float32 to the four float64 at an address, at once: one by one it takes 1.3 times as long."""
-
-    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        vector = ir.Constant(ir.VectorType(ir.FloatType(), COLUMNS), ir.Undefined)
-        for k in range(COLUMNS):
-            vector = builder.insert_element(vector, args[1 + k], ir.IntType(32)(k))
-        wide = ir.VectorType(ir.DoubleType(), COLUMNS)
-        sums = builder.inttoptr(args[0], wide.as_pointer())
-        total = builder.fadd(builder.load(sums, align=8), builder.fpext(vector, wide))
-        builder.store(total, sums, align=8)
-        return ir.IntType(64)(0)
-
-    return types.int64(types.int64, *[types.float32] * COLUMNS), generate
 
 
 @task
@@ -134,12 +105,14 @@ def class_sums(memory: Any) -> None:
         for first in range(start, min(start + PART, job.pixels), _CHUNK):
             size, place = min(_CHUNK, job.pixels - first), row * job.pixels + first
             share = _members(job, row, place, own[:size], tied)
+            ties = tied[: size if job.ranked else 0]
             weight = floats(job.weight + 4 * place, size) if job.weight else ones[:size]
             if job.value:
-                _scale(floats(job.value + 4 * place, size), weight, ones, tied, share, values)
+                scale(floats(job.value + 4 * place, size), weight, ones, ties, share, values)
             if job.squared:
-                _scale(floats(job.squared + 4 * place, size), weight, weight, tied, share, squares)
-            _add_pixels(own[:size], tied, values, squares, sums, job.lanes - 1, job.cells)
+                scale(floats(job.squared + 4 * place, size), weight, weight, ties, share, squares)
+            asked = squares[: size if job.squared else 0]
+            add_pixels(own[:size], ties, values[:size], asked, sums, job.lanes, job.classes)
         part = take(memory)
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels, WeightedSums
 from classbalance_losses.kernels.cpu import map_loops as loops
+from classbalance_losses.kernels.cpu.class_cells import COLUMNS, lanes_for
 from classbalance_losses.kernels.cpu.memory import hand_over, hand_over_labels
 from classbalance_losses.kernels.cpu.threads import run
 from classbalance_losses.kernels.operators import define
 from classbalance_losses.kernels.plain import needs_reference
+from classbalance_losses.kernels.reference import over_classes
 
-_LANES = 4
-_FEW = 1 << 6  # pixels of a part for each class, up to which lanes cost more than they give
 _FACTORS = ("weight", "ranked", "bits", "share")  # of a pixel: q, and what h follows from
 # Pixels that other threads take off this one: for fewer, to wake and await them takes longer where cores are busy.
 _WORTH_A_THREAD = 3 << 16
@@ -67,16 +67,7 @@ def weighted_sums(
         pixel_weight: q (N, *), float32 and constant, or ``None`` for 1.
     """
     (number,), (sums,), _ = _ClassSums.apply(value, None, *labels, 1, pixel_weight, *_ALL)  # type: ignore[no-untyped-call]
-
-    def over_classes(sum_of_class: Tensor, factor: Tensor | None) -> Tensor:
-        if factor is None:
-            return sum_of_class.sum()
-        own = torch.where(number > 0, factor, 0).to(sum_of_class.dtype)
-        return (torch.where((own == 0) & (sum_of_class == torch.inf), 0, sum_of_class) * own).sum()
-
-    total = over_classes(sums, weight)
-    norm = over_classes(number.to(total.dtype), norm_weight)
-    return WeightedSums(total / torch.where(norm > 0, norm, 1), total, norm)
+    return over_classes(number, sums, weight, norm_weight)
 
 
 def labels_outside(target: Tensor, num_classes: int, ignore_index: int) -> int:
@@ -156,9 +147,9 @@ def _run_class_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     labels, cells = Labels(target, num_classes, ignore_index), num_classes + 1
     pixels, parts = _sizes(labels, rows)
-    lanes = _LANES if num_classes * _FEW < min(pixels, loops.PART) else 1
+    lanes = lanes_for(min(pixels, loops.PART), num_classes)
     # Zeros of numpy's are not written by other threads, which it takes time to wake.
-    table = torch.from_numpy(np.zeros((rows, parts * lanes, cells, loops.COLUMNS)))
+    table = torch.from_numpy(np.zeros((rows, parts * lanes, cells, COLUMNS)))
     tensors = {"value": value, "squared": squared, **dict(zip(_FACTORS, factors, strict=True)), "sums": table}
     run_on_maps(loops.class_sums, labels, rows, tensors, cells=cells, lanes=lanes)
     with np.errstate(invalid="ignore"):  # inf - inf

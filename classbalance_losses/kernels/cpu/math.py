@@ -67,6 +67,22 @@ def _add(_: Any, place: Any, value: Any) -> Any:
     return types.int64(types.voidptr, types.int64), generate
 
 
+@intrinsic
+def wide(_: Any) -> Any:
+    """Have the loops of the function that says so done in vectors of 512 bits, if the processor has any.
+
+    LLVM takes half of them by itself, for processors that clock lower for whole ones. Those that are sold today hardly
+    do, and loops that are made of exponentials take 0.5 to 0.75 of the time.
+    """
+
+    def generate(_: Any, builder: Any, __: Any, ___: Any) -> Any:
+        # llvmlite knows the names of some attributes, and not of those that are strings.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return ir.Constant(_INT, 0)
+
+    return types.int64(), generate
+
+
 @compiled
 def add(address: int, value: int) -> None:
     """Add to the int64 at an address in one step, which no other thread can part."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from classbalance_losses.kernels.cpu.math import compiled, exp, floats, summing
+from classbalance_losses.kernels.cpu.math import compiled, exp, floats, summing, wide
 from classbalance_losses.kernels.cpu.passes import (
     LOG_SUM,
     NOTHING,
@@ -37,6 +37,7 @@ def find_share(label: Any, weight: int, maps: Any) -> None:
 @compiled
 def add_overlap(powers: Tile, label: Any, maps: Any, sums: Any) -> None:
     """Add q p_k, of e^(x - max), to the first float64 sums (2, C), and that of the label to the second."""
+    wide()
     for p in range(powers.size):
         maps[SHARE + p] *= exp(-maps[LOG_SUM + p])
     for k in range(powers.classes):
@@ -49,6 +50,7 @@ def add_overlap(powers: Tile, label: Any, maps: Any, sums: Any) -> None:
 
 @compiled
 def _find_parts(power: Any, label: Any, k: np.int32, maps: Any) -> None:
+    wide()
     for p in range(label.size):
         part = power[p] * maps[SHARE + p] if label[p] >= 0 else ZERO
         maps[TOTAL + p] = part
@@ -67,6 +69,7 @@ def _sum_up(first: int, size: int, maps: Any) -> Any:
 @compiled
 def add_overlap_gradient(x: Tile, gradient: Tile, label: Any, slopes: Any, maps: Any) -> None:
     """Add p_k (a_k - Σ p_j a_j) to a gradient, a_k = q (slope of P_k + [k = y] slope of I_k), the slopes (2, C)."""
+    wide()
     clear(PULL, x.size, maps)
     clear(OWN, x.size, maps)
     pull_overlap(x, NOTHING, label, slopes, maps)
@@ -81,6 +84,7 @@ def add_overlap_gradient(x: Tile, gradient: Tile, label: Any, slopes: Any, maps:
 @compiled
 def pull_overlap(x: Tile, probs: Tile, label: Any, slopes: Any, maps: Any) -> None:
     """Add to A and B of a gradient p_k (A + q slope of P_k) - [k = y] B, and write p unless it is for ``NOTHING``."""
+    wide()
     clear(TOTAL, x.size, maps)
     clear(TIES, x.size, maps)
     for k in range(x.classes):
@@ -100,6 +104,7 @@ def pull_overlap(x: Tile, probs: Tile, label: Any, slopes: Any, maps: Any) -> No
 @compiled
 def write_overlap_slope(place: Any, label: Any, k: np.int32, spread: Any, every: Any, maps: Any) -> None:
     """Write the gradient of a class in the place of p, of a form whose share in it is ``spread``, too."""
+    wide()
     for p in range(label.size):
         own = maps[OWN + p] if label[p] == k else ZERO
         pulled = place[p] * (maps[PULL + p] + maps[SHARE + p] * every)

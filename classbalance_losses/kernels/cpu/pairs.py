@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from classbalance_losses.kernels.cpu.math import compiled, exp, inlined, log1p_of_part
-from classbalance_losses.kernels.cpu.passes import ONE, OWN, SLOPE, TIES, VALUE, ZERO, Tile, row
+from classbalance_losses.kernels.cpu.math import compiled, exp, inlined, log1p_of_part, wide
+from classbalance_losses.kernels.cpu.passes import GIVEN, ONE, OWN, SLOPE, TIES, VALUE, ZERO, Tile, row
 from classbalance_losses.kernels.forms.cpu import FOCAL
 
 _TWO = np.float32(2)
@@ -21,6 +21,7 @@ _SURE = np.float32(104)  # from which on p is below all rounding
 @compiled
 def forward_pair(form: Any, x: Tile, label: Any, with_error: bool, maps: Any) -> None:
     """Write φ and, if asked, ‖p - e_y‖² = 2 m² in the place of ties."""
+    wide()
     _find_margin(x, label, maps)
     if form.code == FOCAL:
         for p in range(x.size):
@@ -38,8 +39,9 @@ def forward_pair(form: Any, x: Tile, label: Any, with_error: bool, maps: Any) ->
 
 
 @compiled
-def backward_pair(form: Any, x: Tile, gradient: Tile, label: Any, slope: Any, maps: Any) -> None:
-    """Write the gradient, by a slope of each pixel; 0 where ignored."""
+def backward_pair(form: Any, x: Tile, gradient: Tile, label: Any, maps: Any) -> None:
+    """Write the gradient, by the given slope of each pixel; 0 where ignored."""
+    wide()
     _find_margin(x, label, maps)
     if form.code == FOCAL:
         for p in range(x.size):
@@ -48,11 +50,11 @@ def backward_pair(form: Any, x: Tile, gradient: Tile, label: Any, slope: Any, ma
             log_rest, missed = log1p_of_part(e), _missed(u, e)
             steep = missed + form.gamma * (max(u, ZERO) + log_rest) * _missed(-u, e)
             steep = exp(form.gamma * (min(u, ZERO) - log_rest)) * steep
-            maps[SLOPE + p] = slope[p] * (ONE if u > _SURE else steep)
+            maps[SLOPE + p] = maps[GIVEN + p] * (ONE if u > _SURE else steep)
     else:
         for p in range(x.size):
             u = maps[OWN + p]
-            maps[SLOPE + p] = slope[p] * _missed(u, exp(-np.abs(u)))
+            maps[SLOPE + p] = maps[GIVEN + p] * _missed(u, exp(-np.abs(u)))
     zero, one = row(gradient, 0), row(gradient, 1)
     for p in range(x.size):
         pushed = maps[SLOPE + p] if label[p] >= 0 else ZERO
@@ -63,6 +65,7 @@ def backward_pair(form: Any, x: Tile, gradient: Tile, label: Any, slope: Any, ma
 @compiled
 def _find_margin(x: Tile, label: Any, maps: Any) -> None:
     """Write u, which is NaN where a logit is NaN or infinite upwards, or both are infinite."""
+    wide()
     zero, one = row(x, 0), row(x, 1)
     for p in range(x.size):
         largest = one[p] if one[p] > zero[p] else zero[p]

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from classbalance_losses.kernels.cpu.math import compiled, exp, expm1, floats, inlined, log1p
+from classbalance_losses.kernels.cpu.math import compiled, exp, expm1, floats, inlined, log1p, wide
 
 PITCH = 512
-ROWS = 10
-HIGHEST, OWN, LOG_SUM, OTHERS, TIES, VALUE, TOTAL, LOG_REST, SLOPE, SHARE = range(0, ROWS * PITCH, PITCH)
+ROWS = 11
+(HIGHEST, OWN, LOG_SUM, OTHERS, TIES, VALUE, TOTAL, LOG_REST, SLOPE, SHARE, GIVEN) = range(
+    0, ROWS * PITCH, PITCH
+)
 PULL = OTHERS  # of backward
 ZERO, ONE, INF = np.float32(0), np.float32(1), np.float32(np.inf)
 
@@ -47,6 +49,7 @@ def clear(first: int, size: int, maps: Any) -> None:
 @compiled
 def find_largest(x: Tile, maps: Any) -> None:
     """Write the largest logit."""
+    wide()
     for k in range(x.classes):
         logit = row(x, k)
         for p in range(x.size):
@@ -68,6 +71,7 @@ def sum_beside_largest(x: Tile, powers: Tile, maps: Any) -> None:
 
     Here and in `sum_beside_label` e^(x - max) are written, too, unless ``powers`` is ``NOTHING``.
     """
+    wide()
     clear(OTHERS, x.size, maps)
     clear(TIES, x.size, maps)
     for k in range(x.classes):
@@ -103,6 +107,7 @@ def sum_beside_label(x: Tile, powers: Tile, label: Any, with_error: bool, maps: 
 
 @compiled
 def _add_others(logit: Any, kept: Any, label: Any, k: np.int32, maps: Any) -> None:
+    wide()
     for p in range(label.size):
         power = exp(logit[p] - maps[HIGHEST + p])
         if kept.size:
@@ -112,6 +117,7 @@ def _add_others(logit: Any, kept: Any, label: Any, k: np.int32, maps: Any) -> No
 
 @compiled
 def _add_others_and_squares(logit: Any, kept: Any, label: Any, k: np.int32, maps: Any) -> None:
+    wide()
     for p in range(label.size):
         power = exp(logit[p] - maps[HIGHEST + p])
         if kept.size:

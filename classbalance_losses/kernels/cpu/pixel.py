@@ -27,7 +27,7 @@ from classbalance_losses.kernels.operators import by_reference, define
 from classbalance_losses.kernels.plain import needs_reference
 from classbalance_losses.kernels.reference import class_rows
 
-_PARTS = 64  # of the pixels, or of an image's, whose sums are added up apart
+PARTS = 64  # of the pixels, or of an image's, whose sums are added up apart
 _TABLES = 1 << 21  # sums in all of them: 16 MiB
 
 
@@ -128,14 +128,14 @@ class _PixelPass(torch.autograd.Function):
             input, target, weight, log_sum, *others = ctx.saved_tensors
             bias, pixel_weight = others
             given = (*ctx.constants, weight, bias, ctx.single, pixel_weight, overlap_grad)
-            gradient = _BACKWARD(grad, input, target, log_sum, *given)
+            gradient = BACKWARD(grad, input, target, log_sum, *given)
         return (gradient, *(None,) * 11)
 
 
 def _by_reference(ctx: Any, grad: Tensor | None, overlap_grad: Tensor | None) -> Tensor:
     input, target, weight, _, bias, pixel_weight = ctx.saved_tensors
     ignore_index, align_corners, code, numbers = ctx.constants
-    labels = Labels(target, _classes(input, ctx.single), ignore_index)
+    labels = Labels(target, classes_of(input, ctx.single), ignore_index)
     resize = None if align_corners is None else Resize(tuple(target.shape[1:]), align_corners)
 
     def outputs(input: Tensor) -> list[Tensor]:
@@ -169,7 +169,8 @@ def _forward(
     given = zip(("value", "error", "log_sum"), maps, strict=True)
     tensors: dict[str, Tensor | None] = {name: made for name, made in given if made.numel()}
     tensors |= {"bias": bias, "pixel_weight": pixel_weight if with_overlap else None}
-    _kept, task, job = _prepared(input, target, ignore_index, align_corners, single, tensors)
+    _kept, task, job = prepared(input, target, ignore_index, align_corners, single, tensors)
+    job["with_error"] = with_error
     fill(job["form"], code, numbers, weight, int(job["classes"][0]))
     if with_overlap:
         _add_overlap(task, job, overlap)
@@ -193,7 +194,7 @@ def _outputs(
     with_overlap: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Make φ, the error if asked, log Σ if it is kept, and the overlap; those that are not are empty."""
-    classes = _classes(input, single)
+    classes = classes_of(input, single)
     is_kept = strided.keeps_log_sum(input, classes, is_enlarged=align_corners is not None)
 
     def new(is_wanted: bool, shape: Sequence[int] = target.shape) -> Tensor:
@@ -207,14 +208,15 @@ def _outputs(
     )
 
 
-def _classes(input: Tensor, single: bool) -> int:
+def classes_of(input: Tensor, single: bool) -> int:
+    """Return C."""
     return 2 if single else input.shape[1]
 
 
 def _add_overlap(task: Any, job: Any, overlap: Tensor) -> None:
     """Run the loop, and add up an image's parts, in the order of whose sums no thread has a say."""
     images, _, classes = overlap.shape
-    parts = min(int(job["parts"][0]) // max(images, 1), _PARTS)
+    parts = min(int(job["parts"][0]) // max(images, 1), PARTS)
     job["parts"] = images * parts
     table = np.zeros((images, parts, 2, classes))
     hand_over(job, FIELDS, {"overlap": torch.from_numpy(table)})
@@ -236,12 +238,13 @@ def _backward(
     single: bool = False,
     pixel_weight: Tensor | None = None,
     overlap_grad: Tensor | None = None,
+    coefficient: Tensor | None = None,
 ) -> Tensor:
-    is_kept = strided.keeps_log_sum(input, _classes(input, single), is_enlarged=align_corners is not None)
+    is_kept = strided.keeps_log_sum(input, classes_of(input, single), is_enlarged=align_corners is not None)
     tensors = {"slope": grad, "log_sum": log_sum if is_kept else None, "bias": bias}
-    if overlap_grad is not None:
-        tensors |= {"overlap_slope": overlap_grad, "pixel_weight": pixel_weight}
-    kept, task, job = _prepared(input, target, ignore_index, align_corners, single, tensors)
+    if overlap_grad is not None or coefficient is not None:
+        tensors |= {"overlap_slope": overlap_grad, "coefficient": coefficient, "pixel_weight": pixel_weight}
+    kept, task, job = prepared(input, target, ignore_index, align_corners, single, tensors)
     fill(job["form"], code, numbers, weight, int(job["classes"][0]))
     if align_corners is not None:
         gradient = torch.zeros_like(kept[0])
@@ -279,10 +282,10 @@ def _error_sums(
     single: bool = False,
 ) -> Tensor:
     tensors = {"bias": bias, "pixel_weight": weight}
-    _kept, task, job = _prepared(input, target, ignore_index, align_corners, single, tensors)
+    _kept, task, job = prepared(input, target, ignore_index, align_corners, single, tensors)
     classes = int(job["classes"][0])
     # Parts, in the order of whose sums no thread has a say.
-    job["parts"] = parts = max(min(_PARTS, _TABLES // classes**2), 1)
+    job["parts"] = parts = max(min(PARTS, _TABLES // classes**2), 1)
     sums = torch.zeros(parts, classes, classes, dtype=torch.float64, device="cpu")
     hand_over(job, FIELDS, {"sums": sums})
     job["squared"] = squared
@@ -300,11 +303,11 @@ def _table(
     bias: Tensor | None = None,
     single: bool = False,
 ) -> Tensor:
-    classes = _classes(input, single)
+    classes = classes_of(input, single)
     return torch.empty(classes, classes, dtype=torch.float32, device=input.device)
 
 
-def _prepared(
+def prepared(
     input: Tensor,
     target: Tensor,
     ignore_index: int,
@@ -332,10 +335,11 @@ _FORWARD = define(
     _forward,
     _outputs,
 )
-_BACKWARD = define(
+BACKWARD = define(
     "cpu_pixel_backward(Tensor? grad, Tensor input, Tensor target, Tensor log_sum, int ignore_index, "
     "bool? align_corners, int form, float[] numbers, Tensor? weight, Tensor? bias=None, "
-    "bool single=False, Tensor? pixel_weight=None, Tensor? overlap_grad=None) -> Tensor",
+    "bool single=False, Tensor? pixel_weight=None, Tensor? overlap_grad=None, Tensor? coefficient=None) "
+    "-> Tensor",
     _backward,
     _gradient,
 )

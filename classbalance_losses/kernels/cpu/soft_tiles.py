@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from classbalance_losses.kernels.cpu.math import compiled, exp, floats
+from classbalance_losses.kernels.cpu.math import compiled, exp, floats, wide
 from classbalance_losses.kernels.cpu.passes import (
     INF,
     LOG_SUM,
@@ -67,6 +67,7 @@ def _add_shares(shares: Tile, weight: Any, label: Any, maps: Any) -> None:
 
 @compiled
 def _add_value(logit: Any, share: Any, w: Any, maps: Any) -> None:
+    wide()
     for p in range(logit.size):
         part, surprise = w * share[p], -log_prob(logit, p, maps)
         maps[VALUE + p] += ZERO if (part == ZERO) & (surprise == INF) else part * surprise
@@ -74,6 +75,7 @@ def _add_value(logit: Any, share: Any, w: Any, maps: Any) -> None:
 
 @compiled
 def _write_slope(logit: Any, share: Any, w: Any, slope: Any, label: Any, maps: Any, place: Any) -> None:
+    wide()
     for p in range(logit.size):
         pulled = exp(log_prob(logit, p, maps)) * maps[TOTAL + p] - w * share[p]
         place[p] = slope[p] * pulled if label[p] >= 0 else ZERO

@@ -88,7 +88,7 @@ def pixel_pass(memory: Any) -> None:
     room = _room(job)
     cells = _turns(job.deep) * _turns(job.tall) * _turns(job.wide)
     total = job.images * cells
-    parts = job.parts if job.sums or job.overlap else total
+    parts = job.parts if job.sums or job.overlap or job.class_sums else total
     part = take(memory)
     while part < parts:
         for cell in range(total * part // parts, total * (part + 1) // parts):
