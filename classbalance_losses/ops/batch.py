@@ -1,28 +1,19 @@
-"""The pixels of a call, and what a loss asks of them: values of a form, sums over classes, and a mean.
+"""What a loss asks of the pixels of a call: sums over classes, and a mean.
 
 A loss is a function of class sums. Two primitives carry it: a pass over the logits that gives each pixel's value of a
-form, or sums of probabilities, and sums of such a map over the pixels of each class. All that is left is arithmetic on
-C numbers.
+form (`pixels`), or sums of them or of probabilities, and sums of such a map over the pixels of each class. All that is
+left is arithmetic on C numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import all_reduce_sum, joined_value, resolve
-from classbalance_losses._options import Common, completed
-from classbalance_losses._validate import check_target_range, class_vector_of_call
-from classbalance_losses._validate_tasks import check_call
-from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import ClassSums, Hard, Labels, WeightedSums, accumulation_dtype
-from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Mixed, Smoothed
-from classbalance_losses.kernels.plain import can_read_values, is_constant
+from classbalance_losses.kernels.call import ClassSums, Hard, WeightedSums
+from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Mixed
+from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.kernels.reference import (
     indices,
     kept_weight,
@@ -33,146 +24,13 @@ from classbalance_losses.kernels.reference import (
 )
 from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.mining import hardest
+from classbalance_losses.ops.pixels import Pixels
 from classbalance_losses.ops.reduction import reduce_total
-from classbalance_losses.ops.sums import ImageSums, Needs, Sums, block_diagonal, over_rows
-from classbalance_losses.ops.tasks import Reading, grouped, read
+from classbalance_losses.ops.sums import Sums, over_rows
 
 
-class Batch:
-    """Logits and labels of a call, checked, and the backend that works on them.
-
-    Its rows and classes are those of `tasks`: C = 2L where each of L labels is a class of its own, present or not.
-    """
-
-    def __init__(
-        self,
-        input: Tensor,
-        target: Tensor,
-        pixel_weight: Tensor | None,
-        common: Common,
-        *,
-        learned: Sequence[object] = (),
-        needs: Needs | None = None,
-    ) -> None:
-        """Check the arguments of a call, and choose the backend.
-
-        ``learned`` are weights that may have a gradient, as ``pixel_weight`` may. ``needs`` says what the terms of a
-        sum need, so that they share a pass.
-        """
-        options = completed(common)
-        check_call(input, target, pixel_weight, options)
-        self.reduction, self.process_group = options["reduction"], options["process_group"]
-        self.task, self.num_images = options["task"], input.shape[0] if input.ndim > 1 else 1
-        self._set(read(input, target, pixel_weight, options), accumulation_dtype(input.dtype))
-        self._needs = needs
-        self._found: dict[str, Tensor] = {}
-        self._table: ClassSums | None = None
-        shares = None if self.soft is None else target
-        weights = [weight for weight in (pixel_weight, shares, *learned) if isinstance(weight, Tensor)]
-        constant = all(map(is_constant, weights))
-        self.backend = backend_for(self.logits, self.labels, self.pixel_weight, constant=constant)
-        if self.soft is None:
-            self._check_labels()
-
-    def _set(self, reading: Reading, dtype: torch.dtype) -> None:
-        self.dtype, self.logits, self.labels = dtype, reading.logits, reading.labels
-        self.groups, self._shape, self.soft = reading.groups, reading.shape, reading.soft
-        self._classes: Labels | None = None
-        weight = reading.pixel_weight
-        self.pixel_weight = None if weight is None else weight.to(dtype)
-
-    @property
-    def classes(self) -> Labels:
-        """The labels as classes of all sums."""
-        if self._classes is None:
-            self._classes = self._make_classes()
-        return self._classes
-
-    def _make_classes(self) -> Labels:
-        return grouped(self.labels, self.groups)
-
-    @property
-    def entry_weight(self) -> Tensor | None:
-        """Q of each pixel whose label is summed; of soft labels q t of each entry."""
-        return self.pixel_weight
-
-    def class_vector(self, name: str, value: object) -> Tensor:
-        """Return the numbers of the classes (C,) that the call was given, in the loss's dtype."""
-        shape: tuple[int, ...] = (self.labels.num_classes,)
-        if self.task == "multilabel" or self.groups > 1:  # of labels, absent and present, or of images
-            shape = (self.groups, *shape)
-        return class_vector_of_call(name, value, self.logits.input, shape).to(self.dtype).flatten()
-
-    def ones(self) -> Tensor:
-        """Return 1 for each class (C,)."""
-        return torch.ones(self.classes.num_classes, dtype=self.dtype, device=self.logits.input.device)
-
-    def _check_labels(self) -> None:
-        """Check that each label is a class or ignored: values are read on the CPU; kernels for CUDA assert it."""
-        target, num_classes, ignore_index = self.labels
-        if target.device.type == "cuda" and self.backend is not reference:
-            return
-        count = getattr(self.backend, "labels_outside", None)
-        if count is None or not can_read_values(target) or count(target, num_classes, ignore_index):
-            check_target_range(target, num_classes, ignore_index)
-
-    def without_weightless(self) -> Batch:
-        """Return the same where pixels of weight 0 do not count."""
-        if self.pixel_weight is None:
-            return self
-        if self._needs is not None:  # the pass that others share is of all pixels
-            self._run(self._needs)
-        kept, other = self.pixel_weight != 0, copy(self)
-        target = torch.where(kept, self.labels.target.long(), self.labels.ignore_index)
-        other.labels, other._classes, other._table = self.labels._replace(target=target), None, None
-        return other
-
-    def takes_image_weights(self, weight: Tensor) -> bool:
-        """Whether a weight (N, C) has numbers of the classes for each image."""
-        return self.task == "multiclass" and weight.shape[0] == self.num_images
-
-    def by_image(self) -> Batch:
-        """Return the same where the classes of each image are classes of their own."""
-        other = copy(self)
-        other.groups, other._classes = self.num_images, None
-        return other
-
-    def reduced(self, reduction: str) -> Batch:
-        """Return the same with another reduction."""
-        other = copy(self)
-        other.reduction = reduction
-        return other
-
-    def biased(self, bias: Tensor) -> Batch:
-        """Return the same where constants (G, C') of each group of rows are added to the logits."""
-        other, logits = copy(self), self.logits
-        other._needs, other._found, other._table = None, {}, None
-        if self.groups == 1:
-            other.logits = logits._replace(bias=bias[0].to(self.dtype))
-        else:  # of one logit a row, against 0
-            own = (bias[:, 1] - bias[:, 0]).to(self.dtype).repeat(self.num_images)
-            shifted = logits.input.to(self.dtype) + own.view(-1, *[1] * (logits.input.ndim - 1))
-            other.logits = logits._replace(input=shifted)
-        return other
-
-    def values(self, form: AnyForm) -> Tensor:
-        """Return φ of each pixel (M, *), 0 where its label does not count."""
-        if isinstance(form, CrossEntropy):
-            return self.cross_entropy(ranked=form.ranked)
-        if isinstance(form, Focal) and self._shares_loss():
-            return form.of_loss(self.cross_entropy())
-        form = self._fused(form)
-        if isinstance(form, Mixed):
-            return form.value(self.logits.full_size(), *indices(self.labels))
-        if isinstance(form, Smoothed) and form.weight.numel() != self.labels.num_classes:
-            return self._smoothed_by_group(form)
-        return self.backend.pixel_values(self.logits, self.labels, form)
-
-    def _fused(self, form: AnyForm) -> AnyForm:
-        """Return the form that a pass has, of cross-entropy mixed with that of all classes."""
-        if isinstance(form, Mixed) and isinstance(form.form, CrossEntropy):
-            return Smoothed(form.label_smoothing, self.ones()[: self.labels.num_classes])
-        return form
+class Batch(Pixels):
+    """The pixels of a call, and sums and means over their classes."""
 
     def table(self, form: AnyForm, *, with_error: bool = False) -> ClassSums | None:
         r"""Return n, :math:`\sum q_i \varphi_i` and :math:`\sum q_i^2 e_i` of each class of this rank, (1, C).
@@ -189,70 +47,9 @@ class Batch:
         table: ClassSums = sums_of_pass(
             self.logits, self.labels, form, self.pixel_weight, with_error=with_error
         )
-        self._table = table if is_loss else None
+        if is_loss:
+            self._table = table
         return table
-
-    def _shares_loss(self) -> bool:
-        """Whether ℓ is another term's, too."""
-        return self._needs is not None and self._needs.loss
-
-    def _smoothed_by_group(self, form: Smoothed) -> Tensor:
-        """Return the values where each group of rows has weights of its own."""
-        groups, values = self.groups, []
-        for g, weight in enumerate(form.weight.view(groups, -1)):
-            logits = self.logits._replace(input=self.logits.input[g::groups])
-            labels = self.labels._replace(target=self.labels.target[g::groups])
-            values.append(self.backend.pixel_values(logits, labels, form._replace(weight=weight)))
-        return torch.stack(values, 1).flatten(0, 1)
-
-    def cross_entropy(self, *, ranked: bool = False) -> Tensor:
-        """Return ℓ of each pixel (M, *), which is computed once."""
-        needs = self._needs if self._shares_loss() else Needs(loss=True, ranked=ranked)
-        assert needs is not None
-        return self._run(needs)["loss"]
-
-    def cross_entropy_and_error(self) -> tuple[Tensor, Tensor]:
-        r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (M, *)."""
-        found = self._run(self._needs or Needs(loss=True, error=True))
-        return found["loss"], found["error"]
-
-    def image_sums(self) -> ImageSums:
-        """Return the sums of probabilities and labels over each image's pixels, (N, C), or (N, L) where labels are."""
-        found = self._run(self._needs or Needs(overlap=True))
-        rows = self.labels.target.shape[0]
-        counts = self.backend.class_sums(self.labels, self.pixel_weight, rows=max(rows, 1))
-        count = counts.number[:rows]
-        number = count if counts.value is None else counts.value[:rows]
-        return self._by_image(found["probability"], found["own"], number, count)
-
-    def _by_image(self, *sums: Tensor) -> ImageSums:
-        """Return sums of rows and their classes, (M, C'), as they are or, of labels present, by image and label."""
-        if self.logits.single:
-            sums = tuple(table[:, 1].reshape(self.num_images, self.groups) for table in sums)
-        return ImageSums(*sums)
-
-    def _run(self, needs: Needs) -> dict[str, Tensor]:
-        """Pass over the logits, once, for all that the losses need."""
-        asked = {"loss": needs.loss, "error": needs.error, "probability": needs.overlap}
-        if all(name in self._found for name, is_asked in asked.items() if is_asked):
-            return self._found
-        form = CrossEntropy(ranked=needs.ranked)
-        found: dict[str, Tensor | None] = {}
-        if needs.overlap:
-            sums, found["loss"], found["error"] = self.backend.values_and_overlap(
-                self.logits,
-                self.labels,
-                form if needs.loss else None,
-                self.pixel_weight,
-                with_error=needs.error,
-            )
-            found |= sums._asdict()
-        elif needs.error:
-            found["loss"], found["error"] = self.backend.cross_entropy_and_error(self.logits, self.labels)
-        else:
-            found["loss"] = self.backend.pixel_values(self.logits, self.labels, form)
-        self._found.update({name: value for name, value in found.items() if value is not None})
-        return self._found
 
     def hardest(self, loss: Tensor, *, fraction: float, min_kept: int, scope: str) -> Hard:
         """Return H, the pixels with the largest losses of the batch, on all ranks together, or of each image."""
@@ -294,27 +91,6 @@ class Batch:
             return self._weighted_sums(self.cross_entropy(), None, None).total.detach()
         assert table.value is not None
         return table.value.detach().sum()
-
-    def probability(self) -> Tensor:
-        """Return p (M, C', *), of pixels that do not count any numbers."""
-        input = torch.where(indices(self.labels)[1].unsqueeze(1), self.logits.full_size(), 0)
-        return F.softmax(input, 1, dtype=self.dtype)
-
-    def share(self, c: int, weight: Tensor | None) -> Tensor:
-        """Return q of the pixels whose label is class c of their row, (M, *), and 0 elsewhere."""
-        target, keep = indices(self.labels)
-        return torch.where(keep & (target == c), 1 if weight is None else weight, 0).to(self.dtype)
-
-    def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
-        r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2`, (C, C), of all ranks."""
-        logits = self.logits._replace(input=self.logits.input.detach())
-        blocks = []
-        for g in range(self.groups):  # of a label's entries: there are no errors of other labels
-            of = logits._replace(input=logits.input[g :: self.groups])
-            labels = self.labels._replace(target=self.labels.target[g :: self.groups])
-            own = None if weight is None else weight[g :: self.groups]
-            blocks.append(self.backend.error_sums(of, labels, own, squared=squared))
-        return all_reduce_sum(block_diagonal(blocks), self.process_group)
 
     def statistics(self) -> BatchSums:
         """Return what estimators of class weights are given."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._options import Common
@@ -67,7 +68,7 @@ class SoftBatch(Batch):
             self._entry_weight = self.soft if q is None else self.soft * q.unsqueeze(1)
         return self._entry_weight
 
-    def without_weightless(self) -> Batch:
+    def without_weightless(self) -> Self:
         """Return the same where pixels of weight 0 do not count."""
         if self.pixel_weight is None:
             return self
