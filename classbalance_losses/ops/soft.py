@@ -6,6 +6,7 @@ With indices one entry of a pixel has the share 1, so every sum over entries is 
 from __future__ import annotations
 
 from copy import copy
+from math import prod
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from classbalance_losses._options import Common
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import Hard, Labels
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Smoothed, of_all_classes
-from classbalance_losses.kernels.reference import scaled
+from classbalance_losses.kernels.reference import members, over_classes, scaled
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.sums import ImageSums, Needs, Sums, block_diagonal
@@ -114,26 +115,38 @@ class SoftBatch(Batch):
 
     def class_sums(self, values: Tensor, hard: Hard | None = None) -> Sums:
         """Sum a map over the entries of each class, or over those of H's pixels; the number is the sum of shares."""
-        rows = 1 if hard is None else hard.bits.shape[0]
+        share = None
         if hard is not None:
+            share = self._share_of(hard).unsqueeze(1)
             hard = hard._replace(ranked=hard.ranked.unsqueeze(1).expand_as(self.soft))
-        number, value = (
-            reference.class_sums(self.classes, of, None, weight, rows=rows, hard=hard).value
-            for of, weight in ((self.soft.detach(), None), (values, self.entry_weight))
-        )
-        assert number is not None
-        assert value is not None
-        return Sums(all_reduce_sum(number.sum(0), self.process_group), value.sum(0), values, hard)
+        number = self._by_class(scaled(self.soft.detach(), share))
+        value = self._by_class(scaled(values, self.entry_weight, share))
+        return Sums(all_reduce_sum(number, self.process_group), value, values, hard)
+
+    def _share_of(self, hard: Hard) -> Tensor:
+        """Return h of each pixel (M, *), 0 off H."""
+        chosen, tied = members(hard, self._keep)
+        rows = hard.bits.shape[0]
+        share = torch.where(tied.reshape(rows, -1), hard.share.unsqueeze(1), chosen.reshape(rows, -1))
+        return share.view(chosen.shape)
+
+    def _by_class(self, entries: Tensor) -> Tensor:
+        """Return the sums over the entries of each class: an axis of its own, so that nothing is scattered."""
+        rows, classes = entries.shape[0] // self.groups, self.groups * entries.shape[1]
+        return entries.reshape(rows, classes, prod(entries.shape[2:])).sum((0, 2))
 
     def number(self) -> Tensor:
         """Return the sum of shares of each class, of all ranks (C,)."""
-        own = reference.class_sums(self.classes, self.soft.detach()).value
-        assert own is not None
-        return all_reduce_sum(own[0], self.process_group)
+        return all_reduce_sum(self._by_class(self.soft.detach()), self.process_group)
 
     def squared_sums(self) -> tuple[Tensor, Tensor]:
         r"""Return the sums of shares, and :math:`\sum (q_i t_{ic})^2 e_{ic}`, of all ranks (C,)."""
-        return self.number(), super().squared_sums()[1]
+        error = scaled(self.cross_entropy_and_error()[1], self.entry_weight.detach().square())
+        return self.number(), all_reduce_sum(self._by_class(error), self.process_group)
+
+    def total_loss(self) -> Tensor:
+        r"""Return :math:`\sum q_i t_{ic} \ell_{ic}` of this rank, a constant."""
+        return scaled(self.cross_entropy(), self.entry_weight).detach().sum()
 
     def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_i q_i t_{ia} (p_{ib} - [a = b])`, or of its square without q, of all ranks."""
@@ -177,7 +190,8 @@ class SoftBatch(Batch):
         """Return the weighted sum over entries by that of ``over``'s shares, or of pixels; the sum, or the terms."""
         if self.reduction == "none":
             return self._terms(values, weight, self.soft != 0)
-        total = self._weighted_sums(values, weight, None).total
+        sums = self._by_class(scaled(values, self.entry_weight))
+        total = over_classes(self._by_class(self.soft.detach()), sums, weight, None).total
         return self._joined(total, self._norm(over))
 
     def _norm(self, over: Tensor | None) -> Tensor:
