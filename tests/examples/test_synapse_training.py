@@ -122,7 +122,10 @@ def test_what_a_run_leaves(task, tmp_path):
     assert len(metrics["scores"]["dsc_per_class"]) == 2
     assert [row["step"] for row in read_log(tmp_path / "run" / "validation.csv")] == [4, 6]
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
-    assert table(metrics).startswith("|  | mean | bar | blob |\n| --- | ---: | ---: | ---: |\n| DSC | ")
+    lines = table(metrics).splitlines()
+    assert lines[:2] == ["|  | mean | bar | blob |", "| --- | ---: | ---: | ---: |"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| DSC", "| recall", "| ASD"]
+    assert lines[3].split(" | ")[1] == f"{metrics['scores']['recall']:.1f}"
     log = read_log(tmp_path / "run" / "log.csv")
     assert {"loss", "supervised", "unsupervised", "weight", "sure", "lr", *COSTS} < set(log[0])
 
