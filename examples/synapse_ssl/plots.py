@@ -8,7 +8,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from examples.synapse_ssl.rows import Run, gains, label_of, pairs_of, rows_of, runs_at, shares, spread
 
@@ -61,10 +60,10 @@ def gain_against_frequency(results: dict[str, Any], budget: float) -> Figure | N
     for panel, (setting, own) in zip(panels, pairs.items(), strict=True):
         _panel(panel, results["classes"][1:], own)
         panel.set_title(f"{setting.label} ({len(own)})", fontsize=9)
-    panels[0].set_ylabel("gained with DyCE, points (markers)")
+    panels[0].set_ylabel("gained with DyCE, points")
     panels[0].legend(fontsize=8)
-    figure.supylabel("share of the labelled foreground, % (bars)", x=1.0, ha="left", fontsize=10)
-    figure.suptitle(f"{results['title']}, {budget:.0%} labelled; number of seeds in brackets", fontsize=10)
+    figure.supxlabel("bars: shares of the labelled foreground; brackets: numbers of seeds", fontsize=8)
+    figure.suptitle(f"{results['title']}, {budget:.0%} labelled", fontsize=10)
     return figure
 
 
@@ -74,9 +73,8 @@ def _panel(axes: Axes, classes: list[str], pairs: list[tuple[Run, Run]]) -> None
     behind = axes.twinx()
     behind.bar(range(len(order)), [100 * share[k] for k in order], color="#d5dbe1")
     behind.set_yscale("log")
-    behind.set_ylim(min(share) * 50, 100)
-    behind.yaxis.set_major_formatter(ScalarFormatter())
-    behind.yaxis.set_minor_formatter(NullFormatter())
+    behind.set_ylim(min(share) * 50, 150)
+    behind.yaxis.set_visible(False)
     axes.set_zorder(behind.get_zorder() + 1)
     axes.patch.set_visible(False)
     for key, (name, marker, color) in _GAINS.items():
@@ -88,6 +86,6 @@ def _panel(axes: Axes, classes: list[str], pairs: list[tuple[Run, Run]]) -> None
                 places, centers, deviations, fmt=f"{marker}-", color=color, markersize=4, label=name
             )
     axes.axhline(0, color="black", linewidth=0.8)
-    names = [classes[k].replace("_", " ") for k in order]
+    names = [f"{classes[k].replace('_', ' ')}, {100 * share[k]:.2g}%" for k in order]
     axes.set_xticks(range(len(order)), names, rotation=35, ha="right", fontsize=8)
     axes.grid(axis="y", alpha=0.3)

@@ -322,7 +322,7 @@ def test_the_plots_show_the_gain_from_the_most_frequent_class_to_the_rarest():
     dice, recall = (container.lines[0] for container in panel.containers)
     assert list(dice.get_ydata()) == list(recall.get_ydata()) == [10, 2]
     assert [bar.get_height() for bar in behind.patches] == pytest.approx([80, 20])
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["b", "left lung"]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["b, 80%", "left lung, 20%"]
     heights = [bar.get_height() for bar in bars(results, 0.1).axes[0].patches]
     assert heights == [15, (21 + 90) / 2]
     assert gain_against_frequency(results_of(runs[:1]), 0.1) is None
