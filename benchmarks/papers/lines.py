@@ -41,8 +41,8 @@ def semidavil() -> list[Line]:
 
 
 def organs(name: str, data: str) -> list[Line]:
-    """ACDC or CHAOS: every method with cross-entropy and with DyCE, mean Dice."""
-    runs = _read(f"synapse_ssl/{name}")["runs"]
+    """ACDC or CHAOS: every method with cross-entropy and with DyCE, mean Dice; without the bounds with all labels."""
+    runs = [run for run in _read(f"synapse_ssl/{name}")["runs"] if not run["bound"]]
     lines = []
     for method in dict.fromkeys(run["method"] for run in runs):
         sides = [

@@ -1,11 +1,15 @@
-"""Scores on whole volumes: sliding window, Dice and average surface distance of each organ.
+"""Scores on whole volumes: sliding window, Dice, recall and average surface distance of each organ.
 
-Table 5's numbers come from evaluation code that GenericSSL publishes, which DHC's resembles. `published=True` is its
-convention to the letter; the default departs from it in two points, both of which the functions' docstrings state.
+Table 5's Dice and distance come from evaluation code that GenericSSL publishes, which DHC's resembles. With
+`published=True` its convention is kept to the letter; the default departs from it in two points, both of which the
+functions' docstrings state.
+The table has no recall. It stands beside Dice to tell what a loss for rare classes buys: Dice punishes voxels too many
+as it does voxels too few, recall the latter alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,11 +42,29 @@ def dice_per_class(prediction: Tensor, label: Tensor, num_classes: int, *, publi
     Raises:
         ValueError: the shapes differ, or an index is outside 0 to C - 1.
     """
-    _check(prediction, label, num_classes)
-    pairs = label.flatten().long() * num_classes + prediction.flatten().long()
-    confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).double()
-    both, either = confusion.diagonal()[1:], (confusion.sum(0) + confusion.sum(1))[1:]
+    both, predicted, labelled = _voxels(prediction, label, num_classes)
+    either = predicted + labelled
     return torch.where(either > 0, 200 * both / either, 1.0 if published else 100.0)
+
+
+def recall_per_class(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Recall of each class but the background in one volume, in percent: |P ∩ L| / |L|.
+
+    A class that the label lacks has none: nan, whatever the prediction holds.
+
+    Args:
+        prediction: class indices, (D, H, W) of any integer type.
+        label: the same, of the same shape.
+        num_classes: C, the background included.
+
+    Returns:
+        (C - 1,) float64.
+
+    Raises:
+        ValueError: the shapes differ, or an index is outside 0 to C - 1.
+    """
+    both, _, labelled = _voxels(prediction, label, num_classes)
+    return 100 * both / labelled
 
 
 def surface_distance_per_class(
@@ -119,12 +141,13 @@ def evaluate(
     published: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a network on volumes; see `segment`, `dice_per_class` and `surface_distance_per_class`.
+    """Score a network on volumes; see `segment` and the functions of one volume.
 
     Returns:
-        Plain data for JSON. `dsc` (percent) and `asd` (voxels) are means over cases, then over organs; `dsc_per_class`
-        and `asd_per_class` have one number for each organ, in the order of `classes` without the background; `cases`
-        has each volume's `name`, `dsc` and `asd`, the latter two one number for each organ.
+        Plain data for JSON. `dsc`, `recall` (percent) and `asd` (voxels) are means over cases, then over organs;
+        `dsc_per_class` and so on have one number for each organ, in the order of `classes` without the background;
+        `cases` has each volume's `name`, and of each score a number for each organ. A recall that there is not is None,
+        and no part of a mean.
 
     Raises:
         ValueError: there is no case.
@@ -132,19 +155,37 @@ def evaluate(
     if not cases.names:
         raise ValueError("there is no case to evaluate")
     rows = []
-    for index, name in enumerate(
-        tqdm(cases.names, "evaluate", unit="volume", leave=False, disable=not progress)
-    ):
+    volumes = range(len(cases.names))
+    for index in tqdm(volumes, "evaluate", unit="volume", leave=False, disable=not progress):
         prediction = segment(predict, cases.image(index), patch=patch, overlap=overlap)
         pair = prediction, cases.label(index), len(classes)
-        dsc = dice_per_class(*pair, published=published)
-        asd = surface_distance_per_class(*pair, published=published)
-        rows.append({"name": name, "dsc": dsc.tolist(), "asd": asd.tolist()})
-    means = {
-        key: torch.tensor([row[key] for row in rows], dtype=torch.float64).mean(0) for key in ("dsc", "asd")
-    }
-    overall = {key: mean.mean().item() for key, mean in means.items()}
-    return overall | {f"{key}_per_class": mean.tolist() for key, mean in means.items()} | {"cases": rows}
+        rows.append(
+            {
+                "dsc": dice_per_class(*pair, published=published),
+                "recall": recall_per_class(*pair),
+                "asd": surface_distance_per_class(*pair, published=published),
+            }
+        )
+    scores: dict[str, Any] = {}
+    for key in rows[0]:
+        organs = torch.stack([row[key] for row in rows]).nanmean(0)
+        scores |= {key: _plain(organs.nanmean()[None])[0], f"{key}_per_class": _plain(organs)}
+    named = zip(cases.names, rows, strict=True)
+    plain = [{"name": name} | {key: _plain(value) for key, value in row.items()} for name, row in named]
+    return scores | {"cases": plain}
+
+
+def _voxels(prediction: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each class but the background: voxels that both sides have, the prediction's, the label's; float64."""
+    _check(prediction, label, num_classes)
+    pairs = label.flatten().long() * num_classes + prediction.flatten().long()
+    confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).double()
+    return confusion.diagonal()[1:], confusion.sum(0)[1:], confusion.sum(1)[1:]
+
+
+def _plain(values: Tensor) -> list[float | None]:
+    """Numbers for JSON, which has no nan."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _distance(prediction: Tensor, label: Tensor, *, symmetric: bool) -> float:

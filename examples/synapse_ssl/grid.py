@@ -3,8 +3,9 @@
     python -m examples.synapse_ssl.grid run acdc_methods --data FOLDER
     python -m examples.synapse_ssl.grid report acdc_methods --out benchmarks/results/synapse_ssl
 
-A grid names a configuration, its methods and pixel losses. Finished runs are kept and shared between grids; processes
-that run other `--seeds`, `--budgets` or `--methods` of one grid may work side by side.
+A grid names a configuration, its methods and pixel losses, and what makes the supervised rows a bound for the others.
+Finished runs are kept and shared between grids; processes that run other `--seeds`, `--budgets` or `--methods` of one
+grid may work side by side. A report keeps what it already has of runs that are not in `--runs`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 
 from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
-from examples.common.outcome import METRICS
+from examples.common.outcome import METRICS, read_metrics
 from examples.common.training import write_atomically
 from examples.synapse_ssl.config import Config, load_config
 from examples.synapse_ssl.plots import bars, gain_against_frequency, save_figure
 from examples.synapse_ssl.report import report
+from examples.synapse_ssl.rows import budgets_of
 from examples.synapse_ssl.train import add_folders, train, with_folder
 
 GRIDS = Path(__file__).parent / "grids"
@@ -31,8 +33,24 @@ _KEPT = ("note", "data", "scores", "class_share", "tested_step", "seconds", "dev
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    budget: float
+    method: str
+    pixel: str
+    seed: int
+    bound: bool
+    config: Config
+
+    def place(self) -> dict[str, Any]:
+        """What tells it from the grid's other runs."""
+        return {key: value for key, value in vars(self).items() if key != "config"}
+
+
+@dataclass(frozen=True)
 class Grid:
-    """Methods × pixel losses × label budgets × seeds."""
+    """Methods × pixel losses × label budgets × seeds; with a bound, supervised × pixel losses × seeds beside them."""
 
     name: str
     title: str
@@ -41,15 +59,28 @@ class Grid:
     seeds: tuple[int, ...]
     methods: tuple[str, ...]
     pixels: tuple[str, ...]
+    bound: tuple[str, ...]  # what the bound's configuration sets; empty: there is none
 
     def config_of(self, method: str) -> str:
         """The configuration's name: `{method}` in the grid's stands for the method."""
         return self.config.format(method=method)
 
-    def run(self, method: str, pixel: str, budget: float, seed: int) -> Config:
-        """The configuration of one run."""
-        names = [f'method="{method}"', f'supervised.pixel="{pixel}"']
-        return load_config(self.config_of(method), [*names, f"data.budget={budget}", f"training.seed={seed}"])
+    def cells(self, seeds: Sequence[int] = ()) -> list[Cell]:
+        """All runs, the bounds first; of these seeds alone, where any are given."""
+        chosen = seeds or self.seeds
+        rows: list[tuple[str, tuple[str, ...], bool]] = (
+            [("supervised", self.bound, True)] if self.bound else []
+        )
+        rows += [
+            (method, (f"data.budget={budget}",), False)
+            for budget, method in product(self.budgets, self.methods)
+        ]
+        return [self._cell(*row, pixel, seed) for row in rows for pixel, seed in product(self.pixels, chosen)]
+
+    def _cell(self, method: str, labels: Sequence[str], bound: bool, pixel: str, seed: int) -> Cell:
+        choices = [f'method="{method}"', f'supervised.pixel="{pixel}"', f"training.seed={seed}", *labels]
+        config = load_config(self.config_of(method), choices)
+        return Cell(config.data.budget, method, pixel, seed, bound, config)
 
 
 def load_grid(name: str) -> Grid:
@@ -62,55 +93,62 @@ def load_grid(name: str) -> Grid:
     path, content = read_named(name, GRIDS, "grid")
     try:
         axes = [tuple(content[key]) for key in ("budgets", "seeds", "methods", "pixels")]
-        grid = Grid(path.stem, content["title"], content["config"], *axes)
+        grid = Grid(path.stem, content["title"], content["config"], *axes, tuple(content.get("bound", ())))
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
-    for method, pixel in product(grid.methods, grid.pixels):
-        grid.run(method, pixel, grid.budgets[0], grid.seeds[0])
+    grid.cells(grid.seeds[:1])
     return grid
 
 
 def run(grid: Grid, given: argparse.Namespace) -> None:
     """Carry out what is not finished, seed by seed."""
-    axes = (
-        given.seeds or grid.seeds,
-        given.budgets or grid.budgets,
-        given.methods or grid.methods,
-        grid.pixels,
-    )
-    for seed, budget, method, pixel in product(*axes):
-        config = with_folder(grid.run(method, pixel, budget, seed), given)
-        print(f"{method}, {pixel}, {budget:.0%} labelled, seed {seed}", flush=True)
-        folder = run_folder(given.runs, grid.config_of(method), config.as_dict())
-        train(config, folder, given.runs / "kept", device=given.device)
+    for cell in (cell for seed in given.seeds or grid.seeds for cell in grid.cells([seed])):
+        wanted = not given.budgets or cell.budget in given.budgets
+        if wanted and (not given.methods or cell.method in given.methods):
+            config = with_folder(cell.config, given)
+            print(f"{cell.method}, {cell.pixel}, {cell.budget:.0%} labelled, seed {cell.seed}", flush=True)
+            folder = run_folder(given.runs, grid.config_of(cell.method), config.as_dict())
+            train(config, folder, given.runs / "kept", device=given.device)
 
 
-def collect(grid: Grid, runs: Path) -> dict[str, Any]:
-    """What the finished runs scored, as plain data: a list of runs with their method, pixel loss, budget and seed."""
+def collect(grid: Grid, runs: Path, former: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the finished runs scored, as plain data: a list of runs with their method, pixel loss, budget and seed.
+
+    Args:
+        grid: whose runs.
+        runs: their folder.
+        former: an earlier collection, whose runs stand for those that are not in the folder; one whose configuration
+            has another note now is left out.
+    """
+    former = former or {"classes": [], "runs": []}
+    earlier = {_key(entry): entry for entry in former["runs"]}
     found: dict[str, Any] = {"title": grid.title, "config": grid.config, "classes": [], "runs": []}
-    for budget, method, pixel, seed in product(grid.budgets, grid.methods, grid.pixels, grid.seeds):
-        config = grid.run(method, pixel, budget, seed)
-        path = run_folder(runs, grid.config_of(method), config.as_dict()) / METRICS
-        if path.is_file():
-            metrics = json.loads(path.read_text())
-            found["classes"] = metrics["classes"]
-            place = {"budget": budget, "method": method, "pixel": pixel, "seed": seed}
-            found["runs"].append(place | {key: metrics[key] for key in _KEPT})
+    for cell in grid.cells():
+        path = run_folder(runs, grid.config_of(cell.method), cell.config.as_dict()) / METRICS
+        entry = read_metrics(path.parent) if path.is_file() else earlier.get(_key(cell.place()))
+        if entry is not None and entry["note"] == cell.config.note:
+            found["classes"] = entry.get("classes", former["classes"])
+            found["runs"].append(cell.place() | {key: entry[key] for key in _KEPT})
     return found
+
+
+def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[name] for name in ("budget", "method", "pixel", "seed", "bound"))
 
 
 def write_report(grid: Grid, runs: Path, out: Path) -> str:
     """Write `OUT/GRID.json`, `.md` and, where runs are finished, the plots of each budget; return the Markdown."""
-    results = collect(grid, runs)
+    path = out / f"{grid.name}.json"
+    results = collect(grid, runs, json.loads(path.read_text()) if path.is_file() else None)
     text = report(results)
     files = {f"{grid.name}.json": json.dumps(results, indent=1) + "\n", f"{grid.name}.md": text}
     for name, content in files.items():
         write_atomically(out / name, lambda path, content=content: path.write_text(content))  # type: ignore[misc]
-    for budget in sorted({entry["budget"] for entry in results["runs"]}):
+    for budget in budgets_of(results):
         stem = f"{grid.name}_{round(100 * budget)}"
         save_figure(bars(results, budget), out / f"{stem}_dsc.png")
-        if len(grid.pixels) > 1:
-            save_figure(gain_against_frequency(results, budget), out / f"{stem}_gain.png")
+        if gain := gain_against_frequency(results, budget):
+            save_figure(gain, out / f"{stem}_gain.png")
     return text
 
 

@@ -1,33 +1,34 @@
-"""A grid's results as Markdown: Dice and surface distance of every organ, beside what Table 5 is known to print."""
+"""A grid's results as Markdown: scores of every organ, DyCE's gain by frequency, Table 5, and how runs were made."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from examples.synapse_ssl.published import published_section
+from examples.synapse_ssl.rows import (
+    Run,
+    budgets_of,
+    cell,
+    gains,
+    label_of,
+    pairs_of,
+    rows_of,
+    runs_at,
+    setting_of,
+    shares,
+    table,
+)
 
-PUBLISHED = Path(__file__).parent / "published.toml"
-_METRICS = {"dsc": "Dice, percent", "asd": "average surface distance, voxels"}
-_NAMES = {
-    "supervised": "supervised",
-    "ua_mt": "UA-MT",
-    "urpc": "URPC",
-    "cps": "CPS",
-    "depl": "DePL",
-    "dhc": "DHC",
-    "a_and_d": "A&D",
+_METRICS = {
+    "dsc": "Dice, percent",
+    "recall": "recall, percent",
+    "asd": "average surface distance, voxels",
 }
 
 
 def report(results: dict[str, Any]) -> str:
-    """The tables of a grid (see `grid.collect`), one for each label budget and metric."""
+    """The tables of a grid (see `grid.collect`), one for each label budget and score."""
     runs = results["runs"]
     if not runs:
         return f"# {results['title']}\n\nNo run is finished.\n"
@@ -35,101 +36,73 @@ def report(results: dict[str, Any]) -> str:
         f"# {results['title']}",
         "",
         "Mean over the test volumes; mean ± standard deviation over the seeds, whose number stands in brackets. One "
-        "seed says little about differences of a point or two. The weights are those of the best Dice on validation.",
+        "seed says little about differences of a point or two. The weights are those of the best Dice on validation. "
+        "“All labels” are the supervised rows with every training patient labelled, a bound for the others.",
         "",
         *dict.fromkeys(run["note"] for run in runs),
     ]
-    for budget in sorted({run["budget"] for run in runs}):
-        chosen = [run for run in runs if run["budget"] == budget]
+    for budget in budgets_of(results):
+        chosen, head = runs_at(results, budget), f"{budget:.0%} of the patients labelled"
         for metric, name in _METRICS.items():
-            lines += [
-                "",
-                f"## {budget:.0%} of the patients labelled: {name}",
-                "",
-                *_table(results, chosen, metric),
-            ]
-    return "\n".join([*lines, "", *_published(runs), ""])
+            lines += ["", f"## {head}: {name}", "", *_scores(results["classes"], chosen, metric)]
+        lines += _gains(results["classes"], chosen, head)
+    return "\n".join([*lines, "", *published_section(results), "", *_provenance(runs), ""])
 
 
-def label_of(method: str, pixel: str) -> str:
-    """A row's name: the method, and DyCE where it is used."""
-    return _NAMES.get(method, method) + (" + DyCE" if pixel == "DyCE" else "")
-
-
-def rows_of(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The (method, pixel loss) pairs of runs, in their order."""
-    return list(dict.fromkeys((run["method"], run["pixel"]) for run in runs))
-
-
-def pairs_of(runs: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(CE, DyCE) of one method's runs, of the seeds that have both."""
-    found = {(run["pixel"], run["seed"]): run for run in runs}
-    seeds = sorted({seed for _, seed in found})
-    return [
-        (found["CE", seed], found["DyCE", seed])
-        for seed in seeds
-        if ("CE", seed) in found and ("DyCE", seed) in found
-    ]
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation, over n - 1 (GenericSSL's is over n); the latter 0 for one value."""
-    return mean(values), stdev(values) if len(values) > 1 else 0.0
-
-
-def _table(results: dict[str, Any], runs: Sequence[dict[str, Any]], metric: str) -> list[str]:
-    head = ["", "mean", *(name.replace("_", " ") for name in results["classes"][1:])]
-    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
-    for method, pixel in rows_of(runs):
-        scores = [run["scores"] for run in runs if (run["method"], run["pixel"]) == (method, pixel)]
+def _scores(classes: Sequence[str], runs: Sequence[Run], metric: str) -> list[str]:
+    rows = []
+    for (setting, pixel), entries in rows_of(runs).items():
+        scores = [run["scores"] for run in entries if metric in run["scores"]]
         columns = [[score[metric] for score in scores]]
-        columns += [list(values) for values in zip(*(s[f"{metric}_per_class"] for s in scores), strict=True)]
-        cells = [_cell(values) for values in columns]
-        cells[0] += f" ({len(scores)})"
-        lines.append(_row([label_of(method, pixel), *cells]))
+        columns += [[score[f"{metric}_per_class"][k] for score in scores] for k in range(len(classes) - 1)]
+        mean, *organs = (cell([value for value in column if value is not None]) for column in columns)
+        rows.append([label_of(setting, pixel), f"{mean} ({len(scores)})" if scores else mean, *organs])
+    lines = table(["", "mean", *_words(classes)], rows)
+    if any(metric not in run["scores"] for run in runs):
+        lines += ["", f"Not all runs recorded {metric}: the brackets count those that did, “–” is none."]
     return lines
 
 
-def _cell(values: Sequence[float], form: str = ".1f") -> str:
-    center, deviation = spread(values)
-    return f"{center:{form}} ± {deviation:.1f}" if len(values) > 1 else f"{center:{form}}"
-
-
-def _published(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What is known of Table 5, beside the gains of these runs."""
-    content = tomllib.loads(PUBLISHED.read_text())
-    other = any(run["data"] != "btcv" for run in runs)
-    budgets = sorted({run["budget"] for run in runs})
-    here = [f"{metric} gain here, {budget:.0%}" for budget in budgets for metric in ("DSC", "ASD")]
-    head = ["", "DSC", "DSC + DyCE", "printed gain", "ASD", "ASD + DyCE", *here]
-    lines = [
-        f"## Published, {'on another data set' if other else 'by another pipeline'}: {content['data']}",
+def _gains(classes: Sequence[str], runs: Sequence[Run], head: str) -> list[str]:
+    """DyCE's gain on each class, the rarest first: the numbers of `plots.gain_against_frequency`."""
+    rows = []
+    for setting, pairs in pairs_of(runs).items():
+        columns = zip(
+            shares(pairs), _words(classes), gains(pairs, "dsc"), gains(pairs, "recall"), strict=True
+        )
+        for share, name, dice, recall in sorted(columns):
+            label = f"{setting.label} ({len(pairs)})"
+            rows.append([label, name, f"{share:.2%}", cell(dice, "+.1f"), cell(recall, "+.1f")])
+    if not rows:
+        return []
+    return [
         "",
-        f"{content['source']} Not comparable with the numbers above and in the last columns. Numbers that are not at "
-        "hand are said to be so. Gains here are over the seeds that have both losses; less distance is better.",
+        f"## {head}: what DyCE adds to each class, the rarest first",
         "",
-        _row(head),
-        _row(["---", *["---:"] * (len(head) - 1)]),
+        "In points, over the seeds that have both losses; shares are of the labelled foreground voxels. Recall is “–” "
+        "where not all of those runs recorded it.",
+        "",
+        *table(["", "class", "share", "Dice", "recall"], rows),
     ]
-    for name, entry in content["method"].items():
-        own = [run for run in runs if run["method"] == name]
-        if own:
-            keys = ("dsc", "dsc_dyce", "dsc_gain", "asd", "asd_dyce")
-            cells = [str(entry.get(key, "not at hand")) for key in keys]
-            lines.append(_row([entry["name"], *cells, *_gains(own, budgets)]))
-    return [*lines, "", "Errata of that table:", "", *(f"- {text}" for text in content["errata"])]
 
 
-def _gains(runs: Sequence[dict[str, Any]], budgets: Sequence[float]) -> list[str]:
-    """What DyCE changes in one method's Dice and distance, budget by budget."""
-    cells = []
-    for budget in budgets:
-        pairs = pairs_of([run for run in runs if run["budget"] == budget])
-        for metric in ("dsc", "asd"):
-            values = [dyce["scores"][metric] - plain["scores"][metric] for plain, dyce in pairs]
-            cells.append(_cell(values, "+.1f") if values else "–")
-    return cells
+def _provenance(runs: Sequence[Run]) -> list[str]:
+    """Which code made which rows: results of several commits may stand in one table."""
+    made: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for run in runs:
+        key = run["commit"], run["device"], run["versions"]["torch"]
+        row = f"{label_of(setting_of(run), run['pixel'])}, {run['budget']:.0%}"
+        made.setdefault(key, {}).setdefault(row, []).append(str(run["seed"]))
+    rows = [
+        [*key, "; ".join(f"{row}: {', '.join(seeds)}" for row, seeds in entries.items())]
+        for key, entries in made.items()
+    ]
+    return [
+        "## How these runs were made",
+        "",
+        *table(["commit", "device", "torch", "rows, and their seeds"], rows),
+    ]
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _words(classes: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in classes[1:]]

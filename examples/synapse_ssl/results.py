@@ -42,13 +42,15 @@ def finish(
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """A Markdown table of one run: Dice (%) and surface distance of each class."""
+    """A Markdown table of one run: Dice (%), recall (%) and surface distance (voxels) of each class."""
     scores = metrics["scores"]
     rows = [
         ["", "mean", *metrics["classes"][1:]],
         ["---", *["---:"] * len(metrics["classes"])],
-        ["DSC", *_cells([scores["dsc"], *scores["dsc_per_class"]])],
-        ["ASD", *_cells([scores["asd"], *scores["asd_per_class"]])],
+        *(
+            [name, *_cells([scores[key], *scores[f"{key}_per_class"]])]
+            for name, key in (("DSC", "dsc"), ("recall", "recall"), ("ASD", "asd"))
+        ),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 

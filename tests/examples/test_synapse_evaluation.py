@@ -1,4 +1,4 @@
-"""Scores of synapse_ssl: Dice and surface distances against loops over voxels, windows against whole volumes."""
+"""Scores of synapse_ssl: overlaps and surface distances against loops over voxels, windows against whole volumes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from examples.synapse_ssl.data.task import Stored
 from examples.synapse_ssl.evaluation import (
     dice_per_class,
     evaluate,
+    recall_per_class,
     segment,
     surface_distance_per_class,
 )
@@ -141,7 +142,30 @@ def test_dice_equals_a_loop(seed):
     assert dice_per_class(label.byte(), label, 4).tolist() == [100, 100, 100]
 
 
-@pytest.mark.parametrize("score", [dice_per_class, surface_distance_per_class])
+@pytest.mark.parametrize("seed", range(4))
+def test_recall_equals_a_loop(seed):
+    prediction, label = _blobs(seed), _blobs(seed + 200)
+    expected = []
+    for number in (1, 2, 3):
+        places = (label == number).nonzero().tolist()
+        found = sum(prediction[tuple(place)].item() == number for place in places)
+        expected.append(100 * found / len(places))
+    assert recall_per_class(prediction, label, 4).tolist() == pytest.approx(expected)
+
+
+def test_recall_does_not_see_voxels_too_many():
+    label = torch.zeros(4, 4, 4, dtype=torch.long)
+    label[0], label[1, 0] = 1, 2
+    wide = label.clone()
+    wide[1:3] = 1  # twice too much of 1, which covers all of 2
+    assert recall_per_class(wide, label, 4)[:2].tolist() == [100, 0]
+    assert recall_per_class(label, wide, 4)[:1].tolist() == pytest.approx([100 / 3])
+    assert dice_per_class(wide, label, 4)[0] == dice_per_class(label, wide, 4)[0] == 50
+    assert recall_per_class(wide, label, 4)[2].isnan()  # neither side has it
+    assert recall_per_class(label, label.clamp(max=1), 4)[1].isnan()  # the prediction alone
+
+
+@pytest.mark.parametrize("score", [dice_per_class, recall_per_class, surface_distance_per_class])
 def test_volumes_that_do_not_match_are_refused(score):
     label = _blobs(0)
     with pytest.raises(ValueError, match=r"of one shape, got \(3, 6, 5\) and \(4, 6, 5\)"):
@@ -234,11 +258,36 @@ def test_evaluation_means_over_cases_then_organs():
     assert distance[2].tolist() == [128] * 3
     assert scores["dsc_per_class"] == pytest.approx(dice.mean(0).tolist())
     assert scores["asd_per_class"] == pytest.approx(distance.mean(0).tolist())
+    recall = torch.stack([recall_per_class(*pair, 4) for pair in zip(shown, labels, strict=True)])
+    assert [case["recall"] for case in scores["cases"]] == recall.tolist()
+    assert scores["recall_per_class"] == pytest.approx(recall.mean(0).tolist())
+    assert scores["recall"] == pytest.approx(recall.mean().item())
     assert scores["dsc"] == pytest.approx(dice.mean().item())
     assert scores["asd"] == pytest.approx(distance.mean().item())
     assert json.loads(json.dumps(scores)) == scores
     symmetric = evaluate(_shades, cases, CLASSES, patch=SHAPE)
     assert symmetric["asd"] != pytest.approx(scores["asd"])
+
+
+def test_a_volume_without_an_organ_is_no_part_of_its_recall():
+    labels = [_blobs(1), _blobs(2).clamp(max=1), _blobs(3).clamp(max=2)]  # one, two and none without organ 3
+    shown = [_blobs(11), _blobs(12), _blobs(13)]
+    cases = Stored("abc", lambda i: shown[i][None] / 4, lambda i: labels[i].byte())
+    scores = evaluate(_shades, cases, CLASSES, patch=SHAPE)
+    recall = [recall_per_class(*pair, 4).tolist() for pair in zip(shown, labels, strict=True)]
+    assert [case["recall"][2] for case in scores["cases"]] == [recall[0][2], None, None]
+    organs = [sum(r[0] for r in recall) / 3, (recall[0][1] + recall[2][1]) / 2, recall[0][2]]
+    assert scores["recall_per_class"] == pytest.approx(organs)
+    assert scores["recall"] == pytest.approx(sum(organs) / 3)
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+def test_an_organ_that_no_volume_has_is_no_part_of_the_mean_recall():
+    label = _blobs(1).clamp(max=2)
+    cases = Stored("a", lambda i: label[None] / 4, lambda i: label.byte())
+    scores = evaluate(_shades, cases, CLASSES, patch=SHAPE)
+    assert (scores["recall_per_class"], scores["recall"]) == ([100.0, 100.0, None], 100.0)
+    assert (scores["dsc_per_class"], scores["dsc"]) == ([100.0] * 3, 100.0)
 
 
 def test_evaluation_takes_no_gradient_and_needs_a_case():
