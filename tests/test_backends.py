@@ -31,11 +31,12 @@ def _numba() -> None:
 @over(DEFAULTS)
 @pytest.mark.usefixtures("_numba")
 def test_large_inputs_take_the_loops_by_themselves(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    from classbalance_losses.kernels.cpu import pixel
+    from classbalance_losses.kernels.cpu import pixel, sums
 
     ran: list[Any] = []
     run = pixel.run
-    monkeypatch.setattr(pixel, "run", lambda task, job: ran.append(task) or run(task, job))
+    for module in (pixel, sums):
+        monkeypatch.setattr(module, "run", lambda task, job: ran.append(task) or run(task, job))
     large = sample(2, 19, shape=LARGE, dtype=torch.float32).leaf()
     case(sample(2, dtype=torch.float32).leaf())
     assert not ran
