@@ -62,7 +62,14 @@ def read_published(path: Path) -> dict[str, Table]:
         raise ValueError(f"a table of {path} lacks the key {error}") from error
 
 
-def beside(table: Table, heads: Sequence[str], ours: Mapping[str, Sequence[str]], *, same: bool) -> list[str]:
+def beside(
+    table: Table,
+    heads: Sequence[str],
+    ours: Mapping[str, Sequence[str]],
+    *,
+    same: bool,
+    names: Mapping[str, str] | None = None,
+) -> list[str]:
     """The lines of a section: a printed table with our columns in it, and what is to be said of it.
 
     Printed rows come first, in their order, then those that the paper does not have.
@@ -73,18 +80,24 @@ def beside(table: Table, heads: Sequence[str], ours: Mapping[str, Sequence[str]]
         ours: our rows, a cell for each of our columns.
         same: whether ours are of the paper's data. Then a column of ours stands in front of the printed one of its
             name; otherwise ours stand together.
+        names: the printed rows of those of ours that have another label; two of ours may be readings of one.
     """
     own = {head: {row: cells[i] for row, cells in ours.items()} for i, head in enumerate(heads)}
     order = [("ours", head) for head in heads if not (same and head in table.columns)]
     for head in table.columns:
         order += [("ours", head)] if same and head in own else []
         order.append(("paper", head))
+    of_row: dict[str, list[str]] = {row: [] for row in table.rows}
+    for label in ours:
+        of_row.setdefault((names or {}).get(label, label), []).append(label)
     rows = []
-    for name in dict.fromkeys([*table.rows, *ours]):
-        cells = [
-            table.cell(name, head) if side == "paper" else own[head].get(name, NONE) for side, head in order
-        ]
-        rows.append([name, *cells])
+    for row, labels in of_row.items():
+        for label in labels or [""]:
+            cells = [
+                table.cell(row, head) if side == "paper" else own[head].get(label, NONE)
+                for side, head in order
+            ]
+            rows.append([_title(row, label), *cells])
     return [
         f"## Beside the paper: {table.name}, {table.setting}",
         "",
@@ -98,6 +111,13 @@ def beside(table: Table, heads: Sequence[str], ours: Mapping[str, Sequence[str]]
 def remarks(table: Table) -> list[str]:
     """The lines below a table: its errata and notes."""
     return ["", *(f"- {remark}" for remark in table.remarks)] if table.remarks else []
+
+
+def _title(row: str, label: str) -> str:
+    """A printed row with our label for it; "" where we have none."""
+    if not label:
+        return row
+    return label if label.startswith(row) else f"{row}: {label}"
 
 
 def _legend(table: Table, *, same: bool) -> str:

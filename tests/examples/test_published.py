@@ -62,6 +62,17 @@ def test_our_columns_of_other_data_stand_together(table):
     )
 
 
+def test_two_of_our_rows_may_read_a_printed_one(table):
+    lines = beside(
+        table, ["5 labels"], {"b": ["1"], "b, too": ["2"]}, same=True, names={"b": "B", "b, too": "B"}
+    )
+    assert lines[-6:-3] == [
+        "| A | – | 1.0* | – | 2.2 |",
+        "| B: b | 1 | ? | 70.0 ± 0.6 | +3 |",
+        "| B: b, too | 2 | ? | 70.0 ± 0.6 | +3 |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
