@@ -21,11 +21,12 @@ from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.strong import StrongView
 from examples.common.scenes.task import Task
-from examples.semidavil.config import Config, TrainingConfig
+from examples.semidavil.config import Config
 from examples.semidavil.losses import ConsistencyLoss, build_loss
 from examples.semidavil.model.captions import DomainCaptions, build_captioner
 from examples.semidavil.model.describe import Describer
 from examples.semidavil.model.network import build_networks
+from examples.semidavil.recipe import build_optimizer, build_scheduler
 
 _STRONG = 15  # the stream of random numbers for the strong views
 _AMP = {"off": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,13 +59,12 @@ class Engine(Resumable):
         name = config.loss if config.components.dyce else "CE"
         options = config.loss_options if name == config.loss else {}
         self.supervised = build_loss(name, options, IGNORE_INDEX).to(device)
-        self.strong = StrongView(rule.strength)
+        self.strong = StrongView(rule.strength) if rule.strength else None
         self.consistency = ConsistencyLoss(rule.threshold, rule.confidence, rule.normalize)
         recipe = config.training
-        self.optimizer = torch.optim.AdamW(
-            self.networks.student.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
-        )
-        self.scheduler = _scheduler(self.optimizer, recipe)
+        self.optimizer = build_optimizer(self.networks.student, recipe)
+        epoch = -(-len(task.target.names) // config.data.batch_size)  # steps that see every target image once
+        self.scheduler = build_scheduler(self.optimizer, recipe, epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "float16")
 
     def advance(self, batch: Mapping[str, Images]) -> dict[str, Tensor]:
@@ -107,8 +107,9 @@ class Engine(Resumable):
             wanted = self.networks.teacher(
                 [x[new] for x in inputs], None if text is None else text[new], size
             )
-        view = self.strong(weak[new], self._seeds(streams["unlabelled"]))
-        inputs = [torch.cat([a[known], b]) for a, b in zip(inputs, self.networks.inputs(view), strict=True)]
+        if self.strong is not None:
+            view = self.networks.inputs(self.strong(weak[new], self._seeds(streams["unlabelled"])))
+            inputs = [torch.cat([a[known], b]) for a, b in zip(inputs, view, strict=True)]
         logits = self.replica(inputs, text, size)
         agreement, confident = self.consistency(logits[new], wanted)
         supervised = self.supervised(logits[known], labels)
@@ -164,14 +165,3 @@ def _labelled_shares(pieces: Sequence[Mapping[str, Images]]) -> Sequence[float |
     labels = [[images.label for images in piece.values() if images.label is not None] for piece in pieces]
     pixels = all_sum(torch.stack([torch.cat(piece).ne(IGNORE_INDEX).sum() for piece in labels]))
     return list(pixels / pixels.sum().clamp(min=1))
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, recipe: TrainingConfig
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The paper's rate decays "with factor 0.9", read as the usual polynomial; the released code keeps it constant."""
-    if recipe.schedule == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.iterations + 1)
-    if recipe.schedule == "poly":
-        return torch.optim.lr_scheduler.PolynomialLR(optimizer, recipe.iterations, recipe.power)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -50,25 +50,27 @@ def build_loss(name: str, options: Mapping[str, Any], ignore_index: int) -> nn.M
 
 
 class ConsistencyLoss(nn.Module):
-    r"""Equation 4: the student's strong view should say what the teacher says of the weak one, where that is sure.
+    r"""Equation 4: the student should say what the teacher says, where it is sure.
 
     .. math:: L = \frac{1}{Z} \sum_{i:\, \max_c q_{ic} \ge \theta} - \sum_c p^T_{ic} \log p^S_{ic}
 
     Cross-entropy with the teacher's probabilities; its gradient is that of KL(teacher ‖ student), which the released
-    code uses. The printed equation differs from that code in two places, and each is a switch:
+    code uses. That code differs from the printed equation in two places, and each is a switch:
 
     Args:
         threshold: θ, in [0, 1].
-        confidence: whose probabilities q decide: `"teacher"` (the code), or `"student"` (the equation).
-        normalize: Z is the number of `"confident"` pixels (the code), of `"images"` (the equation; a sum over pixels
-            then, which grows with the image), or of all `"pixels"`.
+        confidence: whose probabilities q decide: `"student"` (the equation), or `"teacher"` (the code).
+        normalize: Z is the number of `"images"` (the equation), of `"confident"` pixels (the code), or of all
+            `"pixels"`. Over images it is a sum over pixels: beside a supervised loss that is a mean over pixels, it
+            weighs as much as the image has confident ones, up to 262 144 in a window of 512 × 512, so that learning
+            rate and `consistency.weight` have to suit the size of the image.
 
     Raises:
         ValueError: an option is out of its range.
     """
 
     def __init__(
-        self, threshold: float = 0.95, confidence: str = "teacher", normalize: str = "confident"
+        self, threshold: float = 0.95, confidence: str = "student", normalize: str = "images"
     ) -> None:
         super().__init__()
         if not 0 <= threshold <= 1:

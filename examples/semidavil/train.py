@@ -75,7 +75,8 @@ def train(
     share.places(config.data.batch_size)  # refuse now what no step could be made of
     with first_rank_first():
         task = load_task(config.data, kept)
-        sources = streams(task, config.data, kept, seed, unlabelled=config.components.consistency)
+        unlabelled, flip = config.components.consistency, config.data.flip
+        sources = streams(task, config.data, kept, seed, unlabelled=unlabelled, flip=flip)
     if not sources.keys() & {"source", "labelled"}:
         raise ValueError("nothing is labelled: raise data.budget or set data.use_source = true")
     engine, seconds = _engine(config, task, folder, torch.device(device))

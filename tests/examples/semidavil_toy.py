@@ -29,5 +29,6 @@ def engine(config: Config, folder: Path) -> tuple[Engine, Task]:
 def batch(config: Config, task: Task, folder: Path, step: int = 0) -> Mapping[str, Images]:
     """The streams of a step."""
     seed = config.training.seed
-    found = streams(task, config.data, folder, seed, unlabelled=config.components.consistency)
+    unlabelled, flip = config.components.consistency, config.data.flip
+    found = streams(task, config.data, folder, seed, unlabelled=unlabelled, flip=flip)
     return Steps(found, seed, step, step + 1)[0]

@@ -43,9 +43,19 @@ def test_consistencys_gradient_is_that_of_the_divergence_and_the_students_alone(
     assert teacher.grad is None
 
 
+def test_the_printed_equation_is_the_default():
+    student, teacher = torch.randn(2, 3, 4) * 3, torch.randn(2, 3, 4) * 3
+    loss, share = ConsistencyLoss(0.7)(student, teacher)
+    sure = student.softmax(1).amax(1) >= 0.7
+    each = nn.functional.cross_entropy(student, teacher.softmax(1), reduction="none")
+    assert 0 < sure.sum() < 8
+    assert float(loss) == pytest.approx(float(each[sure].sum()) / 2)
+    assert float(share) == pytest.approx(float(sure.float().mean()))
+
+
 def test_no_confident_pixel_is_zero_with_a_gradient():
     student = torch.zeros(1, 3, 4, requires_grad=True)
-    loss, share = ConsistencyLoss(0.9)(student, torch.zeros(1, 3, 4))
+    loss, share = ConsistencyLoss(0.9, normalize="confident")(student, torch.zeros(1, 3, 4))
     loss.backward()
     assert loss == share == 0
     assert not student.grad.any()

@@ -23,6 +23,7 @@ from examples.common.training import CHECKPOINT
 from examples.semidavil.config import ComponentConfig, Config
 from examples.semidavil.losses import NAMES
 from examples.semidavil.model.captions import DomainCaptions, PredictedCaptions
+from examples.semidavil.recipe import build_optimizer, build_scheduler
 from examples.semidavil.train import train
 
 
@@ -79,6 +80,42 @@ def test_the_step_is_the_sum_of_its_parts(config, tmp_path):
     assert engine.networks.text.training is engine.networks.vision.training is False
 
 
+def test_nothing_but_resizing_and_cropping_changes_an_image(config, street_folder, tmp_path):
+    """§4.2 names no flip and no view: the student gets the very pixels of a window of the image."""
+    engine, task = _engine(config, tmp_path)
+    batch = _batch(config, task, tmp_path)
+    for images, domain in ((batch["unlabelled"], task.target), (batch["source"], task.source)):
+        for image, name in zip(images.image, images.names, strict=True):
+            whole = domain.image(list(domain.names).index(name))
+            windows = whole.unfold(1, 16, 1).unfold(2, 24, 1).permute(1, 2, 0, 3, 4)
+            assert (windows == image).flatten(2).all(2).any()
+    seen = []
+    encode = engine.networks.vision.forward
+    engine.networks.vision.forward = lambda images: seen.append(images) or encode(images)
+    engine.advance(batch)
+    (once,) = seen
+    assert torch.equal(once, torch.cat([images.image for images in batch.values()]))
+
+
+def test_views_and_flips_are_switches(config, tmp_path):
+    flipped = replace(config, data=replace(config.data, flip=True, batch_size=8))
+    task = _engine(flipped, tmp_path)[1]
+    straight = replace(flipped, data=replace(flipped.data, flip=False))
+    pairs = [_batch(x, task, tmp_path)["source"].image for x in (flipped, straight)]
+    mirrored = [torch.equal(a, b.flip(-1)) and not torch.equal(a, b) for a, b in zip(*pairs, strict=True)]
+    assert 0 < sum(mirrored) < 8
+    assert all(m or torch.equal(a, b) for m, a, b in zip(mirrored, *pairs, strict=True))
+    strong = replace(config, consistency=replace(config.consistency, strength=0.5))
+    engine, task = _engine(strong, tmp_path)
+    seen = []
+    encode = engine.networks.vision.forward
+    engine.networks.vision.forward = lambda images: seen.append(images) or encode(images)
+    batch = _batch(strong, task, tmp_path)
+    engine.advance(batch)
+    assert len(seen) == 2
+    assert not torch.equal(seen[1], batch["unlabelled"].image)
+
+
 def test_mixed_precision_and_a_trained_encoder(config, tmp_path):
     recipe = replace(config.training, amp="bfloat16")
     config = replace(config, training=recipe, model=replace(config.model, train_vision=True))
@@ -87,6 +124,36 @@ def test_mixed_precision_and_a_trained_encoder(config, tmp_path):
     before = weight.detach().clone()
     assert engine.advance(_batch(config, task, tmp_path))["loss"].dtype == torch.float32
     assert not torch.equal(weight, before)
+
+
+def test_the_printed_recipe_is_the_default():
+    recipe = Config().training
+    student = torch.nn.Linear(2, 1, bias=False)
+    optimizer = build_optimizer(student, recipe)
+    rates = []
+    velocity, weight = torch.zeros(1, 2), student.weight.detach().clone()
+    scheduler = build_scheduler(optimizer, recipe, epoch=3)
+    for t in range(7):
+        rates.append(optimizer.param_groups[0]["lr"])
+        gradient = torch.full((1, 2), float(t))
+        student.weight.grad = gradient.clone()
+        velocity = 0.9 * velocity + gradient + 2e-4 * weight
+        weight = weight - rates[-1] * velocity
+        optimizer.step()
+        scheduler.step()
+        assert torch.allclose(student.weight, weight)
+    assert rates == pytest.approx([1e-4] * 3 + [0.9e-4] * 3 + [0.81e-4])
+
+
+def test_an_epoch_is_one_of_the_targets_training_images(config, tmp_path):
+    engine, task = _engine(config, tmp_path)
+    assert (len(task.target.names), config.data.batch_size) == (4, 2)
+    rates = []
+    for _ in range(5):
+        rates.append(engine.scheduler.get_last_lr()[0])
+        engine.optimizer.step()
+        engine.scheduler.step()
+    assert rates == pytest.approx([1e-3, 1e-3, 0.9e-3, 0.9e-3, 0.81e-3])
 
 
 @pytest.mark.parametrize("schedule", ["poly", "constant", "one_cycle"])
@@ -218,6 +285,9 @@ def test_refusals(config, tmp_path):
     nothing = replace(config, data=replace(config.data, budget=0, use_source=False))
     with pytest.raises(ValueError, match=r"nothing is labelled: raise data\.budget"):
         train(nothing, tmp_path / "run", tmp_path, progress=False)
+    for wrong in ({"decay": 0.0}, {"momentum": 1.0}, {"decay_every": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            replace(config.training, **wrong)
     train(config, tmp_path / "run", tmp_path, stop_after=1, progress=False)
     with pytest.raises(ValueError, match="another configuration"):
         train(replace(config, loss="CE"), tmp_path / "run", tmp_path, progress=False)

@@ -81,9 +81,9 @@ def load_task(config: DataConfig, folder: Path) -> Task:
 
 
 def streams(
-    task: Task, config: DataConfig, folder: Path, seed: int, *, unlabelled: bool
+    task: Task, config: DataConfig, folder: Path, seed: int, *, unlabelled: bool, flip: bool = True
 ) -> dict[str, Stream]:
-    """The streams that training reads; those that are empty or switched off are left out."""
+    """The streams that training reads, half of the images mirrored with `flip`; what is empty or off is left out."""
     chosen: dict[str, Stream] = {}
 
     def add(name: str, number: int, domain: Domain, *, rare: bool, labelled: bool) -> None:
@@ -103,7 +103,7 @@ def streams(
             )
         else:
             sampler = Shuffled(len(domain.names), seed, number)
-        chosen[name] = Stream(number, domain, sampler, config.batch_size, config.crop, labelled)
+        chosen[name] = Stream(number, domain, sampler, config.batch_size, config.crop, labelled, flip)
 
     if config.use_source:
         add("source", SOURCE, task.source, rare=config.rare_class_sampling, labelled=True)

@@ -37,7 +37,7 @@ class Decoder(nn.Module):
         guided_channels: int,
         width: int,
         num_classes: int,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
