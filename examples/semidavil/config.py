@@ -31,7 +31,7 @@ class ComponentConfig:
 
     consistency: bool = True  # CT: consistency training
     dyce: bool = True  # DyCE: off is plain cross-entropy in place of `loss`
-    pretraining: bool = True  # VLP: off is `model.vision_without_vlp`
+    pretraining: bool = True  # VLP: off is `model.vision_without_vlp`, with ImageNet weights
     guidance: bool = True  # DLG: off is a decoder that sees the image alone
 
 
@@ -40,8 +40,12 @@ class ModelConfig:
     """The networks."""
 
     vision: str = "efficientnet-lite0"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
-    vision_without_vlp: str = "efficientnet-lite0-random"
-    train_vision: bool = False  # without VLP the encoder is trained in any case
+    vision_without_vlp: str = (
+        "efficientnet-lite0"  # trained on ImageNet; or "vit:PATH-OR-HUB-NAME", "vit-tiny"
+    )
+    train_vision: bool = False
+    train_without_vlp: bool = False  # train the encoder where it stands in for the vision-language one
+    dense: Literal["values", "tokens"] = "values"  # CLIP's last map; see examples.common.vision.ClipVision
     text: str = "minilm"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
     captions: Captions = "domain"
     caption_file: str = ""  # for captions = "file": written by `python -m examples.semidavil.caption`

@@ -35,8 +35,9 @@ def test_clip_reads_images_of_any_shape(clip):
     assert clip.channels == (32, 32, 24)
 
 
-def test_clips_dense_features_are_its_own_tokens(clip):
+def test_clips_dense_features_are_its_own_tokens():
     """At the trained size nothing is interpolated, and the class token gives CLIP's image embedding."""
+    clip = freeze(build_vision("clip-tiny", dense="tokens"))
     image = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         output = clip.model(pixel_values=clip.normalized(image), output_hidden_states=True)
@@ -45,6 +46,42 @@ def test_clips_dense_features_are_its_own_tokens(clip):
     assert torch.allclose(projected[:, 0], clip.projection(output.pooler_output), atol=1e-6)
     assert torch.allclose(features[-1].flatten(2).transpose(1, 2), projected[:, 1:], atol=1e-6)
     assert torch.allclose(features[0].flatten(2).transpose(1, 2), output.hidden_states[1][:, 1:], atol=1e-6)
+
+
+def test_dense_features_are_values_that_attention_does_not_mix(clip):
+    """Equal to the ordinary layer where every token attends to itself alone; and no patch sees another in it."""
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        output = clip.model(pixel_values=clip.normalized(image), output_hidden_states=True)
+        layer, before = clip.model.encoder.layers[-1], output.hidden_states[-2]
+        alone = torch.cat([layer(token, attention_mask=None) for token in before.split(1, 1)], 1)
+        wanted = clip.projection(clip.model.post_layernorm(alone))[:, 1:]
+        got = clip(image)[-1].flatten(2).transpose(1, 2)
+        assert torch.allclose(got, wanted, atol=1e-6)
+        mixed = clip.projection(clip.model.post_layernorm(output.last_hidden_state))[:, 1:]
+        assert not torch.allclose(got, mixed, atol=1e-3)
+    with pytest.raises(ValueError, match="dense must be one of values, tokens"):
+        build_vision("clip-tiny", dense="keys")
+
+
+def test_every_trained_layer_of_clip_gets_a_gradient():
+    for dense in ("values", "tokens"):
+        vision = build_vision("clip-tiny", dense=dense)
+        sum(x.square().mean() for x in vision(torch.rand(1, 3, 16, 24))).backward()
+        assert {name for name, p in vision.named_parameters() if p.requires_grad and p.grad is None} == set()
+        frozen = {name for name, p in vision.named_parameters() if not p.requires_grad}
+        assert len(frozen) == (4 if dense == "values" else 0)
+
+
+def test_an_imagenet_vit_gives_the_maps_that_clip_gives(clip):
+    vit = freeze(build_vision("vit-tiny"))
+    image = torch.rand(2, 3, 40, 53)
+    with torch.no_grad():
+        assert [tuple(x.shape) for x in vit(image)] == [(2, c, 5, 7) for c in vit.channels]
+        own = torch.rand(1, 3, 32, 32)
+        wanted = vit.model(own * 2 - 1).last_hidden_state[:, 1:]
+        assert torch.allclose(vit(own)[-1].flatten(2).transpose(1, 2), wanted, atol=1e-6)
+    assert vit.layers == clip.layers
 
 
 def test_position_embeddings_are_interpolated_to_the_images_grid(clip):

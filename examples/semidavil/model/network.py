@@ -101,14 +101,15 @@ def build_networks(config: Config, num_classes: int) -> Networks:
     """Student and teacher with decoders of different initialisation, and their encoders.
 
     The student's weights are drawn from `training.seed`, the teacher's from another seed. The encoders' random weights,
-    where a name asks for such, are the same for all seeds. An encoder that stands in for the pretrained one is trained
-    whatever `model.train_vision` says: features of frozen random weights would tell nothing about pretraining.
+    where a name asks for such, are the same for all seeds. §3.1 starts the encoders from CLIP's weights in place of
+    ImageNet's: weights in place of weights, so the ImageNet encoder is frozen where CLIP's is, and trained where
+    `model.train_vision` says so of both, or `model.train_without_vlp` of this one.
     """
     model, parts, seed = config.model, config.components, config.training.seed
-    train_vision = model.train_vision or not parts.pretraining
+    train_vision = model.train_vision or (model.train_without_vlp and not parts.pretraining)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vision = build_vision(model.vision if parts.pretraining else model.vision_without_vlp)
+        vision = build_vision(model.vision if parts.pretraining else model.vision_without_vlp, model.dense)
         text = None
         if parts.guidance:
             text = build_text(model.text, model.max_tokens, pooled=model.guidance == "code")
