@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parent / "configs"
 _PLACES = {"data": ("source", "target"), "model": ("caption_file",)}
 
 LossName = Literal["CE", "WCE", "DCE", "FL", "DFL", "DyCE"]
-Guidance = Literal["paper", "code", "cross_attention", "correlation"]
+Guidance = Literal["paper", "code", "cross_attention", "correlation", "vlga"]
 Captions = Literal["domain", "predicted", "file"]
 
 
@@ -23,6 +23,9 @@ class DataConfig(SceneConfig):
     """Where images come from; §4.2 names resizing and random crops, and nothing else that changes them."""
 
     flip: bool = False  # mirror half of the images: not in the paper
+    cache_features: Literal["off", "memory", "disk"] = (
+        "off"  # of frozen encoders and whole images, see model/cache.py
+    )
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,23 @@ class Config:
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     note: str = ""  # what published number it belongs to
+
+    def __post_init__(self) -> None:
+        fixed = self.data.crop is None and not self.data.flip and not self.consistency.strength
+        if self.data.cache_features != "off" and (self.trains_vision or not fixed):
+            raise ValueError(
+                "data.cache_features needs a frozen encoder and images that never change: model.train_vision=false, "
+                "data.crop=[], data.flip=false, consistency.strength=0"
+            )
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether the vision encoder is trained.
+
+        §3.1 starts it from CLIP's weights in place of ImageNet's: weights in place of weights, so the ImageNet encoder
+        is frozen where CLIP's is.
+        """
+        return self.model.train_vision or (self.model.train_without_vlp and not self.components.pretraining)
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ from examples.common.scenes.strong import StrongView
 from examples.common.scenes.task import Task
 from examples.semidavil.config import Config
 from examples.semidavil.losses import ConsistencyLoss, build_loss
-from examples.semidavil.model.captions import DomainCaptions, build_captioner
+from examples.semidavil.model.cache import FeatureCache
+from examples.semidavil.model.captions import DomainCaptions, build_captioner, class_texts
 from examples.semidavil.model.describe import Describer
-from examples.semidavil.model.network import build_networks
-from examples.semidavil.recipe import build_optimizer, build_scheduler
+from examples.semidavil.model.network import Networks, build_networks
+from examples.semidavil.recipe import build_optimizer, build_scheduler, supervision
 
 _STRONG = 15  # the stream of random numbers for the strong views
 _AMP = {"off": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,25 +41,28 @@ class Engine(Resumable):
     losses are those of the joined batch, so that a step is that of one process; dropout's draws are each rank's own.
 
     **Accumulation.** With `training.accumulation = k` the batch comes in k pieces, one after another, and the optimiser
-    steps once. Of each piece alone are then: DyCE's mining threshold and class counts, the weights of WCE (which count
-    the pieces before it), BatchNorm's statistics (its running ones move k times), and the number of confident pixels
-    that equation 4 divides by. The supervised losses of the pieces are weighed by their share of the step's labelled
-    pixels, those of equation 4 equally. So CE, FL, DCE and DFL, which are means over pixels, are what they are without
-    accumulation, and so is equation 4 with `normalize` "images" or "pixels". The teacher, the learning rate, captions,
-    crops and strong views do not depend on k.
+    steps once. Of each piece alone are then: DyCE's mining threshold and class counts, WCE's running weights (which
+    count the pieces before it), BatchNorm's statistics (its running ones move k times), and the number of confident
+    pixels that equation 4 may divide by. The supervised losses of the pieces are weighed by their share of the step's
+    labelled pixels, those of equation 4 equally. So CE, FL, DCE and DFL, which are means over pixels, are what they are
+    without accumulation, and so is equation 4 with `normalize` "images" or "pixels". The teacher, the learning rate,
+    captions, crops and strong views do not depend on k.
     """
 
-    def __init__(self, config: Config, task: Task, device: torch.device) -> None:
+    def __init__(self, config: Config, task: Task, device: torch.device, kept: Path) -> None:
+        """`kept` is the folder of what runs share; see `train.train`."""
         self.config, self.device, self.step = config, device, 0
         self.networks = build_networks(config, len(task.classes)).to(device)
+        self.networks.cache = _cache(config, self.networks, kept)
         join_batch_norm(self.networks.student, device)
         student = self.networks.student
         self.replica: nn.Module = student if world_size() == 1 else DistributedDataParallel(student)
         model, rule = config.model, config.consistency
         captioner = build_captioner(model.captions, task.classes, model.scene, model.caption_file)
-        self.describe = Describer(self.networks, captioner, DomainCaptions(task.classes, model.scene))
-        name = config.loss if config.components.dyce else "CE"
-        options = config.loss_options if name == config.loss else {}
+        domain = DomainCaptions(task.classes, model.scene)
+        fixed = class_texts(task.classes) if model.guidance == "vlga" else ()
+        self.describe = Describer(self.networks, captioner, domain, fixed)
+        name, options = supervision(config, task, kept)
         self.supervised = build_loss(name, options, IGNORE_INDEX).to(device)
         self.strong = StrongView(rule.strength) if rule.strength else None
         self.consistency = ConsistencyLoss(rule.threshold, rule.confidence, rule.normalize)
@@ -98,7 +103,7 @@ class Engine(Resumable):
         weak = torch.cat([images.image for images in streams.values()])
         names = [name for images in streams.values() for name in images.names]
         inputs, size = self.networks.inputs(weak), (weak.shape[-2], weak.shape[-1])
-        text = self.describe(names, inputs, size)
+        text = self.describe(names, inputs, size, streams["source"].label if "source" in streams else None)
         labels = torch.cat([x.label for x in streams.values() if x.label is not None])
         known, new = slice(0, len(labels)), slice(len(labels), None)  # source and labelled target come first
         if "unlabelled" not in streams:
@@ -156,6 +161,13 @@ def _pieces(batch: Mapping[str, Images], number: int) -> list[dict[str, Images]]
         return images[piece * length : (piece + 1) * length]
 
     return [{name: part(images, piece) for name, images in batch.items()} for piece in range(number)]
+
+
+def _cache(config: Config, networks: Networks, kept: Path) -> FeatureCache | None:
+    if config.data.cache_features == "off" or networks.vision is None:
+        return None
+    name = f"{type(networks.vision).__name__} {config.model.dense}"
+    return FeatureCache(networks.vision, name, kept if config.data.cache_features == "disk" else None)
 
 
 def _labelled_shares(pieces: Sequence[Mapping[str, Images]]) -> Sequence[float | Tensor]:

@@ -20,8 +20,13 @@ from examples.common.distributed import all_sum, joined_sum, world_size
 
 
 def _weighted(**options: Any) -> nn.Module:
-    """Cross-entropy with inverse pixel frequencies, counted over the labels that training has seen."""
-    return WeightedCrossEntropyLoss(PixelFrequency(accumulate="running"), **options)
+    """Cross-entropy with fixed class weights; `"running"`: inverse frequencies in the labels that training has seen."""
+    weight = options.pop("weight", None)
+    if weight is None:
+        raise ValueError('WCE needs class weights: loss_options = {weight = [...]}, or "running"')
+    if weight == "running":
+        return WeightedCrossEntropyLoss(PixelFrequency(accumulate="running"), **options)
+    return WeightedCrossEntropyLoss(torch.tensor(weight), **options)
 
 
 _LOSSES: Mapping[str, Callable[..., nn.Module]] = {
@@ -38,7 +43,8 @@ NAMES = tuple(_LOSSES)
 def build_loss(name: str, options: Mapping[str, Any], ignore_index: int) -> nn.Module:
     """A loss of Table 6: `"CE"`, `"WCE"`, `"DCE"`, `"FL"`, `"DFL"` or `"DyCE"`, with keywords of its class.
 
-    Thresholds, class counts and normalisers are those of all ranks together.
+    WCE's `weight` is a number for each class, which training does not move (supplement D), or `"running"`. Thresholds,
+    class counts and normalisers are those of all ranks together.
 
     Raises:
         ValueError: an unknown name, or an option out of its range.

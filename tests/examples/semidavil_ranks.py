@@ -38,7 +38,7 @@ _SHARED = [
 ]
 RUNS = {
     "whole": ["model.dropout=0.0"],
-    "pieces": ["model.dropout=0.0", "training.accumulation=2", 'loss="WCE"'],
+    "pieces": ["training.accumulation=2", 'loss="WCE"', 'loss_options={weight="running"}'],
     "frozen": ["model.dropout=0.0", "model.train_vision=false", 'loss="CE"', 'model.guidance="correlation"'],
 }
 DROPOUT = ["model.dropout=0.5"]  # for stopping and going on: the ranks' draws differ

@@ -58,7 +58,8 @@ def _without_norms(module: nn.Module) -> None:
 def _step(config: Config, place: Path, pieces: int) -> tuple[dict[str, float], list[torch.Tensor], Engine]:
     """A step on images of which the pieces have unequal numbers of labelled pixels: the first has none."""
     config = replace(config, training=replace(config.training, accumulation=pieces))
-    engine = Engine(config, load_task(config.data, place / "kept"), torch.device("cpu"))
+    kept = place / "kept"
+    engine = Engine(config, load_task(config.data, kept), torch.device("cpu"), kept)
     _without_norms(engine.networks.student)
     _without_norms(engine.networks.teacher)
     batch = _steps(config, place, Share())[0]
@@ -83,7 +84,7 @@ def test_means_over_pixels_are_those_of_the_whole_step(place, loss, pieces):
     assert (engine.step, int(engine.networks.teacher.n_averaged)) == (1, 2)
 
 
-@pytest.mark.parametrize("overrides", [('loss="DyCE"',), ('loss="WCE"',)])
+@pytest.mark.parametrize("overrides", [('loss="DyCE"',), ('loss="WCE"', 'loss_options={weight="running"}')])
 def test_what_a_loss_counts_is_of_the_piece(place, overrides):
     """The docstring of Engine says so: the supervised loss changes, that of equation 4 does not."""
     config = _config(place, *overrides)

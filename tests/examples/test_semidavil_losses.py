@@ -65,10 +65,17 @@ def test_losses_and_their_refusals():
     logits, labels = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
     labels[0, :2] = 255
     for name in NAMES:
-        assert build_loss(name, {}, 255)(logits, labels).isfinite()
+        options = {"weight": "running"} if name == "WCE" else {}
+        assert build_loss(name, options, 255)(logits, labels).isfinite()
     cross_entropy = nn.functional.cross_entropy(logits, labels, ignore_index=255)
     assert torch.allclose(build_loss("CE", {}, 255)(logits, labels), cross_entropy)
     assert torch.allclose(build_loss("FL", {"gamma": 0.0}, 255)(logits, labels), cross_entropy)
+    weight = [0.5, 2.0, 1.0, 0.0, 3.0]
+    fixed = build_loss("WCE", {"weight": weight}, 255)
+    wanted = nn.functional.cross_entropy(logits, labels, torch.tensor(weight), ignore_index=255)
+    assert torch.allclose(fixed(logits, labels), wanted)
+    with pytest.raises(ValueError, match="WCE needs class weights"):
+        build_loss("WCE", {}, 255)
     with pytest.raises(ValueError, match="loss must be one of CE, WCE"):
         build_loss("OHEM", {}, 255)
     for options in ({"threshold": 2.0}, {"confidence": "both"}, {"normalize": "batch"}):

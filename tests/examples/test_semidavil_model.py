@@ -20,6 +20,7 @@ from examples.semidavil.model.captions import (
     compose,
 )
 from examples.semidavil.model.guidance import READINGS, DenseLanguageGuidance
+from examples.semidavil.model.vlga import VisionLanguageGuidedAttention
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +149,45 @@ def _loop(guidance, feature, text, reading):
     if reading == "correlation":
         return a
     by_token = torch.stack([row.exp() / row.exp().sum() for row in a])
-    described = torch.stack([sum(w * v for w, v in zip(row, lv, strict=True)) for row in by_token])
+    seen = torch.stack([sum(w * v for w, v in zip(column.softmax(0), vv, strict=True)) for column in a.T])
     if reading == "cross_attention":
-        return described
+        return torch.stack([sum(w * v for w, v in zip(row, seen, strict=True)) for row in by_token])
+    described = torch.stack([sum(w * v for w, v in zip(row, lv, strict=True)) for row in by_token])
     if reading == "code":
         back = torch.stack([sum(w * v for w, v in zip(column, vv, strict=True)) for column in by_token.T])
         return described + by_token @ back
-    seen = torch.stack([sum(w * v for w, v in zip(column.softmax(0), vv, strict=True)) for column in a.T])
     return torch.stack([torch.stack([(t * p).sum() for t in seen]) for p in described])
+
+
+def test_cross_attention_adds_up_vision_features_alone():
+    """§3.2: each output is a mean of the image's values, whose weights language decides."""
+    guidance = DenseLanguageGuidance(6, 5, 4, max_tokens=8, reading="cross_attention")
+    text = Text(torch.randn(1, 3, 5), torch.ones(1, 3, dtype=torch.bool))
+    feature = torch.randn(1, 6, 3, 4)
+    values = guidance.vision_value(feature.flatten(2).transpose(1, 2))
+    out = guidance(feature, text).flatten(2).transpose(1, 2)
+    assert (out <= values.amax(1) + 1e-5).all()
+    assert (out >= values.amin(1) - 1e-5).all()
+    other = guidance(feature, Text(2 * text.tokens, text.mask))
+    assert not torch.allclose(other.flatten(2).transpose(1, 2), out)  # language has its part in the weights
+    assert not guidance.text_value.weight.requires_grad
+
+
+@pytest.mark.parametrize("text_channels", [6, 5])
+def test_vlga_has_a_map_for_each_class_that_follows_its_name(text_channels):
+    torch.manual_seed(0)
+    guidance = VisionLanguageGuidedAttention(6, text_channels, 16, num_classes=3)
+    tokens, feature = torch.randn(1, 3, text_channels), torch.randn(1, 6, 4, 5)
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    out = guidance(feature, Text(tokens, mask))
+    assert out.shape == (1, guidance.out_channels, 4, 5) == (1, 3, 4, 5)
+    order = [2, 0, 1]  # classes in another order are maps in another order
+    assert torch.allclose(guidance(feature, Text(tokens[:, order], mask)), out[:, order], atol=1e-5)
+    # what is compared are directions: the feature's length is none of the language's business
+    if text_channels == 6:
+        assert torch.allclose(guidance(3 * feature, Text(tokens, mask)), out, atol=1e-5)
+    out.sum().backward()
+    assert all(p.grad is not None for p in guidance.parameters())
 
 
 @pytest.mark.parametrize("reading", READINGS)

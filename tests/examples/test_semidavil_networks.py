@@ -10,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from examples.common.text import build_text
+from examples.common.text import Text, build_text
 from examples.common.vision import ImageNetViT, build_vision
 from examples.semidavil.config import ComponentConfig, Config, ModelConfig
 from examples.semidavil.model.network import build_networks, ema_teacher
@@ -25,7 +25,9 @@ TINY = ModelConfig(
 )
 
 
-@pytest.mark.parametrize(("guidance", "train_vision"), [("paper", False), ("code", False), ("paper", True)])
+@pytest.mark.parametrize(
+    ("guidance", "train_vision"), [("paper", False), ("code", False), ("paper", True), ("vlga", False)]
+)
 def test_student_and_teacher_start_from_different_decoders(guidance, train_vision):
     networks = build_networks(Config(model=replace(TINY, guidance=guidance, train_vision=train_vision)), 5)
     same = build_networks(Config(model=replace(TINY, guidance=guidance, train_vision=train_vision)), 5)
@@ -33,6 +35,9 @@ def test_student_and_teacher_start_from_different_decoders(guidance, train_visio
     assert all(torch.equal(student[name], value) for name, value in same.student.state_dict().items())
     images = torch.rand(2, 3, 24, 32)
     text = networks.text(["road and sky", "car"])
+    if guidance == "vlga":  # a text for each of five classes, for each of two images
+        rows = networks.text(list("abcde")).tokens[:, 0].expand(2, -1, -1)
+        text = Text(rows, torch.ones(2, 5, dtype=torch.bool))
     logits = networks.student(networks.inputs(images), text, (24, 32))
     assert logits.shape == (2, 5, 24, 32)
     student, teacher = networks.student.state_dict(), networks.teacher.module.state_dict()
