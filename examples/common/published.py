@@ -108,6 +108,25 @@ def beside(
     ]
 
 
+def above(table: Table, ours: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The lines of a section: a printed table with our rows below its own, for tables of many columns.
+
+    Args:
+        table: of the paper.
+        ours: our rows, a cell for each column that we have.
+    """
+    rows = [[name, *cells] for name, cells in table.rows.items()]
+    rows += [[f"ours, {name}", *(cells.get(c, NONE) for c in table.columns)] for name, cells in ours.items()]
+    return [
+        f"## Beside the paper: {table.name}, {table.setting}",
+        "",
+        _legend(table, same=True),
+        "",
+        *markdown_table(["", *table.columns], rows),
+        *remarks(table),
+    ]
+
+
 def remarks(table: Table) -> list[str]:
     """The lines below a table: its errata and notes."""
     return ["", *(f"- {remark}" for remark in table.remarks)] if table.remarks else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from examples.common.published import beside, read_published
+from examples.common.published import above, beside, read_published
 
 FILE = """
 [t]
@@ -70,6 +70,17 @@ def test_two_of_our_rows_may_read_a_printed_one(table):
         "| A | – | 1.0* | – | 2.2 |",
         "| B: b | 1 | ? | 70.0 ± 0.6 | +3 |",
         "| B: b, too | 2 | ? | 70.0 ± 0.6 | +3 |",
+    ]
+
+
+def test_our_rows_stand_below_a_table_of_many_columns(table):
+    lines = above(table, {"b": {"20 labels": "69.1", "5 labels": "50.0"}})
+    assert lines[4:9] == [
+        "|  | 10 labels | 20 labels | all labels |",
+        "| --- | --- | --- | --- |",
+        "| A | 1.0* | – | 2.2 |",
+        "| B | ? | 70.0 ± 0.6 | +3 |",
+        "| ours, b | – | 69.1 | – |",
     ]
 
 
