@@ -6,15 +6,15 @@ With :math:`\Omega_i` the pixels of class i, :math:`x` their features, :math:`\m
     \mathrm{CCD}(i) = \frac{1}{C - 1} \sum_{j \ne i}
         \frac{\frac{1}{|\Omega_i|} \sum_{x \in \Omega_i} \lVert x - \mu_i \rVert^2}{\lVert \mu_i - \mu_j \rVert^2},
     \qquad
-    \mathrm{PDD}(i) = \frac{1}{|\Omega_i|} \sum_{x \in \Omega_i}
+    \mathrm{PDD}(i) = 1 - \frac{1}{|\Omega_i|} \sum_{x \in \Omega_i}
         \frac{\cos(x, \mu_i)}{\sum_{j \ne i} \cos(x, \mu_j)}
 
-The class centre distance (Wang et al., "Classes Matter: A Fine-grained Adversarial Approach to Cross-domain Semantic
-Segmentation", ECCV 2020) is the spread of a class over its distance to the others: small is good. The pixel-wise
-discrimination distance (Xie et al., "SePiCo: Semantic-Guided Pixel Contrast for Domain Adaptive Semantic Segmentation",
-TPAMI 2023) is how much nearer a pixel is to its own centre than to the others: large is good. T2S-DA's equations 19 and
-20 are read as these two; the equations themselves are not at hand. PDD's divisor is positive for features that a ReLU
-has made; for others it may vanish.
+These are equations 19 and 20 of T2S-DA. The class centre distance (Wang et al., "Classes Matter: A Fine-grained
+Adversarial Approach to Cross-domain Semantic Segmentation", ECCV 2020) is the spread of a class over its distance to
+the others. The pixel-wise discrimination distance (Xie et al., "SePiCo: Semantic-Guided Pixel Contrast for Domain
+Adaptive Semantic Segmentation", TPAMI 2023) is how much nearer a pixel is to its own centre than to the others, which
+equation 20 takes from 1. So both are small where classes are told apart. PDD's divisor is positive for features that a
+ReLU has made; for others it may vanish.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Discrimination:
 
     def value(self) -> Tensor:
         """PDD of each class, (C,) in float64; NaN where a class has no pixel."""
-        return all_sum(self._sum) / all_sum(self._count)
+        return 1 - all_sum(self._sum) / all_sum(self._count)
 
 
 def _rows(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@
     python -m examples.hvl.grid report camvid_losses --out benchmarks/results/hvl
 
 Finished runs are kept and shared between grids; processes that run other `--seeds` or `--rows` of one grid may work
-side by side, and a run that was stopped goes on. `report` writes GRID.json and GRID.md from the finished runs; it needs
-no data set.
+side by side, and a run that was stopped goes on. `report` writes GRID.json and GRID.md from the finished runs, with the
+paper's numbers of `published.toml`; it needs no data set.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from typing import Any
 from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
 from examples.common.outcome import METRICS
+from examples.common.published import NONE, Table, beside, read_published
 from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
 from examples.hvl.config import Config, load_config
 from examples.hvl.train import add_folders, train, with_folders
 
 GRIDS = Path(__file__).parent / "grids"
+PUBLISHED = Path(__file__).with_name("published.toml")
 _ONE = "†"  # marks a cell of one seed
 Run = Mapping[str, Any]
 
@@ -40,6 +42,7 @@ class Grid:
     config: str
     seeds: tuple[int, ...]
     rows: Mapping[str, tuple[str, ...]]  # label: overrides
+    published: tuple[str, ...] = ()  # tables of published.toml
 
     def run(self, label: str, seed: int) -> Config:
         """The configuration of one run."""
@@ -56,7 +59,8 @@ def load_grid(name: str) -> Grid:
     path, content = read_named(name, GRIDS, "grid")
     try:
         rows = {row["label"]: tuple(row["set"]) for row in content["row"]}
-        grid = Grid(path.stem, content["title"], content["config"], tuple(content["seeds"]), rows)
+        seeds, published = tuple(content["seeds"]), tuple(content.get("published", ()))
+        grid = Grid(path.stem, content["title"], content["config"], seeds, rows, published)
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
     for label in rows:
@@ -76,7 +80,7 @@ def run(grid: Grid, given: argparse.Namespace) -> None:
 
 
 def collect(grid: Grid, runs: Path) -> dict[str, Any]:
-    """The finished runs as plain data: {"title": ..., "rows": {label: [run]}}."""
+    """The finished runs as plain data: {"rows": {label: [run]}} and what the grid says of itself."""
     rows: dict[str, list[Run]] = {}
     for label in grid.rows:
         rows[label] = []
@@ -86,15 +90,16 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
             if path.is_file():
                 recipe = {"steps": config.training.iterations, "batch_size": config.data.batch_size}
                 rows[label].append({"seed": seed, "recipe": recipe, **json.loads(path.read_text())})
-    return {"title": grid.title, "rows": rows}
+    kind = grid.run(next(iter(grid.rows)), grid.seeds[0]).data.kind
+    return {"title": grid.title, "kind": kind, "published": list(grid.published), "rows": rows}
 
 
-def report(results: Mapping[str, Any]) -> str:
-    """The page in Markdown."""
+def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
+    """The page in Markdown; without runs it has the paper's tables alone."""
     runs = [run for row in results["rows"].values() for run in row]
     lines = [f"# {results['title']}", ""]
     if not runs:
-        return "\n".join([*lines, "No run is finished.", ""])
+        return "\n".join([*lines, "No run is finished.", *_beside(results, published, "", ""), ""])
     hours = sum(run["seconds"] for run in runs) / 3600
     lines += [
         f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels, in percent; mean ± standard deviation "
@@ -110,16 +115,31 @@ def report(results: Mapping[str, Any]) -> str:
         main = next(iter(entry["mean_iou"]))
         lines += ["", f"## {test}, {main}", "", f"| | {main} / rarest {RARE} |", "| --- | --- |"]
         lines += [f"| {label} | {_cell(row, test, main)} |" for label, row in results["rows"].items()]
+        lines += _beside(results, published, test, main)
         lines += ["", f"## IoU of each class on {test}", "", *_class_table(results["rows"], test)]
     return "\n".join(lines) + "\n"
 
 
+def _beside(results: Mapping[str, Any], published: Mapping[str, Table], test: str, main: str) -> list[str]:
+    """The paper's tables; our means are in those that have a row of ours."""
+    ours = {label: [_overall(runs, test, main)] for label, runs in results["rows"].items()}
+    lines = []
+    for table in (published[key] for key in results["published"]):
+        shared = {*ours} & {*table.rows}
+        same = table.data == results["kind"]
+        lines += ["", *beside(table, ["mIoU"] if shared else [], ours if shared else {}, same=same)]
+    return lines
+
+
+def _overall(runs: Sequence[Run], test: str, main: str) -> str:
+    return _spread([run["scores"][test]["mean_iou"][main] for run in runs]) if runs else NONE
+
+
 def _cell(runs: Sequence[Run], test: str, main: str) -> str:
     if not runs:
-        return "–"
-    entries = [run["scores"][test] for run in runs]
-    overall = _spread([entry["mean_iou"][main] for entry in entries])
-    return f"{overall} / {_spread([rare_mean(entry) for entry in entries])} ({_seeds(runs)})"
+        return NONE
+    rare = _spread([rare_mean(run["scores"][test]) for run in runs])
+    return f"{_overall(runs, test, main)} / {rare} ({_seeds(runs)})"
 
 
 def _class_table(rows: Mapping[str, Sequence[Run]], test: str) -> list[str]:
@@ -157,7 +177,7 @@ def _recipe(runs: Sequence[Run], key: str) -> str:
 def write_report(grid: Grid, runs: Path, out: Path) -> str:
     """Write `OUT/GRID.json` and `OUT/GRID.md` from the finished runs; return the page."""
     results = collect(grid, runs)
-    page, content = report(results), json.dumps(results, indent=1) + "\n"
+    page, content = report(results, read_published(PUBLISHED)), json.dumps(results, indent=1) + "\n"
     write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
     write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
     return page

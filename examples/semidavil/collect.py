@@ -24,9 +24,10 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "title": grid.title,
-        "paper": grid.paper,
-        "kind": grid.rows[0].run(grid.budgets[0], grid.seeds[0]).data.kind,
-        "paper_rows": {row.label: row.paper for row in grid.rows if row.paper},
+        "note": grid.note,
+        "kind": grid.run(grid.rows[0], grid.budgets[0], grid.seeds[0]).data.kind,
+        "published": list(grid.published),
+        "published_classes": {str(budget): key for budget, key in grid.published_classes.items()},
         "compare": list(grid.compare),
         "rows": {},
     }
@@ -35,9 +36,9 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
         for budget in grid.budgets:
             cell = found["rows"][row.label][str(budget)] = []
             for seed in grid.seeds:
-                folder = row.folder(runs, budget, seed)
+                folder = grid.folder(runs, row, budget, seed)
                 if (folder / METRICS).is_file():
-                    config = row.run(budget, seed)
+                    config = grid.run(row, budget, seed)
                     recipe = {
                         "steps": config.training.iterations,
                         "batch_size": config.data.batch_size,
@@ -65,9 +66,29 @@ def all_runs(results: Mapping[str, Any]) -> list[Run]:
 
 
 def tests(results: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The test sets, and the mean IoUs of each, the main one first: {`val`: [`mIoU16`, `mIoU13`]}."""
-    scores = all_runs(results)[0]["scores"]
-    return {name: list(entry["mean_iou"]) for name, entry in scores.items()}
+    """The test sets, and the mean IoUs of each, the main one first: {`val`: [`mIoU16`, `mIoU13`]}; {} without runs."""
+    runs = all_runs(results)
+    return {name: list(entry["mean_iou"]) for name, entry in runs[0]["scores"].items()} if runs else {}
+
+
+def paired(results: Mapping[str, Any]) -> dict[str, list[tuple[Run, Run]]]:
+    """For each budget the runs of the two compared rows that have the same seed."""
+    if not results["compare"]:
+        return {}
+    base, other = (results["rows"][label] for label in results["compare"])
+    found = {}
+    for budget in base:
+        seeds = {run["seed"]: run for run in other[budget]}
+        pairs = [(run, seeds[run["seed"]]) for run in base[budget] if run["seed"] in seeds]
+        if pairs:
+            found[budget] = pairs
+    return found
+
+
+def class_gain(pair: tuple[Run, Run], test: str, number: int) -> float:
+    """IoU points that one class gains from the first to the second run."""
+    before, after = (run["scores"][test]["iou"][number] for run in pair)
+    return 100 * (float(after) - float(before))
 
 
 def shares(results: Mapping[str, Any], test: str) -> list[float]:

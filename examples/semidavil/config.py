@@ -8,16 +8,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from examples.common.config import at_least, load, plain
-from examples.common.scenes.config import DataConfig
+from examples.common.scenes.config import DataConfig as SceneConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 _PLACES = {"data": ("source", "target"), "model": ("caption_file",)}
-# Keys that came later: at these defaults they are not written, so that earlier runs keep their folders.
-_LATER = {"model": {"dropout": 0.1}, "training": {"accumulation": 1}}
 
 LossName = Literal["CE", "WCE", "DCE", "FL", "DFL", "DyCE"]
-Guidance = Literal["paper", "code", "cross_attention", "correlation"]
+Guidance = Literal["paper", "code", "cross_attention", "correlation", "vlga"]
 Captions = Literal["domain", "predicted", "file"]
+
+
+@dataclass(frozen=True)
+class DataConfig(SceneConfig):
+    """Where images come from; §4.2 names resizing and random crops, and nothing else that changes them."""
+
+    flip: bool = False  # mirror half of the images: not in the paper
+    cache_features: Literal["off", "memory", "disk"] = (
+        "off"  # of frozen encoders and whole images, see model/cache.py
+    )
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class ComponentConfig:
 
     consistency: bool = True  # CT: consistency training
     dyce: bool = True  # DyCE: off is plain cross-entropy in place of `loss`
-    pretraining: bool = True  # VLP: off is `model.vision_without_vlp`
+    pretraining: bool = True  # VLP: off is `model.vision_without_vlp`, with ImageNet weights
     guidance: bool = True  # DLG: off is a decoder that sees the image alone
 
 
@@ -35,8 +43,12 @@ class ModelConfig:
     """The networks."""
 
     vision: str = "efficientnet-lite0"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
-    vision_without_vlp: str = "efficientnet-lite0-random"
-    train_vision: bool = False  # without VLP the encoder is trained in any case
+    vision_without_vlp: str = (
+        "efficientnet-lite0"  # trained on ImageNet; or "vit:PATH-OR-HUB-NAME", "vit-tiny"
+    )
+    train_vision: bool = False
+    train_without_vlp: bool = False  # train the encoder where it stands in for the vision-language one
+    dense: Literal["values", "tokens"] = "values"  # CLIP's last map; see examples.common.vision.ClipVision
     text: str = "minilm"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
     captions: Captions = "domain"
     caption_file: str = ""  # for captions = "file": written by `python -m examples.semidavil.caption`
@@ -44,7 +56,7 @@ class ModelConfig:
     guidance: Guidance = "paper"
     guidance_channels: int = 128  # c of equation 2
     decoder_channels: int = 128
-    dropout: float = 0.1  # of whole channels, before the decoder's last layer
+    dropout: float = 0.0  # of whole channels, before the decoder's last layer: not in the paper
     max_tokens: int = 48  # n_L of equation 3; longer captions are cut
 
     def __post_init__(self) -> None:
@@ -55,28 +67,39 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
-    """Equation 4. The defaults are the released code's reading, see `losses.ConsistencyLoss`."""
+    """Equation 4 as printed; `losses.ConsistencyLoss` has the other readings, and what the printed one asks for."""
 
     weight: float = 1.0
     threshold: float = 0.95
-    confidence: Literal["teacher", "student"] = "teacher"
-    normalize: Literal["confident", "pixels", "images"] = "confident"
+    confidence: Literal["teacher", "student"] = "student"
+    normalize: Literal["confident", "pixels", "images"] = "images"
     ema_decay: float = 0.999
     ema_warmup: bool = (
         False  # min(decay, 1 - 1/(step + 1)): for schedules that are short beside 1 / (1 - decay)
     )
-    strength: float = 0.5  # of the strong view's colours
+    strength: float = 0.0  # of strong views for the student: not in the paper; 0 is none
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The recipe: AdamW, as the released code (the paper names a momentum of 0.9, which AdamW has no use for)."""
+    """The recipe of §4.2, whose optimiser is not named: a momentum of 0.9 is SGD's. The released code takes AdamW.
+
+    "exponential" multiplies the rate by `decay` after every `decay_every` steps. The paper does not say per what its
+    rate decays; an epoch is the usual meaning, and an epoch of what it adapts to, the target's training images, the
+    reading here. Per step, nothing would be left after a hundred of them.
+    """
 
     iterations: int = 40_000
     accumulation: int = 1  # pieces that a step's batch is cut into, one after another; see engine.Engine
     lr: float = 1e-4
     weight_decay: float = 2e-4
-    schedule: Literal["poly", "constant", "one_cycle"] = "poly"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9  # of "sgd"
+    schedule: Literal["exponential", "poly", "constant", "one_cycle"] = "exponential"
+    decay: float = 0.9  # factor of "exponential"
+    decay_every: int = (
+        0  # steps between its decays; 0: as many as see every training image of the target once
+    )
     power: float = 0.9  # of "poly"
     amp: Literal["off", "bfloat16", "float16"] = "off"
     seed: int = 0
@@ -90,7 +113,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "accumulation", "log_every", "checkpoint_every")
-        at_least(self, 0, "eval_every", "workers")
+        at_least(self, 0, "eval_every", "workers", "decay_every")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay must be in (0, 1], got {self.decay}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
 
 
 @dataclass(frozen=True)
@@ -106,16 +133,29 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     note: str = ""  # what published number it belongs to
 
+    def __post_init__(self) -> None:
+        fixed = self.data.crop is None and not self.data.flip and not self.consistency.strength
+        if self.data.cache_features != "off" and (self.trains_vision or not fixed):
+            raise ValueError(
+                "data.cache_features needs a frozen encoder and images that never change: model.train_vision=false, "
+                "data.crop=[], data.flip=false, consistency.strength=0"
+            )
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether the vision encoder is trained.
+
+        §3.1 starts it from CLIP's weights in place of ImageNet's: weights in place of weights, so the ImageNet encoder
+        is frozen where CLIP's is.
+        """
+        return self.model.train_vision or (self.model.train_without_vlp and not self.components.pretraining)
+
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
         content: dict[str, Any] = plain(asdict(self))
         for section, keys in _PLACES.items():
             for key in keys:
                 del content[section][key]
-        for section, defaults in _LATER.items():
-            for key, default in defaults.items():
-                if content[section][key] == default:
-                    del content[section][key]
         return content
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +22,13 @@ from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.strong import StrongView
 from examples.common.scenes.task import Task
-from examples.semidavil.config import Config, TrainingConfig
+from examples.semidavil.config import Config
 from examples.semidavil.losses import ConsistencyLoss, build_loss
-from examples.semidavil.model.captions import DomainCaptions, build_captioner
+from examples.semidavil.model.cache import FeatureCache
+from examples.semidavil.model.captions import DomainCaptions, build_captioner, class_texts
 from examples.semidavil.model.describe import Describer
-from examples.semidavil.model.network import build_networks
+from examples.semidavil.model.network import Networks, build_networks
+from examples.semidavil.recipe import build_optimizer, build_scheduler, supervision
 
 _STRONG = 15  # the stream of random numbers for the strong views
 _AMP = {"off": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,33 +41,35 @@ class Engine(Resumable):
     losses are those of the joined batch, so that a step is that of one process; dropout's draws are each rank's own.
 
     **Accumulation.** With `training.accumulation = k` the batch comes in k pieces, one after another, and the optimiser
-    steps once. Of each piece alone are then: DyCE's mining threshold and class counts, the weights of WCE (which count
-    the pieces before it), BatchNorm's statistics (its running ones move k times), and the number of confident pixels
-    that equation 4 divides by. The supervised losses of the pieces are weighed by their share of the step's labelled
-    pixels, those of equation 4 equally. So CE, FL, DCE and DFL, which are means over pixels, are what they are without
-    accumulation, and so is equation 4 with `normalize` "images" or "pixels". The teacher, the learning rate, captions,
-    crops and strong views do not depend on k.
+    steps once. Of each piece alone are then: DyCE's mining threshold and class counts, WCE's running weights (which
+    count the pieces before it), BatchNorm's statistics (its running ones move k times), and the number of confident
+    pixels that equation 4 may divide by. The supervised losses of the pieces are weighed by their share of the step's
+    labelled pixels, those of equation 4 equally. So CE, FL, DCE and DFL, which are means over pixels, are what they are
+    without accumulation, and so is equation 4 with `normalize` "images" or "pixels". The teacher, the learning rate,
+    captions, crops and strong views do not depend on k.
     """
 
-    def __init__(self, config: Config, task: Task, device: torch.device) -> None:
+    def __init__(self, config: Config, task: Task, device: torch.device, kept: Path) -> None:
+        """`kept` is the folder of what runs share; see `train.train`."""
         self.config, self.device, self.step = config, device, 0
         self.networks = build_networks(config, len(task.classes)).to(device)
+        self.networks.cache = _cache(config, self.networks, kept)
         join_batch_norm(self.networks.student, device)
         student = self.networks.student
         self.replica: nn.Module = student if world_size() == 1 else DistributedDataParallel(student)
         model, rule = config.model, config.consistency
         captioner = build_captioner(model.captions, task.classes, model.scene, model.caption_file)
-        self.describe = Describer(self.networks, captioner, DomainCaptions(task.classes, model.scene))
-        name = config.loss if config.components.dyce else "CE"
-        options = config.loss_options if name == config.loss else {}
+        domain = DomainCaptions(task.classes, model.scene)
+        fixed = class_texts(task.classes) if model.guidance == "vlga" else ()
+        self.describe = Describer(self.networks, captioner, domain, fixed)
+        name, options = supervision(config, task, kept)
         self.supervised = build_loss(name, options, IGNORE_INDEX).to(device)
-        self.strong = StrongView(rule.strength)
+        self.strong = StrongView(rule.strength) if rule.strength else None
         self.consistency = ConsistencyLoss(rule.threshold, rule.confidence, rule.normalize)
         recipe = config.training
-        self.optimizer = torch.optim.AdamW(
-            self.networks.student.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
-        )
-        self.scheduler = _scheduler(self.optimizer, recipe)
+        self.optimizer = build_optimizer(self.networks.student, recipe)
+        epoch = -(-len(task.target.names) // config.data.batch_size)  # steps that see every target image once
+        self.scheduler = build_scheduler(self.optimizer, recipe, epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "float16")
 
     def advance(self, batch: Mapping[str, Images]) -> dict[str, Tensor]:
@@ -98,7 +103,7 @@ class Engine(Resumable):
         weak = torch.cat([images.image for images in streams.values()])
         names = [name for images in streams.values() for name in images.names]
         inputs, size = self.networks.inputs(weak), (weak.shape[-2], weak.shape[-1])
-        text = self.describe(names, inputs, size)
+        text = self.describe(names, inputs, size, streams["source"].label if "source" in streams else None)
         labels = torch.cat([x.label for x in streams.values() if x.label is not None])
         known, new = slice(0, len(labels)), slice(len(labels), None)  # source and labelled target come first
         if "unlabelled" not in streams:
@@ -107,8 +112,9 @@ class Engine(Resumable):
             wanted = self.networks.teacher(
                 [x[new] for x in inputs], None if text is None else text[new], size
             )
-        view = self.strong(weak[new], self._seeds(streams["unlabelled"]))
-        inputs = [torch.cat([a[known], b]) for a, b in zip(inputs, self.networks.inputs(view), strict=True)]
+        if self.strong is not None:
+            view = self.networks.inputs(self.strong(weak[new], self._seeds(streams["unlabelled"])))
+            inputs = [torch.cat([a[known], b]) for a, b in zip(inputs, view, strict=True)]
         logits = self.replica(inputs, text, size)
         agreement, confident = self.consistency(logits[new], wanted)
         supervised = self.supervised(logits[known], labels)
@@ -157,6 +163,13 @@ def _pieces(batch: Mapping[str, Images], number: int) -> list[dict[str, Images]]
     return [{name: part(images, piece) for name, images in batch.items()} for piece in range(number)]
 
 
+def _cache(config: Config, networks: Networks, kept: Path) -> FeatureCache | None:
+    if config.data.cache_features == "off" or networks.vision is None:
+        return None
+    name = f"{type(networks.vision).__name__} {config.model.dense}"
+    return FeatureCache(networks.vision, name, kept if config.data.cache_features == "disk" else None)
+
+
 def _labelled_shares(pieces: Sequence[Mapping[str, Images]]) -> Sequence[float | Tensor]:
     """Of each piece: its share of the labelled pixels of all pieces, over all ranks."""
     if len(pieces) == 1:
@@ -164,14 +177,3 @@ def _labelled_shares(pieces: Sequence[Mapping[str, Images]]) -> Sequence[float |
     labels = [[images.label for images in piece.values() if images.label is not None] for piece in pieces]
     pixels = all_sum(torch.stack([torch.cat(piece).ne(IGNORE_INDEX).sum() for piece in labels]))
     return list(pixels / pixels.sum().clamp(min=1))
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, recipe: TrainingConfig
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The paper's rate decays "with factor 0.9", read as the usual polynomial; the released code keeps it constant."""
-    if recipe.schedule == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.iterations + 1)
-    if recipe.schedule == "poly":
-        return torch.optim.lr_scheduler.PolynomialLR(optimizer, recipe.iterations, recipe.power)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

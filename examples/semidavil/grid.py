@@ -2,20 +2,21 @@
 
     python -m examples.semidavil.grid run camvid_components --target FOLDER
     python -m examples.semidavil.grid report camvid_components --out benchmarks/results/semidavil
+    python -m examples.semidavil.grid run components --config synthia --source SYNTHIA --target Cityscapes
 
-A grid names a configuration, and for each row of the table a label and overrides, or a configuration of its own.
-Finished runs are kept and shared between grids, and with `examples.semidavil.train` of the same configuration;
-processes that run other `--seeds` or `--budgets` of one grid may work side by side. `report` writes GRID.json, GRID.md
-and plots from the finished runs; it needs no data set.
+A grid has label budgets, seeds and rows: of each a label and overrides. They are overrides of the configuration that it
+names, or of one of several that `--config` chooses: a published table of two sources. Finished runs are kept and shared
+between grids, and with `examples.semidavil.train` of the same configuration; processes that run other `--seeds` or
+`--budgets` of one grid may work side by side. `report` writes GRID.json, GRID.md and plots from the finished runs, with
+the paper's numbers of `published.toml`; it needs no data set.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
@@ -28,64 +29,86 @@ GRIDS = Path(__file__).parent / "grids"
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table; `{budget}` in `config` stands for the number of labels."""
+    """A row of the table."""
 
-    label: str
-    config: str
-    overrides: tuple[str, ...] = ()
-    paper: str = ""  # the paper's row in published.toml
-
-    def run(self, budget: int, seed: int) -> Config:
-        """The configuration of one run. The row's own `data.budget` wins: it is one run for all budgets."""
-        return load_config(
-            self._name(budget), [f"data.budget={budget}", f"training.seed={seed}", *self.overrides]
-        )
-
-    def folder(self, runs: Path, budget: int, seed: int) -> Path:
-        """Where that run lies: the folder that `examples.semidavil.train` takes for it."""
-        return run_folder(runs, Path(self._name(budget)).stem, self.run(budget, seed).as_dict())
-
-    def _name(self, budget: int) -> str:
-        return self.config.format(budget=budget)
+    label: str  # that of the paper's row, where the paper has it
+    overrides: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows × label budgets × seeds."""
+    """Rows × label budgets × seeds of one configuration."""
 
     name: str
     title: str
+    config: str
     budgets: tuple[int, ...]
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
-    paper: str = ""  # what of the paper the grid is laid out after
+    published: tuple[str, ...] = ()  # tables of published.toml
+    published_classes: Mapping[int, str] = field(
+        default_factory=dict
+    )  # the same of each class, by label budget
     compare: tuple[str, ...] = ()  # two labels: CE, and the same with DyCE
+    note: str = ""  # what a reader of the table has to know
+
+    def run(self, row: Row, budget: int, seed: int) -> Config:
+        """The configuration of one run."""
+        own = [f"data.budget={budget}", f"training.seed={seed}", *row.overrides]
+        return load_config(self.config, own)
+
+    def folder(self, runs: Path, row: Row, budget: int, seed: int) -> Path:
+        """Where that run lies: the folder that `examples.semidavil.train` takes for it."""
+        return run_folder(runs, Path(self.config).stem, self.run(row, budget, seed).as_dict())
 
 
-def load_grid(name: str) -> Grid:
-    """A grid by path, or by the name of a file in `examples/semidavil/grids`.
+def load_grid(name: str, config: str | None = None) -> Grid:
+    """A grid by path, or by the name of a file in `examples/semidavil/grids`. `rows_of` takes another one's rows.
+
+    Args:
+        name: of the grid.
+        config: one of the grid's configurations; needed where there are several. "{config}" in the file stands for it.
 
     Raises:
         FileNotFoundError: no such file; the message lists those there are.
-        ValueError: a key is missing, `compare` names no rows, or an override does not fit the configuration.
+        ValueError: a key is missing, `config` is none of the grid's, `compare` names no rows, or an override does not
+            fit the configuration.
     """
     path, content = read_named(name, GRIDS, "grid")
     try:
-        rows = tuple(_row(row, content) for row in content["row"])
-        title, budgets, seeds = content["title"], tuple(content["budgets"]), tuple(content["seeds"])
+        parts = read_named(content["rows_of"], path.parent, "grid")[1] if "rows_of" in content else content
+        rows = [*parts["row"], *content.get("extra_row", ())]
+        config = _chosen(path, content["configs"], config)
+        several = len(content["configs"]) > 1
+        classes = content.get("published_classes", {})
+        grid = Grid(
+            f"{path.stem}_{config}" if several else path.stem,
+            content["title"].format(config=config),
+            config,
+            tuple(content["budgets"]),
+            tuple(content["seeds"]),
+            tuple(Row(row["label"], tuple(row["set"])) for row in rows),
+            tuple(key.format(config=config) for key in content.get("published", ())),
+            {int(budget): key.format(config=config) for budget, key in classes.items()},
+            tuple(content.get("compare", ())),
+            content.get("note", ""),
+        )
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
-    compare = tuple(content.get("compare", ()))
-    if compare and (len(compare) != 2 or not {*compare} <= {row.label for row in rows}):
+    compare = grid.compare
+    if compare and (len(compare) != 2 or not {*compare} <= {row.label for row in grid.rows}):
         raise ValueError(f"{path}: compare must be the labels of two rows, got {list(compare)}")
-    for row in rows:
-        row.run(budgets[0], seeds[0])
-    return Grid(path.stem, title, budgets, seeds, rows, content.get("paper", ""), compare)
+    for row in grid.rows:
+        grid.run(row, grid.budgets[0], grid.seeds[0])
+    return grid
 
 
-def _row(row: Mapping[str, Any], content: Mapping[str, Any]) -> Row:
-    config = row["config"] if "config" in row else content["config"]
-    return Row(row["label"], config, tuple(row.get("set", ())), row.get("paper", ""))
+def _chosen(path: Path, configs: Sequence[str], config: str | None) -> str:
+    if config is None and len(configs) == 1:
+        return configs[0]
+    if config is None or config not in configs:
+        raise ValueError(f"{path.stem} needs --config, one of {', '.join(configs)}; got {config!r}")
+    return config
 
 
 def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
@@ -95,10 +118,8 @@ def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
             for row in grid.rows:
                 if rank() == 0:
                     print(f"{row.label}, {budget} labels, seed {seed}", flush=True)
-                config, folder = (
-                    with_folders(row.run(budget, seed), given),
-                    row.folder(given.runs, budget, seed),
-                )
+                config = with_folders(grid.run(row, budget, seed), given)
+                folder = grid.folder(given.runs, row, budget, seed)
                 train(config, folder, given.runs / "kept", device=device)
 
 
@@ -106,9 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = grid_parser(__doc__, grids="examples/semidavil/grids", out="benchmarks/results/semidavil")
     add_folders(parser)
+    parser.add_argument("--config", help="one of the grid's configurations, where it has several")
     parser.add_argument("--budgets", type=int, nargs="*", help="the grid's unless given")
     given = parser.parse_args(arguments)
-    grid = load_grid(given.grid)
+    grid = load_grid(given.grid, given.config)
     seeds, budgets = tuple(given.seeds or grid.seeds), tuple(given.budgets or grid.budgets)
     grid = replace(grid, seeds=seeds, budgets=budgets)
     if given.action == "run":

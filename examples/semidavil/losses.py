@@ -20,8 +20,13 @@ from examples.common.distributed import all_sum, joined_sum, world_size
 
 
 def _weighted(**options: Any) -> nn.Module:
-    """Cross-entropy with inverse pixel frequencies, counted over the labels that training has seen."""
-    return WeightedCrossEntropyLoss(PixelFrequency(accumulate="running"), **options)
+    """Cross-entropy with fixed class weights; `"running"`: inverse frequencies in the labels that training has seen."""
+    weight = options.pop("weight", None)
+    if weight is None:
+        raise ValueError('WCE needs class weights: loss_options = {weight = [...]}, or "running"')
+    if weight == "running":
+        return WeightedCrossEntropyLoss(PixelFrequency(accumulate="running"), **options)
+    return WeightedCrossEntropyLoss(torch.tensor(weight), **options)
 
 
 _LOSSES: Mapping[str, Callable[..., nn.Module]] = {
@@ -38,7 +43,8 @@ NAMES = tuple(_LOSSES)
 def build_loss(name: str, options: Mapping[str, Any], ignore_index: int) -> nn.Module:
     """A loss of Table 6: `"CE"`, `"WCE"`, `"DCE"`, `"FL"`, `"DFL"` or `"DyCE"`, with keywords of its class.
 
-    Thresholds, class counts and normalisers are those of all ranks together.
+    WCE's `weight` is a number for each class, which training does not move (supplement D), or `"running"`. Thresholds,
+    class counts and normalisers are those of all ranks together.
 
     Raises:
         ValueError: an unknown name, or an option out of its range.
@@ -50,25 +56,27 @@ def build_loss(name: str, options: Mapping[str, Any], ignore_index: int) -> nn.M
 
 
 class ConsistencyLoss(nn.Module):
-    r"""Equation 4: the student's strong view should say what the teacher says of the weak one, where that is sure.
+    r"""Equation 4: the student should say what the teacher says, where it is sure.
 
     .. math:: L = \frac{1}{Z} \sum_{i:\, \max_c q_{ic} \ge \theta} - \sum_c p^T_{ic} \log p^S_{ic}
 
     Cross-entropy with the teacher's probabilities; its gradient is that of KL(teacher ‖ student), which the released
-    code uses. The printed equation differs from that code in two places, and each is a switch:
+    code uses. That code differs from the printed equation in two places, and each is a switch:
 
     Args:
         threshold: θ, in [0, 1].
-        confidence: whose probabilities q decide: `"teacher"` (the code), or `"student"` (the equation).
-        normalize: Z is the number of `"confident"` pixels (the code), of `"images"` (the equation; a sum over pixels
-            then, which grows with the image), or of all `"pixels"`.
+        confidence: whose probabilities q decide: `"student"` (the equation), or `"teacher"` (the code).
+        normalize: Z is the number of `"images"` (the equation), of `"confident"` pixels (the code), or of all
+            `"pixels"`. Over images it is a sum over pixels: beside a supervised loss that is a mean over pixels, it
+            weighs as much as the image has confident ones, up to 262 144 in a window of 512 × 512, so that learning
+            rate and `consistency.weight` have to suit the size of the image.
 
     Raises:
         ValueError: an option is out of its range.
     """
 
     def __init__(
-        self, threshold: float = 0.95, confidence: str = "teacher", normalize: str = "confident"
+        self, threshold: float = 0.95, confidence: str = "student", normalize: str = "images"
     ) -> None:
         super().__init__()
         if not 0 <= threshold <= 1:

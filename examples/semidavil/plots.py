@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from examples.common.scoring import RARE, by_rarity, rare_mean
 from examples.common.training import write_atomically
-from examples.semidavil.collect import Run, all_runs, shares, tests
+from examples.semidavil.collect import Run, all_runs, class_gain, paired, shares, tests
 
 _DPI = 110
 
@@ -68,7 +68,7 @@ def scores(results: Mapping[str, Any], test: str, main: str) -> Figure:
 
 def gain(results: Mapping[str, Any], test: str) -> Figure | None:
     """IoU points of DyCE over CE on each class, the rarest first; None where no seed has both."""
-    pairs = _paired(results)
+    pairs = paired(results)
     if not pairs:
         return None
     base, other = results["compare"]
@@ -77,10 +77,7 @@ def gain(results: Mapping[str, Any], test: str) -> Figure | None:
     classes = all_runs(results)[0]["classes"]
     figure, axes = plt.subplots(figsize=(9, 4.5))
     for number, (budget, runs) in enumerate(pairs.items()):
-        gains = [
-            [100 * (b["scores"][test]["iou"][c] - a["scores"][test]["iou"][c]) for c in order]
-            for a, b in runs
-        ]
+        gains = [[class_gain(pair, test, c) for c in order] for pair in runs]
         x = range(len(order))
         for seed in gains:
             axes.plot(x, seed, "o", color=f"C{number}", markersize=3, alpha=0.5)
@@ -95,20 +92,6 @@ def gain(results: Mapping[str, Any], test: str) -> Figure | None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
-
-
-def _paired(results: Mapping[str, Any]) -> dict[str, list[tuple[Run, Run]]]:
-    """For each budget the runs of the two compared rows that have the same seed."""
-    if not results["compare"]:
-        return {}
-    base, other = (results["rows"][label] for label in results["compare"])
-    found = {}
-    for budget in base:
-        seeds = {run["seed"]: run for run in other[budget]}
-        pairs = [(run, seeds[run["seed"]]) for run in base[budget] if run["seed"] in seeds]
-        if pairs:
-            found[budget] = pairs
-    return found
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -9,13 +9,14 @@ from statistics import mean
 from typing import Any
 
 from examples.common.markdown import distinct, markdown_table, spread
+from examples.common.published import NONE, Table, beside, read_published, remarks
 from examples.common.scoring import RARE, by_rarity, rare_mean
 from examples.common.training import write_atomically
-from examples.semidavil.collect import Run, all_runs, collect, shares, tests
+from examples.semidavil.collect import Run, all_runs, class_gain, collect, paired, shares, tests
 from examples.semidavil.grid import Grid
 from examples.semidavil.plots import write_plots
-from examples.semidavil.published import Published, read_published
 
+PUBLISHED = Path(__file__).with_name("published.toml")
 _ONE = "†"  # marks a cell of one seed
 
 
@@ -24,27 +25,27 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
     results = collect(grid, runs)
     name, content = grid.name, json.dumps(results, indent=1) + "\n"
     write_atomically(out / f"{name}.json", lambda path: path.write_text(content))
-    page = report(results, read_published())
+    page = report(results, read_published(PUBLISHED))
     for plot, title in write_plots(results, out / "plots", name).items():
         page += f"\n![{title}](plots/{plot})\n"
     write_atomically(out / f"{name}.md", lambda path: path.write_text(page))
     return page
 
 
-def report(results: Mapping[str, Any], published: Published) -> str:
-    """The page in Markdown, without its plots."""
-    if not all_runs(results):
-        return f"# {results['title']}\n\nNo run is finished.\n"
-    lines = [f"# {results['title']}", "", _reading(), "", _recipe(all_runs(results))]
+def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
+    """The page in Markdown, without its plots; without runs it has the paper's tables alone."""
+    runs = all_runs(results)
+    lines = [f"# {results['title']}", "", *([results["note"], ""] if results["note"] else [])]
+    lines += [_reading(), "", _recipe(runs)] if runs else ["No run is finished."]
     for test, means in tests(results).items():
         for name in means:
-            lines += ["", f"## {test}, {name}", "", *_main_table(results, test, name, published)]
-    lines += _confident_table(results)
-    lines += ["", "## Beside the paper", "", *_beside(results, published)]
-    for test in tests(results):
+            lines += ["", f"## {test}, {name}", "", *_main_table(results, test, name)]
+    lines += [*_beside(results, published), *_confident_table(results)]
+    for test, means in tests(results).items():
         for budget in next(iter(results["rows"].values())):
             lines += ["", f"## IoU of each class on {test}, {budget} labels", ""]
-            lines += _class_table(results, test, budget)
+            table = published.get(results["published_classes"].get(budget, ""))
+            lines += _class_table(results, test, means[0], budget, table)
     return "\n".join(lines) + "\n"
 
 
@@ -78,31 +79,29 @@ def _recipe(runs: Sequence[Run]) -> str:
     )
 
 
-def _main_table(results: Mapping[str, Any], test: str, main: str, published: Published) -> list[str]:
-    budgets = list(next(iter(results["rows"].values())))
-    labels = published.labels(results["paper_rows"])
-    heads = [f"{budget} labels" for budget in budgets]
-    mark = "paper" if results["kind"] == published.kind else "paper, another data set"
-    heads += [f"{mark}: {number} labels" for number in labels]
-    rows = []
-    for label, row in results["rows"].items():
-        ours = [_cell(runs, test, main) for runs in row.values()]
-        rows.append([label, *ours, *published.cells(results["paper_rows"].get(label), labels)])
+def _main_table(results: Mapping[str, Any], test: str, main: str) -> list[str]:
+    heads = [f"{budget} labels" for budget in next(iter(results["rows"].values()))]
+    rows = [
+        [label, *(_cell(runs, test, main) for runs in row.values())] for label, row in results["rows"].items()
+    ]
     return markdown_table(["", *heads], rows)
 
 
-def _beside(results: Mapping[str, Any], published: Published) -> list[str]:
-    """What the paper prints of this, and why it is not to be compared in level."""
-    named = f" ({results['paper']})" if results["paper"] else ""
-    if not published.labels(results["paper_rows"]):
-        return [f"The paper's numbers{named} are not at hand."]
-    other = ": another data set, not comparable in level. What may be compared is the order of rows"
-    lines = [
-        f"The paper's columns{named} are {published.setting}{'' if results['kind'] == published.kind else other}. "
-        '"not at hand": `published.toml` does not have that number. What is known of the paper\'s figures:',
-        "",
-    ]
-    return lines + [f"- {name}: {note}" for name, note in published.notes.items()]
+def _beside(results: Mapping[str, Any], published: Mapping[str, Table]) -> list[str]:
+    """The paper's tables with our means in them; those of each class stand here where no run has a table of classes."""
+    test, means = next(iter(tests(results).items()), ("", [""]))
+    heads = [f"{budget} labels" for budget in next(iter(results["rows"].values()))]
+    ours = {
+        label: [_overall(runs, test, means[0]) for runs in row.values()]
+        for label, row in results["rows"].items()
+    }
+    lines = []
+    for key in results["published"]:
+        same = published[key].data == results["kind"]
+        lines += ["", *beside(published[key], heads, ours, same=same)]
+    for key in results["published_classes"].values() if not test else ():
+        lines += ["", *beside(published[key], (), {}, same=True)]
+    return lines
 
 
 def _confident_table(results: Mapping[str, Any]) -> list[str]:
@@ -122,26 +121,47 @@ def _confident_table(results: Mapping[str, Any]) -> list[str]:
     return ["", "## Confident pixels", "", head, "", *table]
 
 
-def _class_table(results: Mapping[str, Any], test: str, budget: str) -> list[str]:
+def _class_table(
+    results: Mapping[str, Any], test: str, main: str, budget: str, table: Table | None
+) -> list[str]:
+    """Our rows, what DyCE adds, and the paper's rows where it prints them for this number of labels."""
     share = shares(results, test)
     order = by_rarity(all_runs(results)[0]["scores"][test]["pixels"])
-    classes = all_runs(results)[0]["classes"]
-    heads = [f"{classes[c].replace('_', ' ')} ({100 * share[c]:.2g} %)" for c in order]
+    classes = [name.replace("_", " ") for name in all_runs(results)[0]["classes"]]
     rows = []
     for label, row in results["rows"].items():
         runs = row[budget]
         if runs:
             values = [mean(run["scores"][test]["iou"][c] for run in runs) for c in order]
-            rows.append([f"{label} ({_seeds(runs)})", *(f"{100 * value:.1f}" for value in values)])
-    return markdown_table(["", *heads], rows) if rows else ["No run is finished."]
+            cells = [_overall(runs, test, main), *(f"{100 * value:.1f}" for value in values)]
+            rows.append([f"{label} ({_seeds(runs)})", *cells])
+    if pairs := paired(results).get(budget):
+        base, other = results["compare"]
+        gains = [mean(class_gain(pair, test, c) for pair in pairs) for c in order]
+        rows.append([f"{other} less {base}", "", *(f"{gain:+.1f}" for gain in gains)])
+    if table is not None:
+        rows += [[f"paper, {n}", *(table.cell(n, c) for c in _columns(classes, order))] for n in table.rows]
+    if not rows:
+        return ["No run is finished."]
+    heads = ["", main, *(f"{classes[c]} ({100 * share[c]:.2g} %)" for c in order)]
+    named = [f"The paper's rows are {table.name}: {table.setting}.", ""] if table is not None else []
+    return [*named, *markdown_table(heads, rows), *(remarks(table) if table is not None else [])]
+
+
+def _columns(classes: Sequence[str], order: Sequence[int]) -> list[str]:
+    """The paper's names of the columns of a table of classes."""
+    return ["mIoU", *(classes[c] for c in order)]
 
 
 def _cell(runs: Sequence[Run], test: str, main: str) -> str:
     if not runs:
-        return "–"
-    entries = [run["scores"][test] for run in runs]
-    overall = spread([entry["mean_iou"][main] for entry in entries])
-    return f"{overall} / {spread([rare_mean(entry) for entry in entries])} ({_seeds(runs)})"
+        return NONE
+    rare = spread([rare_mean(run["scores"][test]) for run in runs])
+    return f"{_overall(runs, test, main)} / {rare} ({_seeds(runs)})"
+
+
+def _overall(runs: Sequence[Run], test: str, main: str) -> str:
+    return spread([run["scores"][test]["mean_iou"][main] for run in runs]) if runs else NONE
 
 
 def _seeds(runs: Sequence[Run]) -> str:

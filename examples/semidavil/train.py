@@ -35,6 +35,7 @@ from examples.semidavil.config import Config, load_config
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import evaluate
 from examples.semidavil.pictures import write_pictures
+from examples.semidavil.recipe import supervision
 
 RUNS = Path("runs/semidavil")
 _RANKS = 14  # the stream of random numbers that sets ranks apart
@@ -75,10 +76,14 @@ def train(
     share.places(config.data.batch_size)  # refuse now what no step could be made of
     with first_rank_first():
         task = load_task(config.data, kept)
-        sources = streams(task, config.data, kept, seed, unlabelled=config.components.consistency)
+        unlabelled, flip = config.components.consistency, config.data.flip
+        sources = streams(task, config.data, kept, seed, unlabelled=unlabelled, flip=flip)
+        supervision(
+            config, task, kept
+        )  # where it counts classes, the others read what the first rank counted
     if not sources.keys() & {"source", "labelled"}:
         raise ValueError("nothing is labelled: raise data.budget or set data.use_source = true")
-    engine, seconds = _engine(config, task, folder, torch.device(device))
+    engine, seconds = _engine(config, task, folder, torch.device(device), kept)
     steps = in_order(Steps(sources, seed, engine.step, last, share), config.training.workers, device)
     outcome = carry_out(
         engine,
@@ -98,11 +103,13 @@ def train(
     return read_metrics(folder)
 
 
-def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> tuple[Engine, float]:
+def _engine(
+    config: Config, task: Task, folder: Path, device: torch.device, kept: Path
+) -> tuple[Engine, float]:
     """A new engine, or the one that the folder's checkpoint holds; and the seconds that its steps took."""
     seed = config.training.seed
     torch.manual_seed(seed)
-    engine = Engine(config, task, device)
+    engine = Engine(config, task, device, kept)
     if rank() > 0:  # other draws of dropout than the first rank's
         torch.manual_seed(seed_of(seed, rank(), _RANKS))
     return engine, restored(engine, folder)

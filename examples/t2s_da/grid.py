@@ -3,17 +3,19 @@
     python -m examples.t2s_da.grid run camvid_parts --target FOLDER
     python -m examples.t2s_da.grid report camvid_parts --out benchmarks/results/t2s_da
 
-A grid names a configuration, and for each row of the table a label and overrides. Finished runs are kept and shared
-between grids; processes that run other `--seeds` of one grid may work side by side. `report` writes GRID.json, GRID.md
-and plots from the finished runs; it needs no data set.
+A grid names a configuration, and for each row of the table a label, overrides, and which row of the paper's tables it
+is. Finished runs are kept and shared between grids; processes that run other `--seeds` of one grid may work side by
+side. `report` writes GRID.json, GRID.md and plots from the finished runs, with the paper's numbers of `published.toml`;
+it needs no data set.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
@@ -35,6 +37,8 @@ class Grid:
     seeds: tuple[int, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]  # label, overrides
     paper: str  # what of the paper the grid is laid out after
+    published: tuple[str, ...] = ()  # tables of published.toml
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {table: {label: the printed row}}
 
     def run(self, overrides: Sequence[str], seed: int) -> Config:
         """The configuration of one run."""
@@ -46,7 +50,7 @@ class Grid:
 
 
 def load_grid(name: str) -> Grid:
-    """A grid by path, or by the name of a file in `examples/t2s_da/grids`.
+    """A grid by path, or by the name of a file in `examples/t2s_da/grids`. `rows_of` takes another one's rows.
 
     Raises:
         FileNotFoundError: no such file; the message lists those there are.
@@ -54,14 +58,21 @@ def load_grid(name: str) -> Grid:
     """
     path, content = read_named(name, GRIDS, "grid")
     try:
-        rows = tuple((row["label"], tuple(row["set"])) for row in content["row"])
+        parts = read_named(content["rows_of"], path.parent, "grid")[1] if "rows_of" in content else content
+        rows = tuple((row["label"], tuple(row["set"])) for row in parts["row"])
+        published = tuple(content.get("published", ()))
+        names = {key: _names(key, parts["row"]) for key in published}
         title, config, seeds = content["title"], content["config"], tuple(content["seeds"])
-        grid = Grid(path.stem, title, config, seeds, rows, content["paper"])
+        grid = Grid(path.stem, title, config, seeds, rows, content["paper"], published, names)
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
     for _, overrides in rows:
         grid.run(overrides, grid.seeds[0])
     return grid
+
+
+def _names(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {row["label"]: row["paper"][key] for row in rows if key in row.get("paper", {})}
 
 
 def run(grid: Grid, given: argparse.Namespace, device: str) -> None:

@@ -18,7 +18,7 @@ class Pull(nn.Module):
 
     * "balanced", the paper's: n_q(c) = ⌈C p_c n⌉ of class c. Nearly in proportion to the classes, but none has zero.
     * "random": C·n of all labelled pixels, whatever their classes.
-    * "equal": n of each class, or all where there are fewer.
+    * "equal": n of each class, or all where there are fewer: CEQS, the plain alternative of §3.4.
 
     `config.negatives_from`: where a query's m negatives come from.
 
@@ -26,7 +26,9 @@ class Pull(nn.Module):
     * "pooled": from the other-class source pixels and the unreliable target pixels together, by their numbers.
     * "source" or "target": m from one domain alone.
 
-    The paper names what is removed in its ablations; what takes the part's place is this example's reading.
+    Table 8 removes class-balanced queries and domain-equal negatives. For the latter "pooled" stands in. For the former
+    the paper has two readings: §3.4 names CEQS as the alternative; the text on the table tells of queries swamped by
+    large classes, which "random" gives.
 
     Args:
         config: the loss's options.

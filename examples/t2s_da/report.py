@@ -11,12 +11,14 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from examples.common.outcome import METRICS
+from examples.common.published import NONE, Table, above, beside, read_published
 from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
 from examples.t2s_da.grid import Grid
 
 Run = Mapping[str, Any]
 Rows = Mapping[str, Sequence[Run]]
+PUBLISHED = Path(__file__).with_name("published.toml")
 _ONE = "†"  # marks what only one seed says
 
 
@@ -39,7 +41,7 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
     rows = collect(grid, runs)
     content = json.dumps({"title": grid.title, "paper": grid.paper, "rows": rows}, indent=1) + "\n"
     write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
-    page = report(grid, rows)
+    page = report(grid, rows, read_published(PUBLISHED))
     for test in _tests(rows):
         name = f"{grid.name}_{test}.png"
         _plot(grid, rows, test, out / "plots" / name)
@@ -48,16 +50,43 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
     return page
 
 
-def report(grid: Grid, rows: Rows) -> str:
-    """The page in Markdown, without its plots."""
+def report(grid: Grid, rows: Rows, published: Mapping[str, Table]) -> str:
+    """The page in Markdown, without its plots; without runs it has the paper's tables alone."""
     runs = [run for row in rows.values() for run in row]
-    if not runs:
-        return f"# {grid.title}\n\nNo run is finished.\n"
-    lines = [f"# {grid.title}", "", f"Laid out after {grid.paper}.", "", _reading(), "", _recipe(runs)]
+    lines = [f"# {grid.title}", "", f"Laid out after {grid.paper}.", ""]
+    lines += [_reading(), "", _recipe(runs)] if runs else ["No run is finished."]
     for test in _tests(rows):
         lines += ["", f"## {test}", "", *_scores(rows, test)]
+    for key in grid.published:
+        lines += ["", *_beside(grid, rows, key, published[key])]
+    for test in _tests(rows):
         lines += ["", f"## IoU of each class on {test}", "", *_classes(rows, test)]
     return "\n".join(lines) + "\n"
+
+
+def _beside(grid: Grid, rows: Rows, key: str, table: Table) -> list[str]:
+    """A printed table with those of our rows that it has."""
+    test = next(iter(_tests(rows)), "")
+    same = table.data == grid.run((), grid.seeds[0]).data.kind
+    names = {label: name for label, name in grid.names[key].items() if label in rows}
+    if "road" not in table.columns:
+        ours = {label: [_spread([100 * _main(run, test) for run in rows[label]])] for label in names}
+        return beside(table, ["mIoU"] if ours else [], ours, same=same, names=names)
+    return above(table, {label: _of_classes(rows[label], test) for label in names if same and rows[label]})
+
+
+def _of_classes(runs: Sequence[Run], test: str) -> dict[str, str]:
+    """The cells of a row of a table of classes, under the paper's names."""
+    entries = [run["scores"][test] for run in runs]
+    means = zip(*(entry["mean_iou"].values() for entry in entries), strict=True)
+    cells = {
+        name: _spread([100 * x for x in values])
+        for name, values in zip(("mIoU", "mIoU*"), means, strict=False)
+    }
+    for number, name in enumerate(runs[0]["classes"]):
+        values = [100 * entry["iou"][number] for entry in entries if entry["iou"][number] is not None]
+        cells[name.replace("_", " ")] = _spread(values)
+    return cells
 
 
 def _reading() -> str:
@@ -66,7 +95,7 @@ def _reading() -> str:
         f"{_ONE} marks one seed, whose deviation nobody knows. “Rare” is the mean IoU of the {RARE} classes with the "
         "fewest test pixels. The difference is to the first row, over the seeds that both have. CCD: the spread of a "
         "class over its distance to the others, small is good; PDD: how much nearer a pixel is to its own class's "
-        "centre, large is good. Differences within the deviations are none."
+        "centre, taken from 1: small is good, too. Differences within the deviations are none."
     )
 
 
@@ -131,7 +160,7 @@ def _classes(rows: Rows, test: str) -> list[str]:
 
 def _spread(values: Sequence[float], *, digits: int = 1, signed: bool = False) -> str:
     if not values:
-        return "–"
+        return NONE
     sign = "+" if signed else ""
     deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):{sign}.{digits}f}{deviation}"

@@ -24,8 +24,9 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "title": grid.title,
         "config": grid.config,
-        "paper": grid.paper,
-        "paper_numbers": {row.label: list(row.paper) for row in grid.rows},
+        "kind": grid.run(grid.rows[0], grid.variants[0], grid.seeds[0]).data.kind,
+        "published": list(grid.published),
+        "paper_rows": {row.label: row.paper for row in grid.rows if row.paper},
         "weights_of": [list(cell) for cell in grid.weights_of],
         "rows": {row.label: {variant.label: [] for variant in grid.variants} for row in grid.rows},
     }
@@ -48,8 +49,9 @@ def all_runs(results: Mapping[str, Any]) -> list[Run]:
 
 
 def tests(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The test sets, and the main mean IoU of each: (`val`, `mIoU19`)."""
-    scores = all_runs(results)[0]["scores"]
+    """The test sets, and the main mean IoU of each, (`val`, `mIoU19`); none without runs."""
+    runs = all_runs(results)
+    scores = runs[0]["scores"] if runs else {}
     return [(name, next(iter(entry["mean_iou"]))) for name, entry in scores.items()]
 
 

@@ -5,7 +5,8 @@
 
 A grid has rows and variants, the columns of its table: each a label and overrides, the row's after the variant's.
 Finished runs are kept and shared between grids; processes that run other `--seeds` or `--rows` of one grid may work
-side by side. `report` writes GRID.json, GRID.md and plots from the finished runs; it needs no data set.
+side by side. `report` writes GRID.json, GRID.md and plots from the finished runs, with the paper's numbers of
+`published.toml`; it needs no data set.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ GRIDS = Path(__file__).parent / "grids"
 
 @dataclass(frozen=True)
 class Part:
-    """A row or a variant: its label, its overrides, and what the paper prints in that row, variant by variant."""
+    """A row or a variant."""
 
     label: str
     overrides: tuple[str, ...]
-    paper: tuple[float, ...] = ()
+    paper: str = ""  # the paper's row, where it has another label
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Grid:
     rows: tuple[Part, ...]
     variants: tuple[Part, ...]
     overrides: tuple[str, ...] = ()  # of all runs
-    paper: str = ""  # where the paper's numbers stand
+    published: tuple[str, ...] = ()  # tables of published.toml
     weights_of: tuple[tuple[str, str], ...] = ()  # the cells, (row, variant), whose class weights are drawn
 
     def run(self, row: Part, variant: Part, seed: int) -> Config:
@@ -57,7 +58,9 @@ class Grid:
 
 
 def load_grid(name: str) -> Grid:
-    """A grid by path, or by the name of a file in `examples/uda_gbw/grids`. `rows_of` takes another one's parts.
+    """A grid by path, or by the name of a file in `examples/uda_gbw/grids`.
+
+    `rows_of` takes another one's rows, and its variants where the file has none.
 
     Raises:
         FileNotFoundError: no such file; the message lists those there are.
@@ -72,9 +75,9 @@ def load_grid(name: str) -> Grid:
             content["config"],
             tuple(content["seeds"]),
             tuple(map(_part, parts["row"])),
-            tuple(map(_part, parts["variant"])),
+            tuple(map(_part, content["variant"] if "variant" in content else parts["variant"])),
             tuple(content.get("set", ())),
-            content.get("paper", ""),
+            tuple(content.get("published", ())),
             tuple((row, variant) for row, variant in content.get("weights_of", ())),
         )
     except KeyError as error:
@@ -123,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _part(content: Mapping[str, Any]) -> Part:
-    return Part(content["label"], tuple(content["set"]), tuple(content.get("paper", ())))
+    return Part(content["label"], tuple(content["set"]), content.get("paper", ""))
 
 
 if __name__ == "__main__":

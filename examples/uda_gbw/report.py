@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from examples.common.markdown import distinct, markdown_table, spread
+from examples.common.published import NONE, Table, beside, read_published
 from examples.common.scoring import RARE, by_rarity, rare_mean
 from examples.common.training import write_atomically
 from examples.uda_gbw.collect import (
@@ -22,6 +23,7 @@ from examples.uda_gbw.collect import (
 from examples.uda_gbw.grid import Grid
 from examples.uda_gbw.plots import write_plots
 
+PUBLISHED = Path(__file__).with_name("published.toml")
 _ONE = "†"  # marks a cell of one seed
 
 
@@ -30,38 +32,34 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
     results = collect(grid, runs)
     content = json.dumps(results) + "\n"
     write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
-    page = report(results)
+    page = report(results, read_published(PUBLISHED))
     for plot, title in write_plots(results, out / "plots", grid.name).items():
         page += f"\n![{title}](plots/{plot})\n"
     write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
     return page
 
 
-def report(results: Mapping[str, Any]) -> str:
-    """The page in Markdown, without its plots."""
+def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
+    """The page in Markdown, without its plots; without runs it has the paper's tables alone."""
     runs = all_runs(results)
-    if not runs:
-        return f"# {results['title']}\n\nNo run is finished.\n"
-    lines = [f"# {results['title']}", "", _reading(results), "", _recipe(runs)]
-    for test, main in tests(results):
+    lines = [f"# {results['title']}", ""]
+    lines += [_reading(), "", _recipe(runs)] if runs else ["No run is finished."]
+    found = tests(results)
+    for test, main in found:
         lines += ["", f"## {test}, {main}", "", *_main_table(results, test, main)]
-    lines += ["", "## Class weights", "", _weights_reading(), "", *_weight_table(results)]
-    for test, _ in tests(results):
+    lines += _beside(results, published)
+    if runs:
+        lines += ["", "## Class weights", "", _weights_reading(), "", *_weight_table(results)]
+    for test, _ in found:
         lines += ["", f"## IoU of each class on {test}", "", *_class_table(results, test)]
     return "\n".join(lines) + "\n"
 
 
-def _reading(results: Mapping[str, Any]) -> str:
-    paper = ""
-    if any(results["paper_numbers"].values()):
-        paper = (
-            f" The paper's numbers are of {results['paper']}: another data set and network, not to be compared in "
-            "level; those that are not at hand are left out."
-        )
+def _reading() -> str:
     return (
         f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels, in percent; mean ± standard deviation "
         f"over the seeds, whose number stands in brackets. {_ONE} marks a cell of one seed, whose deviation nobody "
-        f"knows. Differences of a point or two between cells of a few seeds say little.{paper}"
+        "knows. Differences of a point or two between cells of a few seeds say little."
     )
 
 
@@ -81,19 +79,32 @@ def _recipe(runs: Sequence[Run]) -> str:
 
 def _main_table(results: Mapping[str, Any], test: str, main: str) -> list[str]:
     variants = list(next(iter(results["rows"].values())))
-    paper = results["paper_numbers"]
-    columns = max(len(numbers) for numbers in paper.values())
-    heads = ["", *variants, *(["difference"] if len(variants) == 2 else [])]
-    heads += [f"paper, {variant}" for variant in variants[:columns]]
     rows = []
     for label, row in results["rows"].items():
         cells = [label, *(_cell(runs, test, main) for runs in row.values())]
         if len(variants) == 2:
             found = gains(results, label, test, main)
-            cells.append(f"{spread(found)} ({_seeds(found)})" if found else "–")
-        numbers = [f"{number:.1f}" for number in paper[label]]
-        rows.append([*cells, *numbers, *["–"] * (columns - len(numbers))])
-    return markdown_table(heads, rows)
+            cells.append(f"{spread(found)} ({_seeds(found)})" if found else NONE)
+        rows.append(cells)
+    return markdown_table(["", *variants, *(["difference"] if len(variants) == 2 else [])], rows)
+
+
+def _beside(results: Mapping[str, Any], published: Mapping[str, Table]) -> list[str]:
+    """The paper's tables; our means are in those that have a row of ours."""
+    test, main = (tests(results) or [("", "")])[0]
+    variants = list(next(iter(results["rows"].values())))
+    ours = {
+        label: [_overall(runs, test, main) for runs in row.values()] for label, row in results["rows"].items()
+    }
+    names = results["paper_rows"]
+    lines = []
+    for table in (published[key] for key in results["published"]):
+        if {names.get(label, label) for label in ours} & {*table.rows} and table.data:
+            same = table.data == results["kind"]
+            lines += ["", *beside(table, variants, ours, same=same, names=names)]
+        else:
+            lines += ["", *beside(table, (), {}, same=True)]
+    return lines
 
 
 def _weights_reading() -> str:
@@ -140,10 +151,13 @@ def _class_table(results: Mapping[str, Any], test: str) -> list[str]:
 
 def _cell(runs: Sequence[Run], test: str, main: str) -> str:
     if not runs:
-        return "–"
-    entries = [run["scores"][test] for run in runs]
-    overall = spread([entry["mean_iou"][main] for entry in entries])
-    return f"{overall} / {spread([rare_mean(entry) for entry in entries])} ({_seeds(runs)})"
+        return NONE
+    rare = spread([rare_mean(run["scores"][test]) for run in runs])
+    return f"{_overall(runs, test, main)} / {rare} ({_seeds(runs)})"
+
+
+def _overall(runs: Sequence[Run], test: str, main: str) -> str:
+    return spread([run["scores"][test]["mean_iou"][main] for run in runs]) if runs else NONE
 
 
 def _seeds(values: Sequence[Any]) -> str:

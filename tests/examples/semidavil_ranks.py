@@ -34,11 +34,11 @@ _SHARED = [
     "training.eval_every=2",
     "training.window=[16, 24]",
     "training.lr=1e-4",
-    "consistency.threshold=0.115",
+    "consistency.threshold=0.15",
 ]
 RUNS = {
     "whole": ["model.dropout=0.0"],
-    "pieces": ["model.dropout=0.0", "training.accumulation=2", 'loss="WCE"'],
+    "pieces": ["training.accumulation=2", 'loss="WCE"', 'loss_options={weight="running"}'],
     "frozen": ["model.dropout=0.0", "model.train_vision=false", 'loss="CE"', 'model.guidance="correlation"'],
 }
 DROPOUT = ["model.dropout=0.5"]  # for stopping and going on: the ranks' draws differ
@@ -106,7 +106,8 @@ def results(own: int, place: Path, target: str) -> dict[str, Any]:
 
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
         if isinstance(module, ConsistencyLoss):
-            confident.append(int((args[1].float().softmax(1).amax(1) >= module.threshold).sum()))
+            judge = args[0] if module.confidence == "student" else args[1]
+            confident.append(int((judge.detach().float().softmax(1).amax(1) >= module.threshold).sum()))
 
     kept = place / "kept"
     with nn.modules.module.register_module_forward_pre_hook(count):

@@ -23,11 +23,12 @@ def toy_config(target: Path) -> Config:
 def engine(config: Config, folder: Path) -> tuple[Engine, Task]:
     """A new engine and its task; `folder` keeps label lists and streets."""
     task = load_task(config.data, folder)
-    return Engine(config, task, torch.device("cpu")), task
+    return Engine(config, task, torch.device("cpu"), folder), task
 
 
 def batch(config: Config, task: Task, folder: Path, step: int = 0) -> Mapping[str, Images]:
     """The streams of a step."""
     seed = config.training.seed
-    found = streams(task, config.data, folder, seed, unlabelled=config.components.consistency)
+    unlabelled, flip = config.components.consistency, config.data.flip
+    found = streams(task, config.data, folder, seed, unlabelled=unlabelled, flip=flip)
     return Steps(found, seed, step, step + 1)[0]

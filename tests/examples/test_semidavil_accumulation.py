@@ -58,7 +58,8 @@ def _without_norms(module: nn.Module) -> None:
 def _step(config: Config, place: Path, pieces: int) -> tuple[dict[str, float], list[torch.Tensor], Engine]:
     """A step on images of which the pieces have unequal numbers of labelled pixels: the first has none."""
     config = replace(config, training=replace(config.training, accumulation=pieces))
-    engine = Engine(config, load_task(config.data, place / "kept"), torch.device("cpu"))
+    kept = place / "kept"
+    engine = Engine(config, load_task(config.data, kept), torch.device("cpu"), kept)
     _without_norms(engine.networks.student)
     _without_norms(engine.networks.teacher)
     batch = _steps(config, place, Share())[0]
@@ -83,7 +84,7 @@ def test_means_over_pixels_are_those_of_the_whole_step(place, loss, pieces):
     assert (engine.step, int(engine.networks.teacher.n_averaged)) == (1, 2)
 
 
-@pytest.mark.parametrize("overrides", [('loss="DyCE"',), ('loss="WCE"',)])
+@pytest.mark.parametrize("overrides", [('loss="DyCE"',), ('loss="WCE"', 'loss_options={weight="running"}')])
 def test_what_a_loss_counts_is_of_the_piece(place, overrides):
     """The docstring of Engine says so: the supervised loss changes, that of equation 4 does not."""
     config = _config(place, *overrides)
@@ -93,7 +94,8 @@ def test_what_a_loss_counts_is_of_the_piece(place, overrides):
 
 
 def test_the_divisor_of_confident_pixels_is_of_the_piece(place):
-    config = _config(place, 'loss="CE"', 'consistency.normalize="confident"')
+    release = ['consistency.normalize="confident"', 'consistency.confidence="teacher"']
+    config = _config(place, 'loss="CE"', *release)
     whole, values = (_step(config, place, pieces)[0] for pieces in (1, 4))
     assert values["confident"] == pytest.approx(whole["confident"])
     assert values["consistency"] != pytest.approx(whole["consistency"], rel=1e-4)
@@ -123,14 +125,10 @@ def test_ranks_and_pieces_share_a_step_among_them(place):
         Share(0, 2, 4).places(12)
 
 
-def test_keys_that_came_later_do_not_move_earlier_runs(place):
-    config = load_config("smoke")
-    assert "dropout" not in config.as_dict()["model"]
-    assert "accumulation" not in config.as_dict()["training"]
-    changed = load_config("smoke", ["model.dropout=0.2", "training.accumulation=2"])
-    assert changed.as_dict()["model"]["dropout"] == 0.2
-    assert changed.as_dict()["training"]["accumulation"] == 2
-    assert run_folder(place, "smoke", changed.as_dict()) != run_folder(place, "smoke", config.as_dict())
+def test_every_key_decides_the_folder_and_is_checked(place):
+    folder = run_folder(place, "smoke", load_config("smoke").as_dict())
+    for key in ("model.dropout=0.2", "training.accumulation=2", "data.flip=true", "consistency.strength=0.5"):
+        assert run_folder(place, "smoke", load_config("smoke", [key]).as_dict()) != folder
     for key in ("model.dropout=1.0", "training.accumulation=0"):
         with pytest.raises(ValueError, match=key.split(".")[1].split("=")[0]):
             load_config("smoke", [key])

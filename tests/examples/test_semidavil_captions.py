@@ -34,7 +34,16 @@ def test_composed_captions():
     maps = torch.zeros(2, 10, 10, dtype=torch.long)
     maps[0, :6] = 2
     maps[1, 0, 0] = 1
-    assert predicted(["x", "y"], lambda: maps) == ["a street with car and road", "a street with road"]
+    assert predicted(["x", "y"], lambda: maps) == [
+        "a street with car above and road below",
+        "a street with road in the centre",
+    ]
+    maps[1] = 255
+    maps[1, :, :2], maps[1, 4:6, 4:6], maps[1, 3:7, 8:] = 0, 1, 2
+    predicted = PredictedCaptions(["road", "sky_line", "car"], "a street", min_share=0.01)
+    assert predicted(["y"], lambda: maps[1:]) == [
+        "a street with road left, car right and sky line in the centre"
+    ]
     with pytest.raises(ValueError, match="captions must be"):
         build_captioner("label", [], "", "")
 

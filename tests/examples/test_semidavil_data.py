@@ -165,6 +165,11 @@ def test_a_folder_that_is_not_named_is_asked_for(tmp_path):
     gta5 = DataConfig(kind="gta5-cityscapes", target="Cityscapes")
     with pytest.raises(ValueError, match="gta5-cityscapes needs the folder of its source: --source FOLDER"):
         load_task(gta5, tmp_path)
+    target = str(write_cityscapes(tmp_path / "c"))
+    alone = DataConfig(kind="gta5-cityscapes", target=target, budget=1, use_source=False)
+    task = load_task(alone, tmp_path)
+    assert len(task.source.names) == 0
+    assert list(streams(task, alone, tmp_path, 0, unlabelled=True)) == ["labelled", "unlabelled"]
 
 
 def test_synthia_is_scored_on_its_classes(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,56 +11,60 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
+from examples.common.config import read_toml
 from examples.semidavil.config import CONFIGS, load_config
 from examples.semidavil.grid import GRIDS, load_grid
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproducing" / "semidavil.md"
-# What the shell's loops of the page put in place of their variables.
-LOOPS = {
-    "${loss}_$budget": [f"{a}_{b}" for a, b in product(("ce", "wce", "dce", "fl", "dfl"), (200, 2975))],
-    "$budget": ["0", "100", "200", "500", "1000", "2975"],
-    "$guidance": ["cross_attention", "correlation", "none"],
-    "$grid": ["camvid_losses", "camvid_components", "camvid_guidance", "camvid_threshold"],
-}
+LOOP = re.compile(r"^for grid in (.*); do$", re.MULTILINE)
 
 
 def _commands() -> list[list[str]]:
-    blocks = re.findall(r"^```\{code-block\} sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if "-m examples." in line]
-    return [shlex.split(line.split("-m ", 1)[1].split("; done")[0], comments=True) for line in lines]
+    """The page's commands, once for each turn of the shell's loops."""
+    commands = []
+    for block in re.findall(r"^```\{code-block\} sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        loop = LOOP.search(block)
+        for line in (line for line in block.splitlines() if "-m examples." in line):
+            names = loop[1].split() if loop and "$grid" in line else [""]
+            command = line.split("-m ", 1)[1]
+            commands += [shlex.split(command.replace("$grid", name), comments=True) for name in names]
+    return commands
 
 
-def _names(word: str) -> list[str]:
-    for variable, values in LOOPS.items():
-        if variable in word:
-            return [word.replace(variable, value) for value in values]
-    return [word]
+def _grid_of(words: list[str]) -> tuple[str, str]:
+    grid = load_grid(words[1], words[words.index("--config") + 1] if "--config" in words else None)
+    return words[1], grid.config
 
 
 def test_commands_name_what_exists():
     commands = _commands()
-    assert len(commands) > 10
+    assert len(commands) > 20
     for module, *words in commands:
         if module.endswith("grid"):
-            assert all(load_grid(name) for name in _names(words[1]))
+            assert _grid_of(words)
             continue
         overrides = words[words.index("--set") + 1 :] if "--set" in words else []
-        assert all(load_config(name, overrides) for name in _names(words[0]))
+        assert load_config(words[0], overrides)
 
 
-def test_every_published_configuration_and_grid_has_its_command():
-    named = {name for command in _commands() for word in command for name in _names(word)}
-    configs = {path.stem for path in CONFIGS.glob("*.toml")} - {
-        "smoke",
-        "camvid",
-        "camvid_short",
-        "gta5",
-        "synthia",
-    }
-    for grid in (load_grid(name) for name in named if (GRIDS / f"{name}.toml").is_file()):
-        named = named | {row.config.format(budget=budget) for row in grid.rows for budget in grid.budgets}
-    assert configs <= named
-    assert {path.stem for path in GRIDS.glob("*.toml")} <= named
+def test_every_grid_has_its_command_with_each_of_its_configurations():
+    run = {_grid_of(words) for module, *words in _commands() if module.endswith("grid") and words[0] == "run"}
+    all_of_them = {(path.stem, name) for path in GRIDS.glob("*.toml") for name in read_toml(path)["configs"]}
+    assert run == all_of_them
+    configs = {path.stem for path in CONFIGS.glob("*.toml")}
+    assert configs - {name for _, name in run} == {"camvid", "smoke"}
+
+
+def test_the_table_of_the_published_grids_is_theirs():
+    rows = re.findall(
+        r"^\| (?:Table|Figure)[^|]*\| `(\w+)` \| ([^|]*) \| ([^|]*) \| (\d+)", PAGE.read_text(), re.MULTILINE
+    )
+    assert len(rows) == 5
+    for name, configs, budgets, runs in rows:
+        content = read_toml(GRIDS / f"{name}.toml")
+        assert re.findall(r"\w+", configs) == content["configs"]
+        assert [int(number) for number in budgets.split(", ")] == content["budgets"]
+        assert int(runs) == len(content["budgets"]) * len(content["row"])
 
 
 def test_every_switch_of_the_table_is_a_key():

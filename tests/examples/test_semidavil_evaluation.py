@@ -85,7 +85,7 @@ def test_a_resized_image_is_scored_at_its_labels_size(config, tmp_path):
     test = task.tests["val"]
     assert test.image(0).shape == (3, 6, 8)
     assert test.label(0).shape == (12, 16)
-    engine = Engine(replace(config, data=data), task, torch.device("cpu"))
+    engine = Engine(replace(config, data=data), task, torch.device("cpu"), tmp_path / "kept")
     entry = evaluate(engine, task)["val"]
     assert sum(entry["pixels"]) == sum(int((test.label(i) != 255).sum()) for i in range(2))
     write_pictures(engine, test, task.classes, tmp_path, "val")

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 
-from examples.common.config import run_folder
+from examples.common.config import read_toml, run_folder
 from examples.common.logs import Logs, read_log
 from examples.semidavil import grid
 from examples.semidavil.config import CONFIGS, load_config
@@ -43,19 +43,20 @@ def test_shipped_configurations_are_valid_and_say_what_they_are():
 
 def test_grids_name_valid_runs_that_differ():
     for path in sorted(GRIDS.glob("*.toml")):
-        found = load_grid(path.stem)
-        for budget, seed in product(found.budgets, found.seeds):
-            runs = [row.folder(Path(), budget, seed) for row in found.rows]
-            assert len(set(runs)) == len(runs)
-        assert len({row.label for row in found.rows}) == len(found.rows)
-    with pytest.raises(FileNotFoundError, match="those here are camvid_components"):
+        for config in read_toml(path)["configs"]:
+            found = load_grid(path.stem, config)
+            for budget, seed in product(found.budgets, found.seeds):
+                runs = [found.folder(Path(), row, budget, seed) for row in found.rows]
+                assert len(set(runs)) == len(runs)
+            assert len({row.label for row in found.rows}) == len(found.rows)
+    with pytest.raises(FileNotFoundError, match="those here are budgets, camvid_components"):
         load_grid("nonesuch")
 
 
 def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
     path = tmp_path / "tiny.toml"
     path.write_text(
-        'title = "Tiny"\nconfig = "smoke"\nbudgets = [1, 2]\nseeds = [0, 1]\n'
+        'title = "Tiny"\nconfigs = ["smoke"]\nbudgets = [1, 2]\nseeds = [0, 1]\n'
         '[[row]]\nlabel = "CE"\nset = [\'loss="CE"\', "training.iterations=1", "training.eval_every=0"]\n'
     )
     folders = [
@@ -73,7 +74,7 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
     grid.main(["report", str(path), *folders])
     text = (tmp_path / "out" / "tiny.md").read_text()
     assert "## val_alt, mIoU11\n\n|  | 1 labels | 2 labels |\n| --- | --- | --- |\n| CE | " in text
-    assert text.count("± ") == 3  # the caption's, and two of the cell with two seeds
+    assert text.count("± ") == 4  # the caption's, two of the cell with two seeds, one beside its classes
     assert "(1†) | " in text
     assert "(2) |\n" in text
     assert (

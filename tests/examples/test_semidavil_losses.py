@@ -43,9 +43,19 @@ def test_consistencys_gradient_is_that_of_the_divergence_and_the_students_alone(
     assert teacher.grad is None
 
 
+def test_the_printed_equation_is_the_default():
+    student, teacher = torch.randn(2, 3, 4) * 3, torch.randn(2, 3, 4) * 3
+    loss, share = ConsistencyLoss(0.7)(student, teacher)
+    sure = student.softmax(1).amax(1) >= 0.7
+    each = nn.functional.cross_entropy(student, teacher.softmax(1), reduction="none")
+    assert 0 < sure.sum() < 8
+    assert float(loss) == pytest.approx(float(each[sure].sum()) / 2)
+    assert float(share) == pytest.approx(float(sure.float().mean()))
+
+
 def test_no_confident_pixel_is_zero_with_a_gradient():
     student = torch.zeros(1, 3, 4, requires_grad=True)
-    loss, share = ConsistencyLoss(0.9)(student, torch.zeros(1, 3, 4))
+    loss, share = ConsistencyLoss(0.9, normalize="confident")(student, torch.zeros(1, 3, 4))
     loss.backward()
     assert loss == share == 0
     assert not student.grad.any()
@@ -55,10 +65,17 @@ def test_losses_and_their_refusals():
     logits, labels = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
     labels[0, :2] = 255
     for name in NAMES:
-        assert build_loss(name, {}, 255)(logits, labels).isfinite()
+        options = {"weight": "running"} if name == "WCE" else {}
+        assert build_loss(name, options, 255)(logits, labels).isfinite()
     cross_entropy = nn.functional.cross_entropy(logits, labels, ignore_index=255)
     assert torch.allclose(build_loss("CE", {}, 255)(logits, labels), cross_entropy)
     assert torch.allclose(build_loss("FL", {"gamma": 0.0}, 255)(logits, labels), cross_entropy)
+    weight = [0.5, 2.0, 1.0, 0.0, 3.0]
+    fixed = build_loss("WCE", {"weight": weight}, 255)
+    wanted = nn.functional.cross_entropy(logits, labels, torch.tensor(weight), ignore_index=255)
+    assert torch.allclose(fixed(logits, labels), wanted)
+    with pytest.raises(ValueError, match="WCE needs class weights"):
+        build_loss("WCE", {}, 255)
     with pytest.raises(ValueError, match="loss must be one of CE, WCE"):
         build_loss("OHEM", {}, 255)
     for options in ({"threshold": 2.0}, {"confidence": "both"}, {"normalize": "batch"}):

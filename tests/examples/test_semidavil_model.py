@@ -20,6 +20,7 @@ from examples.semidavil.model.captions import (
     compose,
 )
 from examples.semidavil.model.guidance import READINGS, DenseLanguageGuidance
+from examples.semidavil.model.vlga import VisionLanguageGuidedAttention
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,9 @@ def test_clip_reads_images_of_any_shape(clip):
     assert clip.channels == (32, 32, 24)
 
 
-def test_clips_dense_features_are_its_own_tokens(clip):
+def test_clips_dense_features_are_its_own_tokens():
     """At the trained size nothing is interpolated, and the class token gives CLIP's image embedding."""
+    clip = freeze(build_vision("clip-tiny", dense="tokens"))
     image = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         output = clip.model(pixel_values=clip.normalized(image), output_hidden_states=True)
@@ -45,6 +47,42 @@ def test_clips_dense_features_are_its_own_tokens(clip):
     assert torch.allclose(projected[:, 0], clip.projection(output.pooler_output), atol=1e-6)
     assert torch.allclose(features[-1].flatten(2).transpose(1, 2), projected[:, 1:], atol=1e-6)
     assert torch.allclose(features[0].flatten(2).transpose(1, 2), output.hidden_states[1][:, 1:], atol=1e-6)
+
+
+def test_dense_features_are_values_that_attention_does_not_mix(clip):
+    """Equal to the ordinary layer where every token attends to itself alone; and no patch sees another in it."""
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        output = clip.model(pixel_values=clip.normalized(image), output_hidden_states=True)
+        layer, before = clip.model.encoder.layers[-1], output.hidden_states[-2]
+        alone = torch.cat([layer(token, attention_mask=None) for token in before.split(1, 1)], 1)
+        wanted = clip.projection(clip.model.post_layernorm(alone))[:, 1:]
+        got = clip(image)[-1].flatten(2).transpose(1, 2)
+        assert torch.allclose(got, wanted, atol=1e-6)
+        mixed = clip.projection(clip.model.post_layernorm(output.last_hidden_state))[:, 1:]
+        assert not torch.allclose(got, mixed, atol=1e-3)
+    with pytest.raises(ValueError, match="dense must be one of values, tokens"):
+        build_vision("clip-tiny", dense="keys")
+
+
+def test_every_trained_layer_of_clip_gets_a_gradient():
+    for dense in ("values", "tokens"):
+        vision = build_vision("clip-tiny", dense=dense)
+        sum(x.square().mean() for x in vision(torch.rand(1, 3, 16, 24))).backward()
+        assert {name for name, p in vision.named_parameters() if p.requires_grad and p.grad is None} == set()
+        frozen = {name for name, p in vision.named_parameters() if not p.requires_grad}
+        assert len(frozen) == (4 if dense == "values" else 0)
+
+
+def test_an_imagenet_vit_gives_the_maps_that_clip_gives(clip):
+    vit = freeze(build_vision("vit-tiny"))
+    image = torch.rand(2, 3, 40, 53)
+    with torch.no_grad():
+        assert [tuple(x.shape) for x in vit(image)] == [(2, c, 5, 7) for c in vit.channels]
+        own = torch.rand(1, 3, 32, 32)
+        wanted = vit.model(own * 2 - 1).last_hidden_state[:, 1:]
+        assert torch.allclose(vit(own)[-1].flatten(2).transpose(1, 2), wanted, atol=1e-6)
+    assert vit.layers == clip.layers
 
 
 def test_position_embeddings_are_interpolated_to_the_images_grid(clip):
@@ -111,14 +149,45 @@ def _loop(guidance, feature, text, reading):
     if reading == "correlation":
         return a
     by_token = torch.stack([row.exp() / row.exp().sum() for row in a])
-    described = torch.stack([sum(w * v for w, v in zip(row, lv, strict=True)) for row in by_token])
+    seen = torch.stack([sum(w * v for w, v in zip(column.softmax(0), vv, strict=True)) for column in a.T])
     if reading == "cross_attention":
-        return described
+        return torch.stack([sum(w * v for w, v in zip(row, seen, strict=True)) for row in by_token])
+    described = torch.stack([sum(w * v for w, v in zip(row, lv, strict=True)) for row in by_token])
     if reading == "code":
         back = torch.stack([sum(w * v for w, v in zip(column, vv, strict=True)) for column in by_token.T])
         return described + by_token @ back
-    seen = torch.stack([sum(w * v for w, v in zip(column.softmax(0), vv, strict=True)) for column in a.T])
     return torch.stack([torch.stack([(t * p).sum() for t in seen]) for p in described])
+
+
+def test_cross_attention_adds_up_vision_features_alone():
+    """§3.2: each output is a mean of the image's values, whose weights language decides."""
+    guidance = DenseLanguageGuidance(6, 5, 4, max_tokens=8, reading="cross_attention")
+    text = Text(torch.randn(1, 3, 5), torch.ones(1, 3, dtype=torch.bool))
+    feature = torch.randn(1, 6, 3, 4)
+    values = guidance.vision_value(feature.flatten(2).transpose(1, 2))
+    out = guidance(feature, text).flatten(2).transpose(1, 2)
+    assert (out <= values.amax(1) + 1e-5).all()
+    assert (out >= values.amin(1) - 1e-5).all()
+    other = guidance(feature, Text(2 * text.tokens, text.mask))
+    assert not torch.allclose(other.flatten(2).transpose(1, 2), out)  # language has its part in the weights
+    assert not guidance.text_value.weight.requires_grad
+
+
+@pytest.mark.parametrize("text_channels", [6, 5])
+def test_vlga_has_a_map_for_each_class_that_follows_its_name(text_channels):
+    torch.manual_seed(0)
+    guidance = VisionLanguageGuidedAttention(6, text_channels, 16, num_classes=3)
+    tokens, feature = torch.randn(1, 3, text_channels), torch.randn(1, 6, 4, 5)
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    out = guidance(feature, Text(tokens, mask))
+    assert out.shape == (1, guidance.out_channels, 4, 5) == (1, 3, 4, 5)
+    order = [2, 0, 1]  # classes in another order are maps in another order
+    assert torch.allclose(guidance(feature, Text(tokens[:, order], mask)), out[:, order], atol=1e-5)
+    # what is compared are directions: the feature's length is none of the language's business
+    if text_channels == 6:
+        assert torch.allclose(guidance(3 * feature, Text(tokens, mask)), out, atol=1e-5)
+    out.sum().backward()
+    assert all(p.grad is not None for p in guidance.parameters())
 
 
 @pytest.mark.parametrize("reading", READINGS)

@@ -10,22 +10,24 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from examples.common.text import build_text
-from examples.common.vision import build_vision
+from examples.common.text import Text, build_text
+from examples.common.vision import ImageNetViT, build_vision
 from examples.semidavil.config import ComponentConfig, Config, ModelConfig
 from examples.semidavil.model.network import build_networks, ema_teacher
 
 TINY = ModelConfig(
     vision="clip-tiny",
     text="clip-tiny",
-    vision_without_vlp="clip-tiny",
+    vision_without_vlp="vit-tiny",
     guidance_channels=8,
     decoder_channels=8,
     max_tokens=12,
 )
 
 
-@pytest.mark.parametrize(("guidance", "train_vision"), [("paper", False), ("code", False), ("paper", True)])
+@pytest.mark.parametrize(
+    ("guidance", "train_vision"), [("paper", False), ("code", False), ("paper", True), ("vlga", False)]
+)
 def test_student_and_teacher_start_from_different_decoders(guidance, train_vision):
     networks = build_networks(Config(model=replace(TINY, guidance=guidance, train_vision=train_vision)), 5)
     same = build_networks(Config(model=replace(TINY, guidance=guidance, train_vision=train_vision)), 5)
@@ -33,6 +35,9 @@ def test_student_and_teacher_start_from_different_decoders(guidance, train_visio
     assert all(torch.equal(student[name], value) for name, value in same.student.state_dict().items())
     images = torch.rand(2, 3, 24, 32)
     text = networks.text(["road and sky", "car"])
+    if guidance == "vlga":  # a text for each of five classes, for each of two images
+        rows = networks.text(list("abcde")).tokens[:, 0].expand(2, -1, -1)
+        text = Text(rows, torch.ones(2, 5, dtype=torch.bool))
     logits = networks.student(networks.inputs(images), text, (24, 32))
     assert logits.shape == (2, 5, 24, 32)
     student, teacher = networks.student.state_dict(), networks.teacher.module.state_dict()
@@ -60,11 +65,25 @@ def test_components_that_are_switched_off_are_not_built():
         ),
         5,
     )
-    assert without.student.vision is not None
+    assert isinstance(without.vision, ImageNetViT)
+    assert without.student.vision is None
     with pytest.raises(ValueError, match="vision must be one of"):
         build_vision("resnet")
     with pytest.raises(ValueError, match="text must be one of"):
         build_text("gpt", 8)
+
+
+@pytest.mark.parametrize("key", ["train_vision", "train_without_vlp"])
+def test_without_vlp_imagenet_weights_are_frozen_unless_a_switch_trains_them(key):
+    def build(**changes):
+        parts = ComponentConfig(pretraining=False, guidance=False)
+        return build_networks(Config(model=replace(TINY, **changes), components=parts), 5)
+
+    assert build().vision is not None
+    assert isinstance(build(**{key: True}).student.vision, ImageNetViT)
+    with_vlp = build_networks(Config(model=replace(TINY, train_without_vlp=True)), 5)
+    assert with_vlp.student.vision is None
+    assert Config().model.vision_without_vlp == "efficientnet-lite0"  # not its random twin
 
 
 def test_the_teacher_is_the_average_and_keeps_its_counter_and_buffers():

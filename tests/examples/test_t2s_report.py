@@ -13,9 +13,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 from examples.common.config import run_folder
+from examples.common.published import read_published
 from examples.t2s_da import grid
 from examples.t2s_da.config import CONFIGS, load_config
 from examples.t2s_da.grid import GRIDS, load_grid
+from examples.t2s_da.report import PUBLISHED, report
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproducing" / "t2s_da.md"
 
@@ -45,7 +47,8 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
     short = '"training.iterations=1", "training.eval_every=0", "data.streets=3"'
     path.write_text(
         'title = "Tiny"\nconfig = "smoke"\nseeds = [0, 1]\npaper = "nothing"\n'
-        f'[[row]]\nlabel = "all"\nset = [{short}]\n'
+        'published = ["table7", "table3"]\n'
+        f'[[row]]\nlabel = "all"\npaper = {{ table7 = "vanilla contrast" }}\nset = [{short}]\n'
         f'[[row]]\nlabel = "DACS"\nset = [{short}, "components.pull=false"]\n'
     )
     places = [
@@ -76,9 +79,60 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
     line = next(line for line in text.splitlines() if line.startswith("| DACS | "))
     assert f" | {100 * (scores[1] - scores[0]):+.1f} | " in line  # over the one seed that both have
     assert line.endswith(" | (2) |")
+    assert f"| vanilla contrast: all | {100 * scores[0]:.1f} | 68.5 ± 0.3 |" in text
+    assert "| target to source | – | 68.6 ± 1.3 |" in text
+    assert "| T2S-DA (w/ MIC) | 97.5 | 80.3 |" in text
+    assert "\n| ours, " not in text  # another data set's classes
     assert "Runs: 3, of 1 steps; crops of 32×48 (height×width); seeds 0, 1; " in text
     assert (tmp_path / "out" / "plots" / "tiny_val_alt.png").is_file()
     assert "(plots/tiny_val_alt.png)" in text
+
+
+def test_our_rows_stand_below_a_table_of_the_same_classes():
+    table = read_published(PUBLISHED)["table5"]
+    entry = {"mean_iou": {"mIoU16": 0.5, "mIoU13": 0.6}, "iou": [0.25, 0.75, None], "pixels": [3, 1, 0]}
+    entry |= {"pixel_accuracy": 0.5}
+    run = {"scores": {"val": entry}, "classes": ["road", "traffic_light", "terrain"], "seed": 0, "steps": 1}
+    run |= {"crop": [4, 4], "seconds": 3600.0, "device": "abacus", "threads": 1, "ranks": 1, "commit": "f00"}
+    found = load_grid("synthia_main")
+    rows = {label: [run, run | {"seed": 1}] if not overrides else [] for label, overrides in found.rows}
+    text = report(found, rows, read_published(PUBLISHED))
+    line = next(line for line in text.splitlines() if line.startswith("| ours, T2S-DA | "))
+    cells = dict(zip(table.columns, line.strip("| ").split(" | ")[1:], strict=True))
+    assert {name: cell for name, cell in cells.items() if cell != "–"} == {
+        "road": "25.0 ± 0.0",
+        "traffic light": "75.0 ± 0.0",
+        "mIoU": "50.0 ± 0.0",
+        "mIoU*": "60.0 ± 0.0",
+    }
+
+
+def test_rows_name_what_the_paper_prints_and_every_table_is_shown():
+    published = read_published(PUBLISHED)
+    grids = [load_grid(path.stem) for path in GRIDS.glob("*.toml")]
+    assert {key for one in grids for key in one.published} == set(published)
+    for one in grids:
+        for key, names in one.names.items():
+            assert {*names.values()} <= {*published[key].rows}, (one.name, key)
+    swept = load_grid("gta5_numbers")
+    for key in ("table12", "table13", "table15", "table16"):
+        assert {*swept.names[key].values()} == {*published[key].rows}
+
+
+def test_published_means_are_those_of_their_classes():
+    """A misread cell would show, but for the means that the file itself lists as the paper's errors."""
+    checked = 0
+    for key, table in read_published(PUBLISHED).items():
+        if "road" in table.columns:
+            classes = [table.columns.index(name) for name in table.columns if not name.startswith("mIoU")]
+            for name, row in table.rows.items():
+                values = [row[i].rstrip("*") for i in classes] + [row[table.columns.index("mIoU")]]
+                if not {"?", "–"} & {*values}:
+                    numbers = [float(value) for value in values[:-1]]
+                    far = abs(sum(numbers) / len(numbers) - float(values[-1].rstrip("*"))) > 0.15
+                    assert far == values[-1].endswith("*"), (key, name)
+                    checked += 1
+    assert checked == 46
 
 
 def _short(path: Path) -> tuple[str, ...]:
@@ -102,8 +156,8 @@ def test_the_pages_commands_name_what_exists_and_all_of_it():
         if "--smoke" in words:
             continue
         name = words[1] if module.endswith("grid") else words[0]
-        named.add(name)
-        assert load_grid(name) if module.endswith("grid") else load_config(name)
+        named |= {name, load_grid(name).config} if module.endswith("grid") else {name}
+        assert module.endswith("grid") or load_config(name)
     assert {path.stem for path in GRIDS.glob("*.toml")} <= named
     assert {path.stem for path in CONFIGS.glob("*.toml")} - named == {"smoke"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 
@@ -13,10 +14,12 @@ pytest.importorskip("kornia")
 pytest.importorskip("matplotlib")
 
 from examples.common.config import run_folder
+from examples.common.published import read_published
 from examples.common.training import one_thread
 from examples.uda_gbw import grid
 from examples.uda_gbw.config import CONFIGS, load_config
 from examples.uda_gbw.grid import GRIDS, load_grid
+from examples.uda_gbw.report import PUBLISHED
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +47,7 @@ def test_grids_name_valid_runs(path):
 
 
 def test_grids_that_are_wrong_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="those here are gta5_table1, readings"):
+    with pytest.raises(FileNotFoundError, match="those here are gta5_table1, gta5_table4a"):
         load_grid("nonesuch")
     path = tmp_path / "tiny.toml"
     path.write_text('title = "Tiny"\n')
@@ -59,10 +62,11 @@ def test_grids_that_are_wrong_are_refused(tmp_path):
 def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
     path = tmp_path / "tiny.toml"
     path.write_text(
-        'title = "Tiny"\nconfig = "smoke"\nseeds = [0, 1]\nset = ["training.iterations=2"]\npaper = "Table 9"\n'
+        'title = "Tiny"\nconfig = "smoke"\nseeds = [0, 1]\nset = ["training.iterations=2"]\n'
+        'published = ["table1_gta5"]\n'
         'weights_of = [["source only", "GBW"]]\n'
         '[[variant]]\nlabel = "CE"\nset = [\'weighting.scheme="none"\']\n[[variant]]\nlabel = "GBW"\nset = []\n'
-        '[[row]]\nlabel = "source only"\nset = []\npaper = [73.8, 74.7]\n'
+        '[[row]]\nlabel = "source only"\nset = []\npaper = "HRDA"\n'
         '[[row]]\nlabel = "MinEnt"\nset = [\'method="entropy"\']\n'
     )
     folders = [
@@ -80,9 +84,13 @@ def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
         grid.main(["run", str(path), "--rows", "other", "--device", "cpu", *folders])
     grid.main(["report", str(path), *folders])
     text = (tmp_path / "out" / "tiny.md").read_text()
-    assert "|  | CE | GBW | difference | paper, CE | paper, GBW |" in text
-    assert "(2) | 73.8 | 74.7 |" in text
-    assert "| MinEnt | – | – | – | – | – |" in text
+    assert "|  | CE | GBW | difference |" in text
+    assert "| MinEnt | – | – | – |" in text
+    assert "## Beside the paper: Table 1, GTA5 to Cityscapes, mIoU over 19 classes" in text
+    assert "|  | ours, CE | ours, GBW | paper, CE | paper, GBW |" in text
+    assert "| MinEnt | – | – | – | – |" in text
+    assert "| MIC | – | – | 75.9 | 76.4 |" in text
+    assert re.search(r"\| HRDA: source only \| [\d.]+ ± [\d.]+ \| [\d.]+ ± [\d.]+ \| 73.8\* \| 74.7 \|", text)
     assert "| source only | CE | 1.0000 | 1.0000 | 0.0000 |" in text
     assert (
         "Runs: 4, of 2 steps; batch 2 of source and of target; training crops (height×width): 32×48; seeds 0, 1"
@@ -93,3 +101,41 @@ def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
     for name in ("tiny_scores_val_alt", "tiny_weights_source_only_gbw", "tiny_ranges_source_only_gbw"):
         assert (tmp_path / "out" / "plots" / f"{name}.png").is_file()
         assert f"(plots/{name}.png)" in text
+
+
+def test_every_published_table_stands_in_a_grid_that_has_its_rows():
+    published = read_published(PUBLISHED)
+    grids = [load_grid(path.stem) for path in GRIDS.glob("*.toml")]
+    shown = {key for one in grids for key in one.published}
+    assert shown == {*published} - {"table3"}  # which is on the panoptic page
+    for one in grids:
+        named = {row.paper or row.label for row in one.rows}
+        printed = {name for key in one.published for name in published[key].rows}
+        assert {row.paper for row in one.rows if row.paper} <= printed
+        for key in {*one.published} - {"table2", "figure4b"}:
+            assert {*published[key].rows} <= named, (one.name, key)
+            if published[key].data == one.run(one.rows[0], one.variants[0], 0).data.kind:
+                assert {variant.label for variant in one.variants} <= {*published[key].columns}
+
+
+def test_figure_4b_averages_to_what_its_notes_say():
+    """A misread cell would show."""
+    table = read_published(PUBLISHED)["figure4b"]
+    assert len(table.rows) == 19
+    means = [sum(map(float, column)) / 19 for column in zip(*table.rows.values(), strict=True)]
+    assert ", ".join(f"{value:+.2f}" for value in means) == "+0.34, +0.94, +1.52, +0.25"
+
+
+def test_methods_without_rare_class_sampling_in_the_paper_are_without_it():
+    for name in ("gta5_table1", "synthia_table1"):
+        found = load_grid(name)
+        sampled = {
+            row.label for row in found.rows if found.run(row, found.variants[0], 0).data.rare_class_sampling
+        }
+        assert sampled == {"DAFormer", "DAFormer + HRDA", "DAFormer + HRDA + MIC"}
+    four = load_grid("gta5_table4a")
+    runs = [four.run(row, four.variants[0], 0) for row in four.rows]
+    assert {(run.method, run.data.rare_class_sampling) for run in runs} == {
+        ("daformer", False),
+        ("daformer", True),
+    }

@@ -77,6 +77,7 @@ class Stream:
     batch_size: int
     crop: Size | None
     labelled: bool
+    flip: bool = True
 
     def batch(self, step: int, seed: int, share: Share = Share()) -> Images:
         """The images of a step, or a share of them: positions step · batch_size and on."""
@@ -86,7 +87,7 @@ class Stream:
             index = self.sampler(position)
             label = self.domain.label(index) if self.labelled else None
             draws = generator(seed, position, 8 + self.number)
-            image, label = random_crop_flip(self.domain.image(index), label, self.crop, draws)
+            image, label = random_crop_flip(self.domain.image(index), label, self.crop, draws, flip=self.flip)
             images.append(image)
             labels.append(label)
             names.append(self.domain.names[index])

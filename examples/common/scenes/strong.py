@@ -1,4 +1,4 @@
-"""Strong augmentation: colour and blur, the image alone. The paper names strong views without listing them."""
+"""Strong augmentation: colour and blur, the image alone."""
 
 from __future__ import annotations
 

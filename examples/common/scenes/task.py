@@ -34,10 +34,15 @@ _SCORED = {
     "synthia-cityscapes": (16, 13),
 }  # the numbers of classes that papers report
 
+_NOTHING = PairDomain([], [])  # a source that is not used
+
 
 @dataclass(frozen=True)
 class Task:
-    """Domains to train and test on. `means` names the sets of classes that a mean IoU is taken over, the main first."""
+    """Domains to train and test on; the source may be empty.
+
+    `means` names the sets of classes that a mean IoU is taken over, the main first.
+    """
 
     source: Domain
     target: Domain
@@ -57,6 +62,8 @@ class Task:
 def load_task(config: DataConfig, folder: Path) -> Task:
     """The task of a configuration. `folder` keeps what is computed once: label splits, class counts, streets.
 
+    Without `use_source` the source is empty, and no folder of it is needed: semi-supervised learning on the target.
+
     Raises:
         FileNotFoundError: a data folder is missing or has another layout.
         ValueError: no folder is named, the label budget exceeds the target's images, or classes of source and target
@@ -65,9 +72,11 @@ def load_task(config: DataConfig, folder: Path) -> Task:
     _check_named("target", config.target, config.kind)
     if config.kind == "streets-camvid":
         return _streets_to_camvid(config, folder)
-    _check_named("source", config.source, config.kind)
-    read_source = layouts.gta5 if config.kind == "gta5-cityscapes" else layouts.synthia
-    source = read_source(config.source, config.source_size)
+    source: Domain = _NOTHING
+    if config.use_source:
+        _check_named("source", config.source, config.kind)
+        read_source = layouts.gta5 if config.kind == "gta5-cityscapes" else layouts.synthia
+        source = read_source(config.source, config.source_size)
     target = layouts.cityscapes(config.target, "train", config.target_size)
     tests = {"val": layouts.cityscapes(config.target, "val", config.test_size, resize_labels=False)}
     return Task(
@@ -81,21 +90,16 @@ def load_task(config: DataConfig, folder: Path) -> Task:
 
 
 def streams(
-    task: Task, config: DataConfig, folder: Path, seed: int, *, unlabelled: bool
+    task: Task, config: DataConfig, folder: Path, seed: int, *, unlabelled: bool, flip: bool = True
 ) -> dict[str, Stream]:
-    """The streams that training reads; those that are empty or switched off are left out."""
+    """The streams that training reads, half of the images mirrored with `flip`; what is empty or off is left out."""
     chosen: dict[str, Stream] = {}
 
     def add(name: str, number: int, domain: Domain, *, rare: bool, labelled: bool) -> None:
         sampler: Sampler
         if rare:
-            counts = class_counts(
-                domain,
-                len(task.classes),
-                folder / f"class_counts-{config.kind}-{name}-{_text(config.source_size)}.pt",
-            )
             sampler = RareClassSampler(
-                counts,
+                source_counts(task, config, folder),
                 seed,
                 number,
                 temperature=config.rare_class_temperature,
@@ -103,7 +107,7 @@ def streams(
             )
         else:
             sampler = Shuffled(len(domain.names), seed, number)
-        chosen[name] = Stream(number, domain, sampler, config.batch_size, config.crop, labelled)
+        chosen[name] = Stream(number, domain, sampler, config.batch_size, config.crop, labelled, flip)
 
     if config.use_source:
         add("source", SOURCE, task.source, rare=config.rare_class_sampling, labelled=True)
@@ -112,6 +116,12 @@ def streams(
     if unlabelled:
         add("unlabelled", UNLABELLED, task.unlabelled, rare=False, labelled=False)
     return chosen
+
+
+def source_counts(task: Task, config: DataConfig, folder: Path) -> Tensor:
+    """Pixels of each class in each image of the source, (images, C); counted once for all runs."""
+    cache = folder / f"class_counts-{config.kind}-source-{_text(config.source_size)}.pt"
+    return class_counts(task.source, len(task.classes), cache)
 
 
 def _check_named(key: str, folder: str, kind: str) -> None:
@@ -145,7 +155,9 @@ def _streets_to_camvid(config: DataConfig, folder: Path) -> Task:
     target = PairDomain(train, train.stems)
     height, width = train[0][0].shape[-2:]
     return Task(
-        _streets(config.streets, config.source_size or (height, width), folder),
+        _streets(config.streets, config.source_size or (height, width), folder)
+        if config.use_source
+        else _NOTHING,
         target,
         _labelled(config, target, folder),
         {name: PairDomain(test, test.stems) for name, test in tests.items()},

@@ -1,7 +1,7 @@
-"""Captions: composed from class names, or read from a file that BLIP-2 filled once.
+"""Captions: composed from class names and their places, or read from a file that BLIP-2 filled once.
 
-A captioner gets the images' names and what the teacher predicts in them. It never gets a label: the caption of an
-unlabelled image cannot tell what only its label knows.
+A captioner gets the images' names and a map of classes for each: the label of a source image, what the teacher predicts
+in one of the target. It never gets a target's label: a caption cannot tell what only a label knows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Predict = Callable[[], Tensor]  # the teacher's class indices for the batch, (N, h, w)
+Predict = Callable[[], Tensor]  # class indices for the batch, (N, h, w); 255 where there is none
+_CENTRE = 1 / 6  # of an image's side: nearer to its middle, a class is in the centre
 
 
 class Captioner(Protocol):
@@ -36,20 +37,22 @@ class DomainCaptions:
 
 
 class PredictedCaptions:
-    """The classes that the teacher predicts in the image, the largest first."""
+    """The classes in an image, the largest first, and where each is: content and position (supplement F)."""
 
     def __init__(self, classes: Sequence[str], scene: str, min_share: float = 0.002) -> None:
         self._classes, self._scene, self._min_share = tuple(classes), scene, min_share
 
     def __call__(self, names: Sequence[str], predict: Predict) -> list[str]:
-        """A caption for each prediction; classes with less than `min_share` of its pixels are left out."""
+        """A caption for each map; classes with less than `min_share` of its pixels are left out."""
         return [self._describe(prediction) for prediction in predict()]
 
     def _describe(self, prediction: Tensor) -> str:
-        counts = torch.bincount(prediction.flatten(), minlength=len(self._classes))
+        number = len(self._classes)
+        counts = torch.bincount(prediction[prediction < number], minlength=number)
         order = counts.argsort(descending=True, stable=True).tolist()
         least = self._min_share * prediction.numel()
-        return compose(self._scene, [self._classes[c] for c in order if counts[c] >= max(least, 1)])
+        seen = [c for c in order if counts[c] >= max(least, 1)]
+        return compose(self._scene, [f"{self._classes[c]} {place_of(prediction == c)}" for c in seen])
 
 
 class FileCaptions:
@@ -75,6 +78,24 @@ class FileCaptions:
                 f"{self._path} has no caption of {missing[:3]}: `python -m examples.semidavil.caption` adds them"
             )
         return [self._captions[name] for name in names]
+
+
+def place_of(region: Tensor) -> str:
+    """Where in the image the mean position of a region (h, w) is: above, below, left, right or in the centre."""
+    down, right = (
+        (float(index.double().mean()) + 0.5) / side - 0.5
+        for index, side in zip(region.nonzero(as_tuple=True), region.shape, strict=True)
+    )
+    if max(abs(down), abs(right)) < _CENTRE:
+        return "in the centre"
+    if abs(down) >= abs(right):
+        return "above" if down < 0 else "below"
+    return "left" if right < 0 else "right"
+
+
+def class_texts(classes: Sequence[str]) -> tuple[str, ...]:
+    """A text for each class: what SemiVL's attention takes in place of captions."""
+    return tuple(f"a photo of a {name.replace('_', ' ')}" for name in classes)
 
 
 def build_captioner(kind: str, classes: Sequence[str], scene: str, file: str) -> Captioner:

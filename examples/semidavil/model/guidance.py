@@ -18,8 +18,12 @@ fit, with F_M of the printed shape n_L × h × w, and is the default here, `"pap
 
 The released code takes another way, `"code"`: with S = softmax over tokens (A), it returns S F_L^V + S (Sᵀ F_V^V),
 (hw, c). It also pools a caption to one vector, n_L = 1, where S is 1 everywhere and the map no longer depends on the
-position; the text encoder does that (`pooled`). Figure 5 compares two simpler ones: `"cross_attention"`, F_L^A alone,
-and `"correlation"`, A itself, the word-pixel correlation.
+position; the text encoder does that (`pooled`).
+
+Figure 5 compares three others. `"correlation"` is LSeg's word-pixel correlation, A itself. `"cross_attention"` is what
+§3.2 calls conventional: language decides how vision features are added up, and is no part of what is added up. With
+the weights of equation 3 that is S (softmax over positions (Aᵀ) F_V^V), (hw, c), each position a mean of what its words
+see. `"vlga"`, SemiVL's, is in `vlga.py`: it takes class names in place of captions.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from torch import Tensor, nn
 
 from examples.common.text import Text
 
-READINGS = ("paper", "code", "cross_attention", "correlation")
+READINGS = ("paper", "code", "cross_attention", "correlation")  # and "vlga", a module of its own
 
 
 class DenseLanguageGuidance(nn.Module):
@@ -58,8 +62,8 @@ class DenseLanguageGuidance(nn.Module):
         self.vision_key, self.vision_value = (nn.Linear(vision_channels, channels) for _ in range(2))
         self.text_key, self.text_value = (nn.Linear(text_channels, channels) for _ in range(2))
         # DistributedDataParallel waits for the gradient of every layer that is trained.
-        self.vision_value.requires_grad_(reading in ("paper", "code"))
-        self.text_value.requires_grad_(reading != "correlation")
+        self.vision_value.requires_grad_(reading != "correlation")
+        self.text_value.requires_grad_(reading in ("paper", "code"))
         self.out_channels = max_tokens if reading in ("paper", "correlation") else channels
 
     def forward(self, feature: Tensor, text: Text) -> Tensor:
@@ -83,13 +87,13 @@ class DenseLanguageGuidance(nn.Module):
         if self.reading == "correlation":
             return self._all_tokens(score.masked_fill(padding, 0))
         by_token = score.masked_fill(padding, float("-inf")).softmax(2)
-        described = by_token @ self.text_value(text.tokens)  # F_L^A, (N, hw, c)
-        if self.reading == "cross_attention":
-            return described
         values = self.vision_value(pixels)
+        seen = score.softmax(1).transpose(1, 2) @ values  # F_V^A, (N, n_L, c)
+        if self.reading == "cross_attention":
+            return by_token @ seen
+        described = by_token @ self.text_value(text.tokens)  # F_L^A, (N, hw, c)
         if self.reading == "code":
             return described + by_token @ (by_token.transpose(1, 2) @ values)
-        seen = score.softmax(1).transpose(1, 2) @ values  # F_V^A, (N, n_L, c)
         return self._all_tokens((described @ seen.transpose(1, 2)).masked_fill(padding, 0))  # F_M
 
     def _all_tokens(self, maps: Tensor) -> Tensor:

@@ -21,7 +21,11 @@ from examples.common.scenes.domain import Size
 from examples.common.text import Text, TextEncoder, build_text
 from examples.common.vision import VisionEncoder, build_vision, freeze
 from examples.semidavil.config import Config
+from examples.semidavil.model.cache import FeatureCache
 from examples.semidavil.model.guidance import DenseLanguageGuidance
+from examples.semidavil.model.vlga import VisionLanguageGuidedAttention
+
+Guidance = DenseLanguageGuidance | VisionLanguageGuidedAttention
 
 
 class Decoder(nn.Module):
@@ -37,7 +41,7 @@ class Decoder(nn.Module):
         guided_channels: int,
         width: int,
         num_classes: int,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
@@ -58,9 +62,7 @@ class Decoder(nn.Module):
 class Segmenter(nn.Module):
     """What is trained: guidance and decoder, and the vision encoder where that is trained too."""
 
-    def __init__(
-        self, vision: nn.Module | None, guidance: DenseLanguageGuidance | None, decoder: Decoder
-    ) -> None:
+    def __init__(self, vision: nn.Module | None, guidance: Guidance | None, decoder: Decoder) -> None:
         super().__init__()
         self.vision, self.guidance, self.decoder = vision, guidance, decoder
 
@@ -80,13 +82,14 @@ class Networks:
     teacher: AveragedModel
     vision: VisionEncoder | None
     text: TextEncoder | None
+    cache: FeatureCache | None = None  # of the frozen encoder
 
     def inputs(self, images: Tensor) -> list[Tensor]:
         """What student and teacher take: features of a frozen encoder, or the images themselves."""
         if self.vision is None:
             return [images]
         with torch.no_grad():
-            features: list[Tensor] = self.vision(images)
+            features: list[Tensor] = self.vision(images) if self.cache is None else self.cache(images)
             return features
 
     def to(self, device: torch.device) -> Networks:
@@ -101,25 +104,26 @@ def build_networks(config: Config, num_classes: int) -> Networks:
     """Student and teacher with decoders of different initialisation, and their encoders.
 
     The student's weights are drawn from `training.seed`, the teacher's from another seed. The encoders' random weights,
-    where a name asks for such, are the same for all seeds. An encoder that stands in for the pretrained one is trained
-    whatever `model.train_vision` says: features of frozen random weights would tell nothing about pretraining.
+    where a name asks for such, are the same for all seeds.
     """
     model, parts, seed = config.model, config.components, config.training.seed
-    train_vision = model.train_vision or not parts.pretraining
+    train_vision = config.trains_vision
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vision = build_vision(model.vision if parts.pretraining else model.vision_without_vlp)
+        vision = build_vision(model.vision if parts.pretraining else model.vision_without_vlp, model.dense)
         text = None
         if parts.guidance:
-            text = build_text(model.text, model.max_tokens, pooled=model.guidance == "code")
+            text = build_text(model.text, model.max_tokens, pooled=model.guidance in ("code", "vlga"))
             freeze(text)
 
     def head() -> Segmenter:
-        guidance = None
+        guidance: Guidance | None = None
         if text is not None:
-            guidance = DenseLanguageGuidance(
-                vision.channels[-1], text.channels, model.guidance_channels, model.max_tokens, model.guidance
-            )
+            widths = (vision.channels[-1], text.channels, model.guidance_channels)
+            if model.guidance == "vlga":
+                guidance = VisionLanguageGuidedAttention(*widths, num_classes)
+            else:
+                guidance = DenseLanguageGuidance(*widths, model.max_tokens, model.guidance)
         guided_channels = guidance.out_channels if guidance else 0
         decoder = Decoder(
             vision.channels, guided_channels, model.decoder_channels, num_classes, model.dropout

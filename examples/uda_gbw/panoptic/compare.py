@@ -20,6 +20,7 @@ import torch
 from examples.common.config import run_folder
 from examples.common.markdown import distinct, markdown_table, spread
 from examples.common.outcome import METRICS
+from examples.common.published import NONE, beside, read_published
 from examples.common.scoring import by_rarity
 from examples.common.streets import CLASSES, THINGS
 from examples.common.training import write_atomically
@@ -28,6 +29,8 @@ from examples.uda_gbw.panoptic.train import RUNS, train
 
 CONFIG = "small"
 VARIANTS: Mapping[str, str] = {"cross-entropy": "none", "GBW": "gbw"}  # label: weighting.scheme
+PUBLISHED = Path(__file__).parents[1] / "published.toml"
+PAPER = {"cross-entropy": "EDAPS", "GBW": "GBW (EDAPS)"}  # the rows of its Table 3
 SEEDS = (0, 1, 2)
 OUT = Path("benchmarks/results/uda_gbw")
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -68,6 +71,7 @@ def report(found: Runs) -> str:
         _recipe(every),
     ]
     lines += ["", "## Panoptic quality", "", *_quality_table(found)]
+    lines += ["", *_beside(found)]
     lines += ["", "## PQ of each class", "", *_class_table(found)]
     lines += ["", "## Class weights", "", "The least and the greatest in a logged step, over all seeds.", ""]
     return "\n".join([*lines, *_weight_table(found)]) + "\n"
@@ -111,6 +115,15 @@ def _quality_table(found: Runs) -> list[str]:
     return markdown_table(
         heads, [*rows, ["ceiling", "–", *(spread([x]) for x in _qualities(ceiling)), "100.0"]]
     )
+
+
+def _beside(found: Runs) -> list[str]:
+    ours = {}
+    for variant, runs in found.items():
+        cells = [[*run["scores"]["panoptic"]["all"].values()] for run in runs]
+        ours[variant] = [spread(values) for values in zip(*cells, strict=True)] or [NONE] * 3
+    table = read_published(PUBLISHED)["table3"]
+    return beside(table, table.columns, ours, same=False, names=PAPER)
 
 
 def _qualities(panoptic: Mapping[str, Mapping[str, float]]) -> list[float]:
