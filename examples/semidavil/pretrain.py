@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vision = pretrain(task.source, captioner, text, **recipe)
     write_atomically(given.out, lambda partial: torch.save(vision.state_dict(), partial))
     for name, entry in zero_shot(vision, text, task).items():
-        means = ", ".join(f"{key} {value:.1f}" for key, value in entry["mean_iou"].items())
+        means = ", ".join(f"{key} {100 * value:.1f}" for key, value in entry["mean_iou"].items())
         print(f"zero-shot on {name}: {means}")
 
 
