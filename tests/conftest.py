@@ -6,8 +6,8 @@ import os
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What numba has kept on the disk is not renewed after a change in a file that the kept one imports.
-os.environ["NUMBA_CACHE_DIR"] = (_compiled := tempfile.TemporaryDirectory()).name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, which inherit it, compile each loop once for all
+    os.environ["NUMBA_CACHE_DIR"] = (_compiled := tempfile.TemporaryDirectory()).name
 
 import hypothesis
 import pytest
