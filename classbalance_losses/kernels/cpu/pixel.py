@@ -92,21 +92,9 @@ class _PixelPass(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        target: Tensor,
-        ignore_index: int,
-        align_corners: bool | None,
-        code: int,
-        numbers: list[float],
-        weight: Tensor | None,
-        with_error: bool,
-        *others: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        constants = (ignore_index, align_corners, code, numbers)
-        value, error, log_sum, overlap = _FORWARD(input, target, *constants, weight, with_error, *others)
-        bias, single, pixel_weight, with_overlap = others
+    def forward(ctx: Any, input: Tensor, target: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        value, error, log_sum, overlap = _FORWARD(input, target, *given)
+        *constants, weight, _, bias, single, pixel_weight, with_overlap = given
         ctx.save_for_backward(input, target, weight, log_sum, bias, pixel_weight)
         ctx.constants, ctx.single, ctx.with_overlap = constants, single, with_overlap
         ctx.set_materialize_grads(False)
@@ -132,14 +120,21 @@ class _PixelPass(torch.autograd.Function):
         return (gradient, *(None,) * 11)
 
 
-def _by_reference(ctx: Any, grad: Tensor | None, overlap_grad: Tensor | None) -> Tensor:
-    input, target, weight, _, bias, pixel_weight = ctx.saved_tensors
-    ignore_index, align_corners, code, numbers = ctx.constants
-    labels = Labels(target, classes_of(input, ctx.single), ignore_index)
+def as_called(ctx: Any, input: Tensor) -> tuple[Logits, Labels]:
+    """Return what the reference takes in the place of a pass whose context is given."""
+    _, target, _, _, bias, _ = ctx.saved_tensors
+    ignore_index, align_corners, _, _ = ctx.constants
     resize = None if align_corners is None else Resize(tuple(target.shape[1:]), align_corners)
+    logits = upsample.in_single(Logits(input, resize, bias, ctx.single))
+    return logits, Labels(target, classes_of(input, ctx.single), ignore_index)
+
+
+def _by_reference(ctx: Any, grad: Tensor | None, overlap_grad: Tensor | None) -> Tensor:
+    input, _, weight, *_, pixel_weight = ctx.saved_tensors
+    code, numbers = ctx.constants[2:]
 
     def outputs(input: Tensor) -> list[Tensor]:
-        logits, found = upsample.in_single(Logits(input, resize, bias, ctx.single)), []
+        (logits, labels), found = as_called(ctx, input), []
         if grad is not None:
             found.append(reference.pixel_values(logits, labels, form_of(code, numbers, weight)))
         if overlap_grad is not None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import ClassSums, Labels, Logits, Resize
+from classbalance_losses.kernels.call import ClassSums, Labels, Logits
 from classbalance_losses.kernels.cpu import strided, upsample
 from classbalance_losses.kernels.cpu.class_cells import COLUMNS, lanes_for
 from classbalance_losses.kernels.cpu.memory import hand_over
-from classbalance_losses.kernels.cpu.pixel import BACKWARD, PARTS, classes_of, prepared
+from classbalance_losses.kernels.cpu.pixel import BACKWARD, PARTS, as_called, classes_of, prepared
 from classbalance_losses.kernels.cpu.threads import run
 from classbalance_losses.kernels.cpu.tiles import FIELDS
 from classbalance_losses.kernels.forms.cpu import fill, form_of, parameters
@@ -47,23 +47,9 @@ class _PixelSums(torch.autograd.Function):
     """Class sums, of which those of φ have a gradient; its backward by the loops, or by the reference."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        target: Tensor,
-        ignore_index: int,
-        align_corners: bool | None,
-        code: int,
-        numbers: list[float],
-        class_weight: Tensor | None,
-        with_error: bool,
-        *others: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        constants = (ignore_index, align_corners, code, numbers)
-        number, value, squared, log_sum = _FORWARD(
-            input, target, *constants, class_weight, with_error, *others
-        )
-        bias, single, weight = others
+    def forward(ctx: Any, input: Tensor, target: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        number, value, squared, log_sum = _FORWARD(input, target, *given)
+        *constants, class_weight, _, bias, single, weight = given
         ctx.save_for_backward(input, target, class_weight, log_sum, bias, weight)
         ctx.constants, ctx.single = constants, single
         ctx.mark_non_differentiable(number, squared)
@@ -81,13 +67,11 @@ class _PixelSums(torch.autograd.Function):
 
 
 def _by_reference(ctx: Any, grad: Tensor) -> Tensor:
-    input, target, class_weight, _, bias, weight = ctx.saved_tensors
-    ignore_index, align_corners, code, numbers = ctx.constants
-    labels = Labels(target, classes_of(input, ctx.single), ignore_index)
-    resize = None if align_corners is None else Resize(tuple(target.shape[1:]), align_corners)
+    input, _, class_weight, *_, weight = ctx.saved_tensors
+    code, numbers = ctx.constants[2:]
 
     def outputs(input: Tensor) -> list[Tensor]:
-        logits = upsample.in_single(Logits(input, resize, bias, ctx.single))
+        logits, labels = as_called(ctx, input)
         values = reference.pixel_values(logits, labels, form_of(code, numbers, class_weight))
         sums = reference.class_sums(labels, values, None, weight).value
         assert sums is not None
