@@ -36,11 +36,13 @@ LOSSES = {name for name in classbalance_losses.__all__ if name.endswith("Loss")}
 ON_FEATURES = {case.contender.loss for case in command.all_cases(QUICK) if case.family in ("pull", "text")}
 CASES = list(command.all_cases(QUICK))
 # Compiling takes seconds, as interpreting kernels does, and other people's packages are slow to import: `make bench`
-# has them.
+# has them. Of interpreted kernels that enlarge, which take longest, one case stands for all.
+ENLARGED = [c for c in CASES if c.contender.name.endswith("with upsampling inside, cuda")]
 SWIFT = [
     case
     for case in CASES
     if "compile" not in case.contender.name
+    and case not in ENLARGED[1:]
     and case.contender.origin != "peer"
     and (case.dtype == "float32" if case.family != "layout" else case.contender.backend != "cuda")
     and case.family
