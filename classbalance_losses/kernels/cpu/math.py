@@ -25,6 +25,8 @@ _OPTIONS: dict[str, Any] = {
 compiled = njit(**_OPTIONS)
 # Of one number: the loop that calls it is done in vectors only where the call is none.
 inlined = njit(**_OPTIONS, forceinline=True)
+# Of one caller, a step of whose way to other loops it is: it is compiled with it, and these are once fewer.
+step = njit(**_OPTIONS, inline="always")
 # Of a sum whose order the compiler may choose, so that it is done in vectors: always the same one.
 summing = njit(**{**_OPTIONS, "fastmath": {"contract", "reassoc"}})
 

@@ -16,6 +16,7 @@ from classbalance_losses.kernels.cpu.math import (
     halves,
     of_bfloat16,
     of_float16,
+    step,
     take,
     task,
 )
@@ -72,7 +73,7 @@ def go(memory: Any) -> None:
         part = take(memory)
 
 
-@compiled
+@step
 def _take_tile(job: Any, room: Any, part: int, image: int, first: int) -> None:
     label = room.labels[: min(job.size, job.pixels - first)]
     x = _logits(job, image, first, label.size, room.values)

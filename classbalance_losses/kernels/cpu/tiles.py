@@ -14,7 +14,7 @@ import torch
 from classbalance_losses.kernels.cpu.class_cells import COLUMNS, add_pixels, scale
 from classbalance_losses.kernels.cpu.dual_passes import make_dual_value, write_dual_gradient
 from classbalance_losses.kernels.cpu.labels import classes_of
-from classbalance_losses.kernels.cpu.math import compiled, doubles, exp, exp_or_zero, floats, wide
+from classbalance_losses.kernels.cpu.math import compiled, doubles, exp, exp_or_zero, floats, step, wide
 from classbalance_losses.kernels.cpu.memory import Field
 from classbalance_losses.kernels.cpu.overlap import (
     add_overlap,
@@ -88,7 +88,7 @@ FIELDS = {
 _APART = 4  # neighbours whose errors are added to other sums
 
 
-@compiled
+@step
 def take_tile(
     job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, image: int, pixel: int, part: int
 ) -> None:
@@ -135,7 +135,7 @@ def _is_pair(job: Any) -> Any:
     return (job.classes == 2) & is_theirs & (job.overlap == 0) & (job.overlap_slope == 0)
 
 
-@compiled
+@step
 def _forward_tile(job: Any, x: Tile, powers: Tile, label: Any, maps: Any, pixel: int, part: int) -> None:
     """Write φ of each pixel and, if asked, of cross-entropy ‖p - e_y‖², 0 where ignored, or their sums; s of all."""
     if _is_pair(job):
@@ -193,7 +193,7 @@ def _forward(form: Any, x: Tile, powers: Tile, label: Any, with_error: bool, map
         make_dual_value(form, x, label, maps)
 
 
-@compiled
+@step
 def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, image: int, pixel: int) -> None:
     """Write the gradient, in other memory than the logits', by slopes of pixels and of the overlap; 0 where ignored."""
     _find_slope(job, label, pixel, maps)

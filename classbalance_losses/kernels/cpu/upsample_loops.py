@@ -17,7 +17,7 @@ import torch
 from numba import carray
 
 from classbalance_losses.kernels.cpu import tiles
-from classbalance_losses.kernels.cpu.math import compiled, floats, take, task
+from classbalance_losses.kernels.cpu.math import compiled, floats, step, take, task
 from classbalance_losses.kernels.cpu.memory import Field
 from classbalance_losses.kernels.cpu.passes import PITCH, ROWS, Tile
 from classbalance_losses.kernels.forms.cpu import FORM
@@ -117,7 +117,7 @@ def _room(job: Any) -> Any:
     )
 
 
-@compiled
+@step
 def _take_cell(job: Any, room: Any, image: int, turn: int, part: int) -> None:
     deep, tall, wide = job.deep, job.tall, job.wide
     column, width, start, end = _cell(wide, turn % _turns(wide))
@@ -145,7 +145,7 @@ def _take_cell(job: Any, room: Any, image: int, turn: int, part: int) -> None:
                 _narrow(room.line_slopes[i * size : (i + 1) * size], room, width, source)
 
 
-@compiled
+@step
 def _take_plane(job: Any, room: Any, cell: Any, plane: int, part: int) -> None:
     """Go over the cell's pixels of a plane."""
     lines, line_slopes, block = room.lines, room.line_slopes, cell.lines * job.channels * cell.size
@@ -168,7 +168,7 @@ def _take_plane(job: Any, room: Any, cell: Any, plane: int, part: int) -> None:
         _unmix(line_slopes[:block], share, room.line_slopes[:block], room.line_slopes[block:])
 
 
-@compiled
+@step
 def _take_tile(job: Any, room: Any, image: int, pixel: int, size: int, part: int) -> None:
     x = Tile(np.int64(room.x.ctypes.data), size, job.classes, size)
     gradient = Tile(np.int64(room.slope.ctypes.data), size, job.classes, size)
