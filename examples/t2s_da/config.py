@@ -106,6 +106,31 @@ class FeatureDistanceConfig:
 
 
 @dataclass(frozen=True)
+class HrdaConfig:
+    """Two resolutions: the image at half its size, and a window of half its sides at full size."""
+
+    enabled: bool = False
+    detail_weight: float = 0.1  # of the window's own loss; that of the fused logits has the rest
+
+    def __post_init__(self) -> None:
+        _in_unit("hrda.detail_weight", self.detail_weight)
+
+
+@dataclass(frozen=True)
+class MicConfig:
+    """Masked image consistency: the target is labelled where blocks of it are hidden."""
+
+    enabled: bool = False
+    weight: float = 1.0
+    ratio: float = 0.7  # of the blocks that are hidden
+    block: int = 64  # side of a block, in pixels
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "block")
+        _in_unit("mic.ratio", self.ratio)
+
+
+@dataclass(frozen=True)
 class ReweightingConfig:
     """Section 3.5's class weights, from the teacher's confidence in the target's H x W pixels."""
 
@@ -219,6 +244,8 @@ class Config:
     translation: TranslationConfig = field(default_factory=TranslationConfig)
     self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
     feature_distance: FeatureDistanceConfig = field(default_factory=FeatureDistanceConfig)
+    hrda: HrdaConfig = field(default_factory=HrdaConfig)
+    mic: MicConfig = field(default_factory=MicConfig)
     reweighting: ReweightingConfig = field(default_factory=ReweightingConfig)
     pull: PullConfig = field(default_factory=PullConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -227,6 +254,10 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_crops(self.data.crop, self.translation.size)
+        if self.mic.enabled and not self.components.self_training:
+            raise ValueError(
+                "mic.enabled takes the teacher's labels: it needs components.self_training = true"
+            )
         if self.mode == "generalization":
             _check_generalization(self)
         elif self.reweighting.of == "target" and not self.components.self_training:

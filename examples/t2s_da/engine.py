@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,20 +21,23 @@ from examples.common.distributed import (
     world_size,
 )
 from examples.common.resumable import Resumable
-from examples.common.sampling import seed_of
+from examples.common.sampling import generator, seed_of
 from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.strong import StrongView
 from examples.common.things import feature_distance, thing_cells, thing_classes
+from examples.t2s_da.build import build_student, build_teacher
 from examples.t2s_da.config import Config, TrainingConfig
 from examples.t2s_da.decoders import resize
-from examples.t2s_da.mixing import Mixed, class_masks, confident_shares, mixed_loss
-from examples.t2s_da.model import Judged, Segmenter, build_student, build_teacher, shrink
+from examples.t2s_da.hrda import Box, draw_box
+from examples.t2s_da.mixing import Mixed, class_masks, confident_shares, mixed_loss, visible_blocks
+from examples.t2s_da.model import Judged, Outputs, Segmenter, shrink
 from examples.t2s_da.pull import Labelled, Pull
 from examples.t2s_da.reweighting import ClassWeights
 from examples.t2s_da.scene import Scene, SceneMaker
 
-_MIXED, _DRAWS, _DROPOUT, _STRONG = 11, 13, 14, 15  # streams of random numbers
+# Streams of random numbers.
+_BOX, _BLOCKS, _MASKED_VIEW, _MIXED, _DRAWS, _DROPOUT, _STRONG = 5, 6, 7, 11, 13, 14, 15
 
 
 class Keys(NamedTuple):
@@ -82,6 +86,7 @@ class Engine(Resumable):
         self.factors = {
             "source": 1.0,
             "target": config.self_training.weight,
+            "masked": config.mic.weight,
             "feature_distance": config.feature_distance.weight,
             "pull": config.pull.weight,
         }
@@ -100,18 +105,20 @@ class Engine(Resumable):
             judged = None if scene.target is None else self.judge(scene.target.image)
             weights = self._class_weights(scene, judged)
             keys = self._keys(scene, judged) if config.components.pull else None
-            mixed = self.mix(scene, judged) if config.components.self_training else None
-            shown = self._shown(scene)
+            shown, box = self._shown(scene), self._box(scene)
+            studied = self._studied(scene, judged) if config.components.self_training else {}
             found = self.replica(
-                [shown.image] if mixed is None else [shown.image, mixed.image],
+                [shown.image, *(one.image for one in studied.values())],
                 [] if keys is None else [self._images(scene, config.pull.queries_from)],
+                box,
             )
-            logits = [resize(x.float(), shown.image.shape[-2:]) for x in found.logits]
-            values = {"source": self.supervised(logits[0], shown.label)}
+            supervised = partial(_supervised, self.supervised, shown)
+            values = {"source": self._at_both(found, 0, supervised, shown.image.shape[-2:], box)}
             if self.first is not None:
                 values["feature_distance"] = self._distance(found.coarsest, shown)
-            if mixed is not None:
-                values["target"] = mixed_loss(logits[1], mixed.label, mixed.weight, weights.get("target"))
+            for number, (name, one) in enumerate(studied.items(), start=1):
+                of_one = partial(_studied_loss, one, weights.get(name))
+                values[name] = self._at_both(found, number, of_one, shown.image.shape[-2:], box)
             if keys is not None:
                 values["pull"] = self._pull_loss(found.embeddings[0], scene, judged, keys, weights["pull"])
             loss = torch.stack([self.factors[name] * value for name, value in values.items()]).sum()
@@ -122,7 +129,7 @@ class Engine(Resumable):
         self.teacher.update_parameters(self.student)
         self.step += 1
         logged = {"loss": loss.detach()} | {name: value.detach() for name, value in values.items()}
-        return logged if mixed is None else logged | {"confident": mixed.confident}
+        return logged | {"confident": studied["target"].confident} if studied else logged
 
     def _shown(self, scene: Scene) -> Images:
         """The labelled images of the cross-entropy: the source's, or the pseudo-target's."""
@@ -145,21 +152,65 @@ class Engine(Resumable):
         """What the teacher sees in images (N, 3, H, W), and its logits."""
         return _teacher(self).judge(images)
 
+    def _studied(self, scene: Scene, judged: Judged | None) -> dict[str, Mixed]:
+        """What is learnt with the teacher's labels, by the name of its loss: mixed images, with MIC masked ones too."""
+        assert judged is not None  # self-training reads the target
+        found = {"target": self.mix(scene, judged)}
+        return found | {"masked": self.mask(scene, judged)} if self.config.mic.enabled else found
+
     @torch.no_grad()
-    def mix(self, scene: Scene, judged: Judged | None) -> Mixed:
+    def mix(self, scene: Scene, judged: Judged) -> Mixed:
         """Target images with parts of source images; `judged` is what the teacher says of the target."""
-        rule, source, target = self.config.self_training, scene.source, scene.target
+        source, target = scene.source, scene.target
         assert source.label is not None
-        assert target is not None  # self-training reads the target
-        assert judged is not None
-        confidence, pseudo_labels = _probabilities(judged, target).max(1)
-        share = confident_shares(confidence, rule.threshold, rule.confidence)
+        assert target is not None
+        pseudo_labels, share = self._pseudo_labels(target, judged)
         pasted = class_masks(source.label, self._seeds(source, _MIXED))
         image = torch.where(pasted[:, None], source.image, target.image)
         label = torch.where(pasted, source.label, pseudo_labels)
         weight = torch.where(pasted, 1.0, share[:, None, None])
         view = self.strong(image, self._seeds(target, _STRONG))
         return Mixed(view, label, weight, all_sum(share.mean()) / world_size())
+
+    @torch.no_grad()
+    def mask(self, scene: Scene, judged: Judged) -> Mixed:
+        """MIC's: target images of which blocks are hidden, with the labels of all of their pixels."""
+        target, rule = scene.target, self.config.mic
+        assert target is not None
+        pseudo_labels, share = self._pseudo_labels(target, judged)
+        size = target.image.shape[-2:]
+        visible = visible_blocks(size, rule.block, rule.ratio, self._seeds(target, _BLOCKS))
+        view = self.strong(target.image, self._seeds(target, _MASKED_VIEW)) * visible.to(self.device)
+        weight = share[:, None, None].expand(pseudo_labels.shape)
+        return Mixed(view, pseudo_labels, weight, all_sum(share.mean()) / world_size())
+
+    def _pseudo_labels(self, target: Images, judged: Judged) -> tuple[Tensor, Tensor]:
+        """The teacher's labels (N, H, W), and each image's r (N,), equation 3."""
+        rule = self.config.self_training
+        confidence, labels = _probabilities(judged, target).max(1)
+        return labels, confident_shares(confidence, rule.threshold, rule.confidence)
+
+    def _box(self, scene: Scene) -> Box | None:
+        """HRDA's window of this step, the same on all ranks."""
+        if not self.config.hrda.enabled:
+            return None
+        height, width = scene.source.image.shape[-2:]
+        return draw_box(height, width, generator(self.config.training.seed, self.step, _BOX))
+
+    def _at_both(
+        self,
+        found: Outputs,
+        number: int,
+        loss: Callable[[Tensor, Any], Tensor],
+        size: Sequence[int],
+        box: Box | None,
+    ) -> Tensor:
+        """A loss of the logits of a pass; of two resolutions, of the fused ones and of the window's."""
+        value = loss(resize(found.logits[number].float(), size), ...)
+        if box is None:
+            return value
+        share = self.config.hrda.detail_weight
+        return (1 - share) * value + share * loss(found.details[number].float(), box.place)
 
     @torch.no_grad()
     def _keys(self, scene: Scene, judged: Judged | None) -> Keys:
@@ -213,7 +264,7 @@ class Engine(Resumable):
         assert self.first is not None
         assert shown.label is not None
         with torch.no_grad():
-            first = self.first(shown.image)[-1]
+            first = self.first(self.student.context(shown.image))[-1]
         share, classes = self.config.feature_distance.share, len(self.classes)
         cells = thing_cells(shown.label, self.things, classes, coarsest.shape[-2:], share)
         return feature_distance(coarsest, first, cells)
@@ -256,6 +307,18 @@ def _teacher(engine: Engine) -> Segmenter:
 def _probabilities(judged: Judged, images: Images) -> Tensor:
     """The teacher's p (N, C, H, W) at the images' size."""
     return resize(judged.logits, images.image.shape[-2:]).softmax(1)
+
+
+def _supervised(loss: nn.Module, images: Images, logits: Tensor, place: Any) -> Tensor:
+    """The cross-entropy at a place of labelled images."""
+    assert images.label is not None
+    value: Tensor = loss(logits, images.label[place].contiguous())
+    return value
+
+
+def _studied_loss(images: Mixed, class_weight: Tensor | None, logits: Tensor, place: Any) -> Tensor:
+    """The weighed cross-entropy at a place of images with pseudo-labels."""
+    return mixed_loss(logits, images.label[place], images.weight[place], class_weight)
 
 
 def _optimizer(student: Segmenter, recipe: TrainingConfig) -> torch.optim.Optimizer:

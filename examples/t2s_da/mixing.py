@@ -42,6 +42,15 @@ def class_masks(labels: Tensor, seeds: Sequence[int]) -> Tensor:
     return torch.stack(masks)
 
 
+def visible_blocks(size: Sequence[int], block: int, ratio: float, seeds: Sequence[int]) -> Tensor:
+    """MIC's masks (N, 1, *size) of 0 and 1 (Hoyer et al., CVPR 2023): each block is hidden with probability `ratio`."""
+    height, width = size
+    cells = (1, -(-height // block), -(-width // block))
+    draws = [torch.rand(cells, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    stays = (torch.stack(draws) >= ratio).float()
+    return F.interpolate(stays, scale_factor=block, mode="nearest")[..., :height, :width]
+
+
 def confident_shares(confidence: Tensor, threshold: float, over: str) -> Tensor:
     """Of each image r, (N,): the share of its pixels (N, H, W) whose confidence exceeds the threshold.
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from examples.common.ema import ema_teacher
 from examples.common.sampling import seed_of
-from examples.t2s_da.config import Config, ModelConfig
+from examples.t2s_da.config import ModelConfig
 from examples.t2s_da.decoders import DECODERS, block, join, resize
 from examples.t2s_da.vision import build_vision
 
@@ -33,10 +31,19 @@ class Judged(NamedTuple):
     logits: Tensor
 
 
+class Look(NamedTuple):
+    """A pass in training: what is `seen`, its `logits` (N, C, h, w), and HRDA's `detail` logits of a window."""
+
+    seen: Seen
+    logits: Tensor
+    detail: Tensor | None = None
+
+
 class Outputs(NamedTuple):
-    """Of a step's passes: `logits` (N, C, h, w), `embeddings` (N, d, h, w), and the first one's `coarsest` map."""
+    """Of a step's passes: `logits`, HRDA's `details`, `embeddings` (N, d, h, w), the first one's `coarsest` map."""
 
     logits: list[Tensor]
+    details: list[Tensor]
     embeddings: list[Tensor]
     coarsest: Tensor
 
@@ -53,15 +60,15 @@ class Segmenter(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int, seed: int, *, pulls: bool) -> None:
         super().__init__()
         self.projects = config.projector
-        _draw(seed, _ENCODER)
+        draw_weights(seed, _ENCODER)
         self.vision = build_vision(config.vision)
-        _draw(seed, _DECODER)
+        draw_weights(seed, _DECODER)
         self.decoder = DECODERS[config.decoder](self.vision.channels, config.width)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = nn.Conv2d(config.width, num_classes, 1)
         self.project: nn.Module | None = None
         if pulls:
-            _draw(seed, _PROJECTOR)
+            draw_weights(seed, _PROJECTOR)
             channels = {
                 "encoder": sum(self.vision.channels),
                 "encoder_last": self.vision.channels[-1],
@@ -70,14 +77,23 @@ class Segmenter(nn.Module):
             width = config.projection
             self.project = nn.Sequential(block(channels[config.projector], width), block(width, width))
 
+    def context(self, images: Tensor) -> Tensor:
+        """The images as the encoder sees them."""
+        return images
+
     def see(self, images: Tensor) -> Seen:
         """The maps and features of images."""
-        maps = self.vision(images)
+        maps = self.vision(self.context(images))
         return Seen(maps, self.decoder(maps))
 
     def classify(self, seen: Seen) -> Tensor:
         """Logits (N, C, h, w)."""
         return self.classifier(self.dropout(seen.features))  # type: ignore[no-any-return]
+
+    def look(self, images: Tensor, box: Any = None) -> Look:
+        """A pass in training; the box is for networks of two resolutions."""
+        seen = self.see(images)
+        return Look(seen, self.classify(seen))
 
     def judge(self, images: Tensor) -> Judged:
         """What a teacher says of images."""
@@ -86,21 +102,27 @@ class Segmenter(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """What is pulled: (N, d, h, w). The decoder works only where its features are asked for."""
-        maps = self.vision(images)
+        maps = self.vision(self.context(images))
         return self._embed(maps, self.decoder(maps) if self.projects == "decoder" else None)
 
     def embed_seen(self, seen: Seen) -> Tensor:
         """The same of what was seen already."""
         return self._embed(seen.maps, seen.features)
 
-    def forward(self, classified: Sequence[Tensor], embedded: Sequence[Tensor] = ()) -> Outputs:
+    def forward(
+        self, classified: Sequence[Tensor], embedded: Sequence[Tensor] = (), box: Any = None
+    ) -> Outputs:
         """Logits of some batches and embeddings of others, each batch in a pass of its own.
 
         So batch norm takes each domain by itself, and one call is what DistributedDataParallel sees of a step.
         """
-        seen = [self.see(images) for images in classified]
-        logits = [self.classify(one) for one in seen]
-        return Outputs(logits, [self.embed(images) for images in embedded], seen[0].maps[-1])
+        looks = [self.look(images, box) for images in classified]
+        return Outputs(
+            [look.logits for look in looks],
+            [look.detail for look in looks if look.detail is not None],
+            [self.embed(images) for images in embedded],
+            looks[0].seen.maps[-1],
+        )
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits (N, C, H, W) at the images' size."""
@@ -115,22 +137,11 @@ class Segmenter(nn.Module):
         return self.project(taken)  # type: ignore[no-any-return]
 
 
-def build_student(config: Config, num_classes: int) -> Segmenter:
-    """The student, the weights of each part drawn from `training.seed` whatever the other parts are."""
-    with torch.random.fork_rng():
-        return Segmenter(config.model, num_classes, config.training.seed, pulls=config.components.pull)
-
-
-def build_teacher(config: Config, student: Segmenter) -> AveragedModel:
-    """The student's running average, that starts as its copy."""
-    model = config.model
-    return ema_teacher(student, student, model.ema_decay, warmup=model.ema_warmup)
-
-
 def shrink(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Labels (N, H, W) -> (N, *size) by nearest neighbour, which never mixes two classes."""
     return F.interpolate(labels[:, None].float(), size=tuple(size), mode="nearest")[:, 0].long()
 
 
-def _draw(seed: int, part: int) -> None:
+def draw_weights(seed: int, part: int) -> None:
+    """Start a part's own draws of initial weights."""
     torch.manual_seed(seed_of(seed, part, 0))

@@ -220,7 +220,9 @@ def test_the_pages_commands_name_what_exists_and_all_of_it():
 
 def test_every_switch_of_the_page_is_a_key():
     config = load_config("smoke")
-    sections = "data|components|translation|self_training|feature_distance|reweighting|pull|model|training"
+    sections = (
+        "data|components|translation|self_training|feature_distance|hrda|mic|reweighting|pull|model|training"
+    )
     keys = re.findall(rf"`({sections})\.(\w+)", PAGE.read_text())
     assert len(keys) > 20
     for section, key in keys:

@@ -73,7 +73,7 @@ SWITCHES = {
         'translation.engines=["weather", "cartoon"]',
     ),
     "pull target": ('reweighting.of="target"',),
-    "source target confident pull": ("translation.size=[20, 28]",),
+    "source target confident pull feature_distance": ("translation.size=[20, 28]",),
     "source feature_distance": ('components.cross_entropy="pseudo_target"',),
     "target": ("self_training.strength=0.1", 'self_training.confidence="batch"'),
     "target confident": ("self_training.threshold=0.125",),
