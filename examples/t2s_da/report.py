@@ -9,13 +9,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from matplotlib import pyplot as plt
-
 from examples.common.outcome import METRICS
 from examples.common.published import NONE, Table, above, beside, read_published
 from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
 from examples.t2s_da.grid import Grid
+from examples.t2s_da.plots import plot_means, plot_similarity
 
 Run = Mapping[str, Any]
 Rows = Mapping[str, Sequence[Run]]
@@ -51,8 +50,13 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
     page = report(grid, rows, read_published(PUBLISHED))
     for test in _tests(rows):
         name = f"{grid.name}_{test}.png"
-        _plot(grid, rows, test, out / "plots" / name)
+        means = {label: [100 * _main(run, test) for run in runs] for label, runs in rows.items()}
+        plot_means(f"{grid.title}, {test}", means, out / "plots" / name)
         page += f"\n![mean IoU of each row on {test}](plots/{name})\n"
+        if _measured(rows, test):
+            name = f"{grid.name}_{test}_similarity.png"
+            plot_similarity(rows, test, out / "plots" / name)
+            page += f"\n![similarity and IoU of each class on {test}](plots/{name})\n"
     write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
     return page
 
@@ -70,7 +74,7 @@ def report(grid: Grid, rows: Rows, published: Mapping[str, Table]) -> str:
     for domain in domains:
         lines += ["", f"## IoU of each class on {domain}", "", *_classes(rows, partial(_iou, domain=domain))]
     for test in _tests(rows):
-        if any("similarity" in run["scores"][test] for run in runs):
+        if _measured(rows, test):
             lines += ["", f"## Similarity of each class's features, {test} and source", "", _SIMILARITY, ""]
             lines += _classes(rows, partial(_similarity, test=test))
     return "\n".join(lines) + "\n"
@@ -194,6 +198,10 @@ def _classes(rows: Rows, value: Callable[[Run, int], float | None]) -> list[str]
     return _table(["", *heads], lines)
 
 
+def _measured(rows: Rows, test: str) -> bool:
+    return any("similarity" in run["scores"][test] for runs in rows.values() for run in runs)
+
+
 def _iou(run: Run, number: int, domain: str) -> float | None:
     entry = _entry(run, domain)
     return None if entry is None else entry["iou"][number]
@@ -215,24 +223,3 @@ def _spread(values: Sequence[float], *, digits: int = 1, signed: bool = False) -
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
-
-
-def _plot(grid: Grid, rows: Rows, test: str, path: Path) -> None:
-    """A bar a row, a dot a seed. Without a date or a version in it, so that equal plots are equal files."""
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(rows)))
-    for place, runs in enumerate(rows.values()):
-        values = [100 * _main(run, test) for run in runs]
-        if values:
-            axes.barh(place, mean(values), 0.7, color="C0", alpha=0.45)
-            axes.plot(values, [place] * len(values), "o", color="C0", markersize=4)
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.invert_yaxis()
-    axes.set(xlabel="mean IoU, %", title=f"{grid.title}, {test}: bars are means, dots seeds")
-    axes.grid(axis="x", alpha=0.3)
-    write_atomically(
-        path,
-        lambda partial: figure.savefig(
-            partial, dpi=110, bbox_inches="tight", format="png", metadata={"Software": None}
-        ),
-    )
-    plt.close(figure)

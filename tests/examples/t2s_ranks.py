@@ -21,6 +21,15 @@ _SHARED = [
 # With every pixel a query and no negatives nothing is drawn: two ranks are one process.
 EXACT = {
     "adaptation": ["model.dropout=0.0", 'pull.objective="mse"', 'self_training.confidence="batch"'],
+    "hrda": [
+        *("model.dropout=0.0", 'pull.objective="mse"', 'self_training.confidence="batch"'),
+        *(
+            "hrda.enabled=true",
+            "mic={enabled=true, block=8}",
+            "data.crop=[24, 32]",
+            "training.window=[24, 32]",
+        ),
+    ],
     "generalization": [
         *("model.dropout=0.0", 'pull.objective="mse"', 'mode="generalization"'),
         *("components.self_training=false", 'translation.engines=["weather", "cartoon"]'),

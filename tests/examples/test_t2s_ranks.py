@@ -19,7 +19,7 @@ from examples.common.scenes.toy import write_street_folder
 from examples.common.training import CHECKPOINT
 from examples.t2s_da.train import train
 
-COLUMNS = ("loss", "source", "target", "confident", "pull", "feature_distance", "lr")
+COLUMNS = ("loss", "source", "target", "confident", "pull", "feature_distance", "masked", "lr")
 
 
 @pytest.fixture(scope="module")

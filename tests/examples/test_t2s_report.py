@@ -86,6 +86,10 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
     assert "Runs: 3, of 1 steps; crops of 32×48 (height×width); seeds 0, 1; " in text
     assert (tmp_path / "out" / "plots" / "tiny_val_alt.png").is_file()
     assert "(plots/tiny_val_alt.png)" in text
+    assert "(plots/tiny_val_alt_similarity.png)" in text
+    bars = [plotted.stat().st_size for plotted in sorted((tmp_path / "out" / "plots").iterdir())]
+    assert len(bars) == 2
+    assert min(bars) > 2000
 
 
 def _run(**more):
