@@ -51,7 +51,7 @@ def plot_similarity(rows: Mapping[str, Sequence[Mapping[str, Any]]], test: str, 
         rotation=30,
         ha="right",
     )
-    panels[0].legend(fontsize="small")
+    panels[0].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
     for axes in panels:
         axes.grid(axis="y", alpha=0.3)
     _save(figure, path)

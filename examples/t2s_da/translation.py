@@ -7,9 +7,9 @@ weather        fog, snow or another brightness
 cartoon        flat colours and dark edges
 translated     the picture that a trained network has made of it, read from a folder
 
-The first and the third to fourth are those of Table 11, which need no training; "translated" stands for those which do
-(CyCADA, Wang et al. 2021b), and in domain generalisation for a style network that is given drawn embeddings. The
-generalisation of section 4.2 draws one of several for each image.
+FDA and SimCLR's two are those of Table 11 that need no training; "translated" stands for those that do (CyCADA, Wang et
+al. 2021b), and in domain generalisation for a style network that is given drawn embeddings. There, by section 4.2, each
+image draws one of several.
 """
 
 from __future__ import annotations
