@@ -13,7 +13,11 @@ from examples.common.fourier import check_fourier
 from examples.common.scenes.config import DataConfig as StreamsConfig
 
 CONFIGS = Path(__file__).parent / "configs"
-_PLACES = {"data": ("source", "target", "splits")}
+_PLACES = {"data": ("source", "target", "splits"), "translation": ("styles",)}
+
+ENGINES = ("fda", "adain", "color_jitter", "gaussian_blur", "weather", "cartoon", "translated")
+REFERENCED = ("fda", "adain")  # engines that take a style from another image
+Place = Literal["source", "pseudo_target", "target"]
 
 
 @dataclass(frozen=True)
@@ -34,26 +38,43 @@ class DataConfig(StreamsConfig):
 
 @dataclass(frozen=True)
 class ComponentConfig:
-    """What is added to the source's cross-entropy. Both off: source only. Self-training alone: DACS."""
+    """What is added to the labelled cross-entropy, and where that is taken.
+
+    All off: source only. Self-training alone: DACS; with the feature distance and rare-class sampling, DAFormer.
+    """
 
     self_training: bool = True
+    feature_distance: bool = True
     pull: bool = True
+    cross_entropy: Literal["source", "pseudo_target"] = (
+        "source"  # Table 7's "CE"; Table 11 without the pull loss
+    )
 
 
 @dataclass(frozen=True)
 class TranslationConfig:
-    """How source images become pseudo-target images."""
+    """How source images become pseudo-target images. See `translation`."""
 
-    engine: Literal["fda", "photometric", "none"] = "fda"  # "none": the source's own images
+    engines: tuple[str, ...] = ("fda",)  # of ENGINES; where there are several, each image draws one
+    # The source is cropped to this size and restyled there, and cut to data.crop after that, as the target is, whose
+    # crop of this size gives the style. None: whole images.
+    size: tuple[int, int] | None = None
+    before_crop: bool = True  # False: the same crops are restyled when they have their last size
     beta: float = (
         0.01  # FDA's window, in shares of the shorter side; at less than one pixel, the mean colours alone
     )
     window: Literal["numpy", "torch"] = "numpy"
-    strength: float = 0.5  # of "photometric"
+    styles: str = ""  # folder of style images, for domain generalisation
+    translated: str = (
+        ""  # folder of source images that a trained network has translated: NAME.png or NAME.jpg
+    )
 
     def __post_init__(self) -> None:
         check_fourier(self.beta, self.window)
-        _in_unit("translation.strength", self.strength)
+        if unknown := [name for name in self.engines or ("",) if name not in ENGINES]:
+            raise ValueError(
+                f"translation.engines must be some of {', '.join(map(repr, ENGINES))}, got {unknown[0]!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,53 +94,92 @@ class SelfTrainingConfig:
 
 
 @dataclass(frozen=True)
+class FeatureDistanceConfig:
+    """DAFormer: the source's features of things stay near to those of the first, pretrained encoder."""
+
+    weight: float = 0.005
+    classes: tuple[str, ...] = ()  # of the things; (): the data set's own, see `examples/common/things.py`
+    share: float = 0.75  # a cell belongs to a class that has at least this share of its pixels
+
+    def __post_init__(self) -> None:
+        _in_unit("feature_distance.share", self.share)
+
+
+@dataclass(frozen=True)
+class HrdaConfig:
+    """Two resolutions: the image at half its size, and a window of half its sides at full size."""
+
+    enabled: bool = False
+    detail_weight: float = 0.1  # of the window's own loss; that of the fused logits has the rest
+
+    def __post_init__(self) -> None:
+        _in_unit("hrda.detail_weight", self.detail_weight)
+
+
+@dataclass(frozen=True)
+class MicConfig:
+    """Masked image consistency: the target is labelled where blocks of it are hidden."""
+
+    enabled: bool = False
+    weight: float = 1.0
+    ratio: float = 0.7  # of the blocks that are hidden
+    block: int = 64  # side of a block, in pixels
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "block")
+        _in_unit("mic.ratio", self.ratio)
+
+
+@dataclass(frozen=True)
+class ReweightingConfig:
+    """Section 3.5's class weights, from the teacher's confidence in the target's H x W pixels."""
+
+    of: Literal["pull", "target", "none"] = "pull"  # which loss they weigh: Table 9
+    power: float = 0.5  # β of equation 17; 0: equal weights
+    momentum: float = 0.0  # of a running mean of the confidences; 0: the batch's, as equation 18 has it
+    absent: Literal["carry", "max", "exclude"] = (
+        "carry"  # a class that no pixel is labelled with; see `PullLoss`
+    )
+
+    def __post_init__(self) -> None:
+        PullLoss(num_classes=2, power=self.power, momentum=self.momentum, absent=self.absent)  # refuses
+
+
+@dataclass(frozen=True)
 class PullConfig:
-    """The pull loss: `classbalance_losses.PullLoss`'s keywords, and what the ablations change around it."""
+    """The pull loss, and what the ablations change around it. See `pull.Pull`."""
 
     weight: float = 0.1  # λ
     objective: Literal["infonce", "mse"] = "infonce"
     temperature: float = 0.2  # τ
-    power: float = 0.5  # β of the re-weighting; 0: equal weights
     unreliable_fraction: float = 0.5  # α
     queries_per_class: int = 128  # n
     negatives: int = 1024  # m of a query, even
     pair_reduction: Literal["mean", "sum"] = "mean"
-    momentum: float = 0.99
-    absent: Literal["carry", "max", "exclude"] = "carry"
-    queries: Literal["balanced", "random", "equal"] = "balanced"  # see `pull.Pull`
+    queries: Literal["balanced", "random", "equal"] = "balanced"
+    queries_from: Place = "pseudo_target"  # Table 7's q
+    keys_from: Place = "source"  # Table 7's k+
     negatives_from: Literal["both", "pooled", "source", "target"] = "both"
     keys: Literal["teacher", "student"] = "teacher"  # whose features prototypes and negatives are
 
     def __post_init__(self) -> None:
-        PullLoss(num_classes=2, **self.keywords())  # refuses what it does not take
-        if self.objective == "mse" and self.negatives_from != "both":
+        PullLoss(
+            num_classes=2,
+            objective=self.objective,
+            temperature=self.temperature,
+            unreliable_fraction=self.unreliable_fraction,
+            queries_per_class=self.queries_per_class,
+            negatives=self.negatives,
+        )  # refuses what it does not take
+        if self.objective == "mse" and self.negatives_from in ("pooled", "target"):
             raise ValueError(
                 f'pull.objective = "mse" has no negatives, got pull.negatives_from = {self.negatives_from!r}'
             )
 
     @property
-    def composed(self) -> bool:
-        """Whether the negatives are drawn in a way that `PullLoss` itself does not know."""
-        return self.negatives_from in ("pooled", "target")
-
-    def keywords(self) -> dict[str, Any]:
-        """Those of `PullLoss`.
-
-        Without unreliable pixels the target's half of the negatives is empty: 2m give m of the source. Where the
-        negatives are composed, `PullLoss` keeps the class weights alone, which with "mse" takes the least.
-        """
-        source_alone = self.negatives_from == "source"
-        return {
-            "objective": "mse" if self.composed else self.objective,
-            "temperature": self.temperature,
-            "power": self.power,
-            "unreliable_fraction": 0.0 if source_alone else self.unreliable_fraction,
-            "queries_per_class": self.queries_per_class,
-            "negatives": 2 * self.negatives if source_alone else self.negatives,
-            "pair_reduction": self.pair_reduction,
-            "momentum": self.momentum,
-            "absent": self.absent,
-        }
+    def negatives_of_source(self) -> bool:
+        """Whether no negative is of the target."""
+        return self.objective == "mse" or self.negatives_from == "source"
 
 
 @dataclass(frozen=True)
@@ -127,9 +187,15 @@ class ModelConfig:
     """The network, and its running average."""
 
     vision: str = "efficientnet-lite0"  # or one of `vision.NAMES`
+    decoder: Literal["context", "atrous", "pyramid"] = (
+        "context"  # DAFormer's, DeepLab-V2's, a feature pyramid
+    )
     width: int = 128  # of the decoder
-    projection: int = 128  # D of the projector's features
-    dropout: float = 0.1  # of whole channels, before the decoder's last layer
+    projector: Literal["encoder", "encoder_last", "decoder"] = (
+        "encoder"  # whose features it takes; see `model`
+    )
+    projection: int = 128  # d of the projector's features
+    dropout: float = 0.1  # of whole channels, before the classifier
     ema_decay: float = 0.999
     ema_warmup: bool = True  # min(decay, 1 - 1/(step + 1)), as in DACS
 
@@ -142,13 +208,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The recipe: AdamW, a linear warm-up, then a polynomial to 0."""
+    """The recipe: AdamW, whose rates rise for `warmup` steps and then stay, as the paper names no decay."""
 
     iterations: int = 40_000
     lr: float = 6e-5  # of the encoder
     head_lr: float = 6e-4  # of decoder and projector
     weight_decay: float = 0.01
     warmup: int = 1500
+    decay: Literal["constant", "polynomial"] = "constant"  # "polynomial": under (1 - step/iterations)^power
     power: float = 1.0
     amp: Literal["off", "bfloat16"] = "off"
     seed: int = 0
@@ -160,10 +227,11 @@ class TrainingConfig:
     window: tuple[int, int] | None = None  # of the sliding window; None: whole images
     stride: tuple[int, int] | None = None  # None: two thirds of the window
     feature_metrics: bool = True  # CCD and PDD on the test sets, at the end
+    source_images: int = 500  # scored at the end, evenly spread over the source: Table 17, Figure 1. 0: none
 
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "log_every", "checkpoint_every")
-        at_least(self, 0, "eval_every", "workers", "warmup")
+        at_least(self, 0, "eval_every", "workers", "warmup", "source_images")
 
 
 @dataclass(frozen=True)
@@ -175,29 +243,40 @@ class Config:
     components: ComponentConfig = field(default_factory=ComponentConfig)
     translation: TranslationConfig = field(default_factory=TranslationConfig)
     self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
+    feature_distance: FeatureDistanceConfig = field(default_factory=FeatureDistanceConfig)
+    hrda: HrdaConfig = field(default_factory=HrdaConfig)
+    mic: MicConfig = field(default_factory=MicConfig)
+    reweighting: ReweightingConfig = field(default_factory=ReweightingConfig)
     pull: PullConfig = field(default_factory=PullConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     note: str = ""  # what published number it belongs to
 
     def __post_init__(self) -> None:
-        if self.mode == "adaptation":
-            return
-        if self.components.self_training:
+        _check_crops(self.data.crop, self.translation.size)
+        if self.mic.enabled and not self.components.self_training:
             raise ValueError(
-                'mode = "generalization" has no target image to train on: set components.self_training = false'
+                "mic.enabled takes the teacher's labels: it needs components.self_training = true"
             )
-        if self.components.pull and self.translation.engine == "fda":
+        if self.mode == "generalization":
+            _check_generalization(self)
+        elif self.reweighting.of == "target" and not self.components.self_training:
             raise ValueError(
-                'mode = "generalization" has no target image to take a style from: set translation.engine = '
-                '"photometric"'
+                'reweighting.of = "target" weighs a loss that is off: components.self_training = false'
             )
+
+    @property
+    def restyles(self) -> bool:
+        """Whether a step makes pseudo-target images."""
+        asked = (self.pull.queries_from, self.pull.keys_from) if self.components.pull else ()
+        return "pseudo_target" in (*asked, self.components.cross_entropy)
 
     @property
     def uses_target(self) -> bool:
         """Whether training reads images of the target."""
         parts = self.components
-        return self.mode == "adaptation" and (parts.self_training or parts.pull)
+        referenced = self.restyles and any(name in REFERENCED for name in self.translation.engines)
+        return self.mode == "adaptation" and (parts.self_training or parts.pull or referenced)
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
@@ -211,6 +290,26 @@ class Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration by path, or by the name of a file in `examples/t2s_da/configs`; see `load`."""
     return load(Config, path, CONFIGS, overrides)
+
+
+def _check_generalization(config: Config) -> None:
+    """Section 4.2: without target images there is no target loss, no re-weighting, and no negative of the target."""
+    parts, pull = config.components, config.pull
+    wanted = {"components.self_training = false": not parts.self_training}
+    if parts.pull:
+        wanted['reweighting.of = "none"'] = config.reweighting.of == "none"
+        wanted['pull.negatives_from = "source"'] = pull.negatives_of_source
+        wanted["pull.queries_from and pull.keys_from without the target"] = "target" not in (
+            pull.queries_from,
+            pull.keys_from,
+        )
+    if missing := [name for name, given in wanted.items() if not given]:
+        raise ValueError(f'mode = "generalization" has no target image to train on: it needs {missing[0]}')
+
+
+def _check_crops(crop: tuple[int, int] | None, size: tuple[int, int] | None) -> None:
+    if crop is not None and size is not None and (crop[0] > size[0] or crop[1] > size[1]):
+        raise ValueError(f"data.crop is cut from translation.size: expected at most {size}, got {crop}")
 
 
 def _in_unit(name: str, value: float) -> None:

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from examples.common.distributed import rank, world_size
 from examples.common.feature_distance import ClassCentres, Discrimination
-from examples.common.scenes.domain import Domain
+from examples.common.scenes.domain import Domain, Subset
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.task import Task
 from examples.common.scoring import confusion_of, scores_entry, sliding_window
@@ -26,19 +27,35 @@ def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str,
 
     The ranks share the images, and each gets the scores of all; where there are several, all must call this.
     """
-    entries = {}
-    for name, domain in task.tests.items():
-        with _evaluating(engine):
-            confusion = confusion_of(
-                lambda _, image: predict(engine, image[None].to(engine.device))[0],
-                domain,
-                len(task.classes),
-                IGNORE_INDEX,
-                engine.device,
-                progress=progress,
-            )
-        entries[name] = scores_entry(confusion, task.means)
-    return entries
+    return {name: _scores(engine, task, domain, progress=progress) for name, domain in task.tests.items()}
+
+
+def evaluate_source(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, Any] | None:
+    """The same on the source domain (Table 17); None where no source image is scored."""
+    domain = source_images(task, engine.config.training.source_images)
+    return None if domain is None else _scores(engine, task, domain, progress=progress)
+
+
+def source_images(task: Task, number: int) -> Domain | None:
+    """At most `number` images, evenly spread over the source; training sees them too, as it has no other split."""
+    length = len(task.source.names)
+    if number == 0:
+        return None
+    chosen = min(number, length)
+    return Subset(task.source, [i * length // chosen for i in range(chosen)])
+
+
+def _scores(engine: Engine, task: Task, domain: Domain, *, progress: bool) -> dict[str, Any]:
+    with _evaluating(engine):
+        confusion = confusion_of(
+            lambda _, image: predict(engine, image[None].to(engine.device))[0],
+            domain,
+            len(task.classes),
+            IGNORE_INDEX,
+            engine.device,
+            progress=progress,
+        )
+    return scores_entry(confusion, task.means)
 
 
 @torch.no_grad()
@@ -55,24 +72,35 @@ def predict(engine: Engine, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_metrics(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, dict[str, Any]]:
-    """CCD and PDD of the decoder's features on each test set: the mean, and for each class or None where absent.
+    """What the decoder's features are like on each test set: a mean, and a value for each class or None where absent.
 
-    Features of whole images, with the labels shrunk to their size. Two passes: the second needs the centres.
+    CCD and PDD (equations 19 and 20), and, where source images are scored, Figure 1's "similarity": the cosine of the
+    class's mean feature and that of the source. Features of whole images, with the labels shrunk to their size. Two
+    passes: PDD needs the means.
     """
-    classes, found = len(task.classes), {}
-    for name, domain in task.tests.items():
-        centres = ClassCentres(classes, engine.config.model.width)
+
+    def means_of(domain: Domain) -> ClassCentres:
+        centres = ClassCentres(len(task.classes), engine.config.model.width)
         _visit(engine, domain, _on_features(engine, centres.update), progress=progress)
+        return centres
+
+    source = source_images(task, engine.config.training.source_images)
+    own = None if source is None else means_of(source).centres()
+    found = {}
+    for name, domain in task.tests.items():
+        centres = means_of(domain)
         shares = Discrimination(centres.centres())
         _visit(engine, domain, _on_features(engine, shares.update), progress=progress)
         found[name] = {"ccd": _entry(centres.distance()), "pdd": _entry(shares.value())}
+        if own is not None:
+            found[name]["similarity"] = _entry(F.cosine_similarity(own, centres.centres(), dim=1))
     return found
 
 
 def _on_features(engine: Engine, take: Callable[[Tensor, Tensor], None]) -> Callable[[Tensor, Tensor], None]:
     def visit(image: Tensor, label: Tensor) -> None:
         with engine.autocast():
-            features = engine.evaluated.features(image)
+            features = engine.evaluated.see(image).features
         take(features, shrink(label[None], features.shape[-2:]))
 
     return visit

@@ -20,9 +20,9 @@ from typing import Any
 from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
 from examples.common.distributed import process_group, rank
-from examples.common.scenes.folders import add_folders, with_folders
 from examples.t2s_da.config import Config, load_config
-from examples.t2s_da.train import RUNS, train
+from examples.t2s_da.folders import add_scene_folders, with_scene_folders
+from examples.t2s_da.train import train
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -38,7 +38,8 @@ class Grid:
     rows: tuple[tuple[str, tuple[str, ...]], ...]  # label, overrides
     paper: str  # what of the paper the grid is laid out after
     published: tuple[str, ...] = ()  # tables of published.toml
-    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # {table: {label: the printed row}}
+    # {table: {label: (the printed row, the column of its mIoU)}}
+    names: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
 
     def run(self, overrides: Sequence[str], seed: int) -> Config:
         """The configuration of one run."""
@@ -71,15 +72,21 @@ def load_grid(name: str) -> Grid:
     return grid
 
 
-def _names(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {row["label"]: row["paper"][key] for row in rows if key in row.get("paper", {})}
+def _names(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """A row names what the paper prints by its row there, or by [row, column] where that is not the mIoU."""
+    found = {}
+    for row in rows:
+        named = row.get("paper", {}).get(key)
+        if named is not None:
+            found[row["label"]] = (named, "mIoU") if isinstance(named, str) else (named[0], named[1])
+    return found
 
 
 def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
     """Carry out what is not finished, seed by seed."""
     for seed in given.seeds or grid.seeds:
         for label, overrides in grid.rows:
-            config = with_folders(grid.run(overrides, seed), given)
+            config = with_scene_folders(grid.run(overrides, seed), given)
             if rank() == 0:
                 print(f"{label}, seed {seed}", flush=True)
             train(config, grid.folder(given.runs, config), given.runs / "kept", device=device)
@@ -88,7 +95,7 @@ def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = grid_parser(__doc__, grids="examples/t2s_da/grids", out="benchmarks/results/t2s_da")
-    add_folders(parser, RUNS)
+    add_scene_folders(parser)
     given = parser.parse_args(arguments)
     grid = load_grid(given.grid)
     if given.action == "run":

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
-
-from matplotlib import pyplot as plt
 
 from examples.common.outcome import METRICS
 from examples.common.published import NONE, Table, above, beside, read_published
 from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
 from examples.t2s_da.grid import Grid
+from examples.t2s_da.plots import plot_means, plot_similarity
 
 Run = Mapping[str, Any]
 Rows = Mapping[str, Sequence[Run]]
 PUBLISHED = Path(__file__).with_name("published.toml")
+_SIMILARITY = (
+    "Cosine of a class's mean features on both domains, times 100: the bars of the paper's Figure 1, whose lines are "
+    "the IoU above."
+)
+_TAIL = "mIoU of tail classes"  # Table 9's
+_ON_SOURCE = "table17"
 _ONE = "†"  # marks what only one seed says
 
 
@@ -44,8 +50,13 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
     page = report(grid, rows, read_published(PUBLISHED))
     for test in _tests(rows):
         name = f"{grid.name}_{test}.png"
-        _plot(grid, rows, test, out / "plots" / name)
+        means = {label: [100 * _main(run, test) for run in runs] for label, runs in rows.items()}
+        plot_means(f"{grid.title}, {test}", means, out / "plots" / name)
         page += f"\n![mean IoU of each row on {test}](plots/{name})\n"
+        if _measured(rows, test):
+            name = f"{grid.name}_{test}_similarity.png"
+            plot_similarity(rows, test, out / "plots" / name)
+            page += f"\n![similarity and IoU of each class on {test}](plots/{name})\n"
     write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
     return page
 
@@ -59,8 +70,13 @@ def report(grid: Grid, rows: Rows, published: Mapping[str, Table]) -> str:
         lines += ["", f"## {test}", "", *_scores(rows, test)]
     for key in grid.published:
         lines += ["", *_beside(grid, rows, key, published[key])]
+    domains = [*_tests(rows), *(["source"] if any(run.get("source") for run in runs) else [])]
+    for domain in domains:
+        lines += ["", f"## IoU of each class on {domain}", "", *_classes(rows, partial(_iou, domain=domain))]
     for test in _tests(rows):
-        lines += ["", f"## IoU of each class on {test}", "", *_classes(rows, test)]
+        if _measured(rows, test):
+            lines += ["", f"## Similarity of each class's features, {test} and source", "", _SIMILARITY, ""]
+            lines += _classes(rows, partial(_similarity, test=test))
     return "\n".join(lines) + "\n"
 
 
@@ -68,16 +84,33 @@ def _beside(grid: Grid, rows: Rows, key: str, table: Table) -> list[str]:
     """A printed table with those of our rows that it has."""
     test = next(iter(_tests(rows)), "")
     same = table.data == grid.run((), grid.seeds[0]).data.kind
-    names = {label: name for label, name in grid.names[key].items() if label in rows}
+    named = {label: place for label, place in grid.names[key].items() if label in rows}
+    names = {label: row for label, (row, _) in named.items()}
     if "road" not in table.columns:
-        ours = {label: [_spread([100 * _main(run, test) for run in rows[label]])] for label in names}
-        return beside(table, ["mIoU"] if ours else [], ours, same=same, names=names)
-    return above(table, {label: _of_classes(rows[label], test) for label in names if same and rows[label]})
+        heads = [
+            head
+            for head in table.columns
+            if head == _TAIL or head in {column for _, column in named.values()}
+        ]
+        ours = {label: _cells(rows[label], test, column, heads) for label, (_, column) in named.items()}
+        return beside(table, heads if test else [], ours if test else {}, same=same, names=names)
+    of = "source" if key == _ON_SOURCE else test
+    found = {label: _of_classes(rows[label], of) for label in names if same and rows[label]}
+    return above(table, {label: cells for label, cells in found.items() if cells})
+
+
+def _cells(runs: Sequence[Run], test: str, column: str, heads: Sequence[str]) -> list[str]:
+    """A row's mIoU in its column, and the mean of the rarest classes where the paper has one of the tail's."""
+    means = {column: _spread([100 * _main(run, test) for run in runs])}
+    means[_TAIL] = _spread([100 * rare_mean(run["scores"][test]) for run in runs])
+    return [means.get(head, NONE) for head in heads]
 
 
 def _of_classes(runs: Sequence[Run], test: str) -> dict[str, str]:
-    """The cells of a row of a table of classes, under the paper's names."""
-    entries = [run["scores"][test] for run in runs]
+    """The cells of a row of a table of classes, under the paper's names; none where nothing was scored."""
+    entries = [entry for run in runs if (entry := _entry(run, test))]
+    if not entries:
+        return {}
     means = zip(*(entry["mean_iou"].values() for entry in entries), strict=True)
     cells = {
         name: _spread([100 * x for x in values])
@@ -87,6 +120,12 @@ def _of_classes(runs: Sequence[Run], test: str) -> dict[str, str]:
         values = [100 * entry["iou"][number] for entry in entries if entry["iou"][number] is not None]
         cells[name.replace("_", " ")] = _spread(values)
     return cells
+
+
+def _entry(run: Run, domain: str) -> Mapping[str, Any] | None:
+    """The scores on a test set, or on the source."""
+    entry: Mapping[str, Any] | None = run.get("source") if domain == "source" else run["scores"][domain]
+    return entry
 
 
 def _reading() -> str:
@@ -143,9 +182,10 @@ def _scores(rows: Rows, test: str) -> list[str]:
     return _table(["", "mIoU", "rare", "difference", "CCD", "PDD", "seeds"], lines)
 
 
-def _classes(rows: Rows, test: str) -> list[str]:
+def _classes(rows: Rows, value: Callable[[Run, int], float | None]) -> list[str]:
+    """A value in per cent for each row and class, the classes by how rare they are in the first test set."""
     first = next(run for row in rows.values() for run in row)
-    pixels = first["scores"][test]["pixels"]
+    pixels = next(iter(first["scores"].values()))["pixels"]
     order = sorted((c for c, count in enumerate(pixels) if count), key=lambda c: pixels[c])
     heads = [
         f"{first['classes'][c].replace('_', ' ')} ({100 * pixels[c] / sum(pixels):.2g} %)" for c in order
@@ -153,9 +193,24 @@ def _classes(rows: Rows, test: str) -> list[str]:
     lines = []
     for label, runs in rows.items():
         if runs:
-            values = [mean(run["scores"][test]["iou"][c] for run in runs) for c in order]
-            lines.append([label, *(f"{100 * value:.1f}" for value in values)])
+            found = [[x for run in runs if (x := value(run, c)) is not None] for c in order]
+            lines.append([label, *(f"{100 * mean(values):.1f}" if values else NONE for values in found)])
     return _table(["", *heads], lines)
+
+
+def _measured(rows: Rows, test: str) -> bool:
+    return any("similarity" in run["scores"][test] for runs in rows.values() for run in runs)
+
+
+def _iou(run: Run, number: int, domain: str) -> float | None:
+    entry = _entry(run, domain)
+    return None if entry is None else entry["iou"][number]
+
+
+def _similarity(run: Run, number: int, test: str) -> float | None:
+    """Figure 1's: the cosine of a class's mean features on both domains."""
+    entry = run["scores"][test]
+    return entry["similarity"]["classes"][number] if "similarity" in entry else None
 
 
 def _spread(values: Sequence[float], *, digits: int = 1, signed: bool = False) -> str:
@@ -168,24 +223,3 @@ def _spread(values: Sequence[float], *, digits: int = 1, signed: bool = False) -
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
-
-
-def _plot(grid: Grid, rows: Rows, test: str, path: Path) -> None:
-    """A bar a row, a dot a seed. Without a date or a version in it, so that equal plots are equal files."""
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(rows)))
-    for place, runs in enumerate(rows.values()):
-        values = [100 * _main(run, test) for run in runs]
-        if values:
-            axes.barh(place, mean(values), 0.7, color="C0", alpha=0.45)
-            axes.plot(values, [place] * len(values), "o", color="C0", markersize=4)
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.invert_yaxis()
-    axes.set(xlabel="mean IoU, %", title=f"{grid.title}, {test}: bars are means, dots seeds")
-    axes.grid(axis="x", alpha=0.3)
-    write_atomically(
-        path,
-        lambda partial: figure.savefig(
-            partial, dpi=110, bbox_inches="tight", format="png", metadata={"Software": None}
-        ),
-    )
-    plt.close(figure)

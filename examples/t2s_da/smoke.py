@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from PIL import Image
+
 from examples.common.outcome import TABLES
 from examples.common.resumed import Metrics, check_resumed
 from examples.common.scenes.toy import write_street_folder
@@ -19,7 +21,10 @@ MODES: Mapping[str, tuple[str, ...]] = {
     "generalization": (
         'mode="generalization"',
         "components.self_training=false",
-        'translation.engine="photometric"',
+        "components.feature_distance=false",
+        'translation.engines=["fda", "adain", "weather", "cartoon"]',
+        'reweighting.of="none"',
+        'pull.negatives_from="source"',
     ),
 }
 
@@ -34,12 +39,22 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> dict[str, li
     with TemporaryDirectory() as name, one_thread():
         folder = Path(name)
         target = write_street_folder(folder / "target", size=(48, 64), train=6, test=2)
+        styles = write_styles(folder / "styles")
         for mode, switches in MODES.items():
             config = load_config("smoke", [*switches, *overrides])
-            config = replace(config, data=replace(config.data, target=str(target)))
+            translation = replace(config.translation, styles=str(styles))
+            config = replace(config, data=replace(config.data, target=str(target)), translation=translation)
             print(f"{mode}\n")
             logs[mode] = _twice(config, folder / mode, folder / "kept", device)
     return logs
+
+
+def write_styles(folder: Path) -> Path:
+    """Write three pictures of one colour each into a folder, and return it."""
+    folder.mkdir(parents=True)
+    for name, colour in {"dusk": (90, 60, 120), "desert": (210, 160, 90), "sea": (40, 110, 150)}.items():
+        Image.new("RGB", (16, 12), colour).save(folder / f"{name}.png")
+    return folder
 
 
 def _twice(config: Config, folder: Path, kept: Path, device: str) -> list[dict[str, float]]:
@@ -55,7 +70,9 @@ def _twice(config: Config, folder: Path, kept: Path, device: str) -> list[dict[s
         return train(config, place, kept, device=device, stop_after=stop_after, progress=False)
 
     log = check_resumed(again, whole, config.training.iterations)
-    names = ["pull"] * config.components.pull + ["confident", "target"] * config.components.self_training
+    parts = config.components
+    names = ["pull"] * parts.pull + ["confident", "target"] * parts.self_training
+    names += ["feature_distance"] * parts.feature_distance
     for name in names:
         if not any(row[name] > 0 for row in log):
             raise RuntimeError(f"{name} was 0 in every step: nothing of it was tried")

@@ -22,17 +22,14 @@ from examples.common.distributed import first_rank_first, rank, world_size
 from examples.common.loop import carry_out, restored
 from examples.common.outcome import METRICS, read_metrics, write_outcome
 from examples.common.provenance import provenance
-from examples.common.sampling import seed_of
-from examples.common.scenes.batches import Share, Steps, Stream
-from examples.common.scenes.folders import add_folders, with_folders
-from examples.common.scenes.task import Task, load_task, streams
+from examples.common.scenes.batches import Share, Steps
+from examples.common.scenes.task import Task, load_task
 from examples.common.training import in_order
 from examples.t2s_da.config import Config, load_config
 from examples.t2s_da.engine import Engine
-from examples.t2s_da.evaluation import evaluate, feature_metrics
-
-RUNS = Path("runs/t2s_da")
-_RANKS = 14  # the stream of random numbers that sets ranks apart
+from examples.t2s_da.evaluation import evaluate, evaluate_source, feature_metrics
+from examples.t2s_da.folders import add_scene_folders, with_scene_folders
+from examples.t2s_da.scene import scene_streams
 
 
 def train(
@@ -69,7 +66,7 @@ def train(
     share.places(config.data.batch_size)  # refuse now what no step could be made of
     with first_rank_first():
         task = load_task(config.data, kept)
-        sources = _streams(config, task, kept)
+        sources = scene_streams(config, task, kept)
     engine, seconds = _engine(config, task, folder, torch.device(device))
     steps = Steps(sources, seed, engine.step, last, share)
     outcome = carry_out(
@@ -83,42 +80,38 @@ def train(
     )
     if not outcome.finished:
         return {}
-    entries = outcome.entries
+    shown, entries = progress and rank() == 0, outcome.entries
+    source = evaluate_source(engine, task, progress=shown)
     if config.training.feature_metrics:
-        features = feature_metrics(engine, task, progress=progress and rank() == 0)
+        features = feature_metrics(engine, task, progress=shown)
         entries = {name: {**entry, **features[name]} for name, entry in entries.items()}
     with first_rank_first():
         if rank() == 0:
-            _finish(engine, task, folder, entries, outcome.seconds, list(sources["source"].crop or ()))
+            _finish(engine, task, folder, entries, source, outcome.seconds)
     return read_metrics(folder)
-
-
-def _streams(config: Config, task: Task, kept: Path) -> dict[str, Stream]:
-    """The labelled source, and the target's images where training reads them."""
-    found = streams(task, config.data, kept, config.training.seed, unlabelled=config.uses_target)
-    chosen = {"source": found["source"]}
-    return chosen | {"target": found["unlabelled"]} if config.uses_target else chosen
 
 
 def _engine(config: Config, task: Task, folder: Path, device: torch.device) -> tuple[Engine, float]:
     """A new engine, or the one that the folder's checkpoint holds; and the seconds that its steps took."""
-    seed = config.training.seed
-    torch.manual_seed(seed)
-    engine = Engine(config, len(task.classes), device)
-    if rank() > 0:  # other draws of dropout than the first rank's
-        torch.manual_seed(seed_of(seed, rank(), _RANKS))
+    engine = Engine(config, task.classes, device)
     return engine, restored(engine, folder)
 
 
 def _finish(
-    engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float, crop: list[int]
+    engine: Engine,
+    task: Task,
+    folder: Path,
+    entries: dict[str, Any],
+    source: dict[str, Any] | None,
+    seconds: float,
 ) -> None:
     metrics = {
         "note": engine.config.note,
         "classes": list(task.classes),
-        "crop": crop,
+        "crop": list(engine.config.data.crop or ()),
         "scores": entries,
-        "class_weight": engine.pull.criterion.class_weight.tolist(),
+        "source": source,
+        "class_weight": engine.weights.class_weight.tolist(),
         **provenance(engine.device, seconds, world_size()),
     }
     write_outcome(folder, metrics, next(iter(task.means.values())))
@@ -132,14 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         overrides="training.seed=1 pull.objective='\"mse\"'",
         smoke="both modes on toy data, in half a minute",
     )
-    add_folders(parser, RUNS)
+    add_scene_folders(parser)
     given = parse_training(parser, arguments)
     if given.smoke:
         from examples.t2s_da.smoke import smoke  # noqa: PLC0415
 
         smoke(given.set, device=given.device)
         return
-    config = with_folders(load_config(given.config, given.set), given)
+    config = with_scene_folders(load_config(given.config, given.set), given)
     train_named(given, config, train)
 
 

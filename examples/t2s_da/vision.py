@@ -6,19 +6,21 @@ segformer:PATH-OR-HUB-NAME  a Mix Transformer by transformers; nvidia/mit-b5 is 
 segformer-tiny              the same code with a small random network: for tests
 resnet:PATH-OR-HUB-NAME     a ResNet by transformers; microsoft/resnet-101 is nearest to DACS'
 resnet-tiny                 the same code with a small random network: for tests
+dilated-resnet:PATH-OR-HUB-NAME, dilated-resnet-tiny   the same for DeepLab: its last map at 1/8
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from examples.common.vision import IMAGENET_MEAN, IMAGENET_STD, EfficientNetVision, VisionEncoder
 
 NAMES = (
     *("efficientnet-lite0", "efficientnet-lite0-random"),
     *("segformer:PATH-OR-HUB-NAME", "segformer-tiny", "resnet:PATH-OR-HUB-NAME", "resnet-tiny"),
+    *("dilated-resnet:PATH-OR-HUB-NAME", "dilated-resnet-tiny"),
 )
 
 
@@ -35,7 +37,7 @@ class PretrainedVision(VisionEncoder):
         self.model, self.channels = model, channels
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) in [0, 1] -> four maps, at 1/4 to 1/32 of the image's size."""
+        """(N, 3, H, W) in [0, 1] -> four maps, the first at 1/4 of the image's size, the last at 1/32 or 1/8."""
         states = self.model(self.normalized(image), output_hidden_states=True).hidden_states
         return list(states[-len(self.channels) :])
 
@@ -53,6 +55,8 @@ def build_vision(name: str) -> VisionEncoder:
         return _segformer(name)
     if name == "resnet-tiny" or name.startswith("resnet:"):
         return _resnet(name)
+    if name == "dilated-resnet-tiny" or name.startswith("dilated-resnet:"):
+        return _dilated(_resnet(name.removeprefix("dilated-")))
     raise ValueError(f"model.vision must be one of {', '.join(NAMES)}, got {name!r}")
 
 
@@ -72,7 +76,7 @@ def _segformer(name: str) -> VisionEncoder:
     return PretrainedVision(model, tuple(model.config.hidden_sizes))
 
 
-def _resnet(name: str) -> VisionEncoder:
+def _resnet(name: str) -> PretrainedVision:
     from transformers import ResNetConfig, ResNetModel  # noqa: PLC0415 (seconds)
 
     if name == "resnet-tiny":
@@ -81,3 +85,14 @@ def _resnet(name: str) -> VisionEncoder:
     else:
         model = ResNetModel.from_pretrained(name.removeprefix("resnet:"))
     return PretrainedVision(model, tuple(model.config.hidden_sizes))
+
+
+def _dilated(vision: PretrainedVision) -> PretrainedVision:
+    """The same weights without the strides of the last two stages, whose 3x3 layers are dilated by 2 and 4 instead."""
+    for stage, rate in zip(vision.model.encoder.stages[-2:], (2, 4), strict=True):
+        for layer in stage.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
+                if layer.kernel_size == (3, 3):
+                    layer.dilation = layer.padding = (rate, rate)
+    return vision

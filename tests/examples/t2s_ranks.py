@@ -16,14 +16,24 @@ STEPS = 3
 _SHARED = [
     *("data.batch_size=4", "data.crop=[16, 24]", "data.streets=4", "data.rare_class_sampling=false"),
     *(f"training.iterations={STEPS}", "training.eval_every=2", "training.window=[16, 24]"),
-    *("training.lr=1e-4", "training.head_lr=1e-4", "pull.momentum=0.5", "pull.queries_per_class=200"),
+    *("training.lr=1e-4", "training.head_lr=1e-4", "reweighting.momentum=0.5", "pull.queries_per_class=200"),
 ]
 # With every pixel a query and no negatives nothing is drawn: two ranks are one process.
 EXACT = {
     "adaptation": ["model.dropout=0.0", 'pull.objective="mse"', 'self_training.confidence="batch"'],
+    "hrda": [
+        *("model.dropout=0.0", 'pull.objective="mse"', 'self_training.confidence="batch"'),
+        *(
+            "hrda.enabled=true",
+            "mic={enabled=true, block=8}",
+            "data.crop=[24, 32]",
+            "training.window=[24, 32]",
+        ),
+    ],
     "generalization": [
         *("model.dropout=0.0", 'pull.objective="mse"', 'mode="generalization"'),
-        *("components.self_training=false", 'translation.engine="photometric"'),
+        *("components.self_training=false", 'translation.engines=["weather", "cartoon"]'),
+        *("components.feature_distance=false", 'reweighting.of="none"'),
     ],
 }
 DRAWN = ["model.dropout=0.5"]  # InfoNCE, each rank with draws of its own

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 pytest.importorskip("kornia")
 
 from classbalance_losses import PullLoss
+from classbalance_losses.functional import class_confidence_weights
 from examples.common.feature_distance import ClassCentres, Discrimination
 from examples.common.fourier import fourier_style
-from examples.t2s_da.config import PullConfig
+from examples.t2s_da.config import PullConfig, ReweightingConfig
 from examples.t2s_da.mixing import class_masks, confident_shares, mixed_loss
-from examples.t2s_da.pull import Pull
+from examples.t2s_da.pull import Labelled, Pull
+from examples.t2s_da.reweighting import ClassWeights
 
 C, IGNORED = 4, 255
 
@@ -122,27 +124,41 @@ def _features(seed=0):
     student, source, target = (torch.randn(2, 6, 4, 5) for _ in range(3))
     labels = torch.randint(0, C, (2, 4, 5))
     labels[0, 0, :3] = IGNORED
-    return student.requires_grad_(), labels, source, labels, target, torch.randn(2, C, 4, 5).softmax(1)
+    return student.requires_grad_(), labels, source, target, torch.randn(2, C, 4, 5).softmax(1)
+
+
+def _weight(p):
+    return class_confidence_weights(*p.max(1), C)
 
 
 def _pull(seed=0, **options):
     """The loss where n and m take every pixel, so that nothing is left to chance."""
     options = {"queries_per_class": 100, "negatives": 200, **options}
-    student, *rest = _features(seed)
-    loss = Pull(PullConfig(**options), C)(student, *rest, torch.Generator().manual_seed(seed))
+    student, labels, source, target, p = _features(seed)
+    confidence, guess = p.max(1)
+    known = Labelled(source, labels)
+    loss = Pull(PullConfig(**options), C)(
+        Labelled(student, labels),
+        known,
+        known,
+        Labelled(target, guess),
+        confidence,
+        _weight(p),
+        torch.Generator().manual_seed(seed),
+    )
     loss.backward()
     return loss.detach(), student.grad
 
 
 def _wanted(kinds, tau=0.2):
     """Equation 5 over all queries, with the negatives of equations 12 to 15 that `kinds` names, by loops."""
-    student, labels, source, _, target, p = _features()
+    student, labels, source, target, p = _features()
     q, k, t = (F.normalize(x.movedim(1, -1).reshape(40, 6), dim=1) for x in (student, source, target))
     y = labels.flatten()
     confidence, guess = (x.flatten() for x in p.max(1))
     unreliable = confidence < confidence.sort().values[20]
     means = torch.stack([source.movedim(1, -1).reshape(40, 6)[y == c].mean(0) for c in range(C)])
-    conf = torch.stack([confidence[guess == c].mean() for c in range(C)]) * 0.01  # of the running mean
+    conf = torch.stack([confidence[guess == c].mean() for c in range(C)])
     weight = (1 - conf).sqrt()
     total = torch.zeros(())
     for c in range(C):
@@ -184,8 +200,8 @@ def test_a_pool_is_drawn_by_numbers_and_both_by_halves():
 
 
 def test_the_papers_choices_are_the_librarys_loss():
-    student, labels, source, _, target, p = _features()
-    loss = PullLoss(num_classes=C, ignore_index=IGNORED, queries_per_class=3, negatives=6)
+    student, labels, source, target, p = _features()
+    loss = PullLoss(num_classes=C, ignore_index=IGNORED, queries_per_class=3, negatives=6, momentum=0.0)
     wanted = loss(
         student,
         labels,
@@ -196,6 +212,29 @@ def test_the_papers_choices_are_the_librarys_loss():
         generator=torch.Generator().manual_seed(0),
     )
     assert torch.equal(_pull(queries_per_class=3, negatives=6)[0], wanted)
+
+
+def test_prototypes_are_of_what_is_given_and_negatives_stay_where_they_are():
+    """Table 7's keys: with MSE the loss is the distance to the class means of any place."""
+    student, labels, source, target, p = _features()
+    confidence, guess = p.max(1)
+    pull = Pull(PullConfig(objective="mse", queries_per_class=100), C)
+    even = torch.full((C,), 1 / C)
+    queries, own, other = Labelled(student, labels), Labelled(source, labels), Labelled(target, guess)
+    found = pull(queries, other, own, other, confidence, even, torch.Generator())
+    q = F.normalize(student.movedim(1, -1).reshape(40, 6), dim=1)
+    y, rows = labels.flatten(), target.movedim(1, -1).reshape(40, 6)
+    total = sum(
+        (q[y == c] - F.normalize(rows[guess.flatten() == c].mean(0), dim=0)).square().sum(1).mean()
+        for c in range(C)
+    )
+    torch.testing.assert_close(found, total / C**2)
+    contrast = Pull(PullConfig(queries_per_class=100, negatives=200), C)
+    values = [
+        float(contrast(queries, place, own, other, confidence, even, torch.Generator()).detach())
+        for place in (own, other)
+    ]
+    assert values[0] != values[1]
 
 
 def test_how_many_queries_of_each_class():
@@ -213,22 +252,65 @@ def test_how_many_queries_of_each_class():
     assert drawn["equal"] == [min(n, count) for count in has]
 
 
-def test_the_class_weights_are_those_of_the_whole_method_whatever_the_negatives():
-    weights = []
-    for choice in ("both", "pooled", "source", "target"):
-        pull = Pull(PullConfig(negatives_from=choice, negatives=4, momentum=0.0), C)
-        pull(*_features(), torch.Generator().manual_seed(0))
-        weights.append(pull.criterion.class_weight)
-    assert weights[0].unique().numel() > 1
-    assert all(torch.equal(weight, weights[0]) for weight in weights)
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("absent", ["carry", "max", "exclude"])
+def test_the_class_weights_are_the_librarys_over_steps_of_which_one_lacks_a_class(momentum, absent):
+    rule = {"momentum": momentum, "absent": absent}
+    weights = ClassWeights(ReweightingConfig(**rule), C)
+    loss = PullLoss(num_classes=C, ignore_index=IGNORED, objective="mse", **rule)
+    student, labels, source, target, _ = _features()
+    for step in range(3):
+        torch.manual_seed(step)
+        logits = torch.randn(2, C, 4, 5)
+        logits[:, 2] -= 9 * (step == 1)
+        loss(
+            student,
+            labels,
+            source_features=source,
+            source_labels=labels,
+            target_features=target,
+            target_probabilities=logits.softmax(1),
+        )
+        torch.testing.assert_close(weights.update(logits.softmax(1)), loss.class_weight)
+        assert loss.class_weight.unique().numel() > 1
+    assert torch.equal(
+        ClassWeights(ReweightingConfig(of="none"), C).update(logits.softmax(1)), torch.full((C,), 1 / C)
+    )
+
+
+def test_as_printed_the_weights_are_equations_17_and_18_of_the_batch():
+    torch.manual_seed(0)
+    p = torch.randn(2, C, 6, 7).softmax(1)
+    confidence, guess = p.max(1)
+    doubt = torch.stack([1 - confidence[guess == c].mean() for c in range(C)])
+    wanted = (doubt / doubt.max()) ** 0.5
+    weights = ClassWeights(ReweightingConfig(), C)
+    for _ in range(2):  # whatever was before
+        found = weights.update(p)
+        torch.testing.assert_close(found, wanted / wanted.sum())
+        weights.class_confidence.fill_(0.3)
 
 
 def test_bad_pull_options_are_refused():
-    for options in ({"temperature": 0.0}, {"negatives": 3}, {"power": -1.0}, {"unreliable_fraction": 2.0}):
+    for options in ({"temperature": 0.0}, {"negatives": 3}, {"unreliable_fraction": 2.0}):
         with pytest.raises(ValueError, match=next(iter(options)).replace("unreliable_", "")):
             PullConfig(**options)
+    for options in ({"power": -1.0}, {"momentum": 2.0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            ReweightingConfig(**options)
     with pytest.raises(ValueError, match="has no negatives"):
         replace(PullConfig(), objective="mse", negatives_from="target")
+
+
+def test_the_mixed_loss_weighs_a_pixel_by_its_label():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, C, 3, 5), torch.randint(0, C, (2, 3, 5))
+    labels[0, 0] = IGNORED
+    weight, by_class = torch.rand(2, 3, 5), torch.rand(C)
+    each = by_class[labels.where(labels != IGNORED, 0)]
+    assert mixed_loss(logits, labels, weight, by_class) == pytest.approx(
+        float(mixed_loss(logits, labels, weight * each)), rel=1e-6
+    )
 
 
 def test_feature_distances_are_their_formulas_over_any_number_of_maps():

@@ -19,7 +19,7 @@ from examples.common.scenes.toy import write_street_folder
 from examples.common.training import CHECKPOINT
 from examples.t2s_da.train import train
 
-COLUMNS = ("loss", "source", "target", "confident", "pull", "lr")
+COLUMNS = ("loss", "source", "target", "confident", "pull", "feature_distance", "masked", "lr")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_two_ranks_are_one_process_where_nothing_is_drawn(place, tmp_path, name)
     for alone, joined in zip(one, both, strict=True):
         assert joined == pytest.approx(alone, rel=1e-4)
     alone, joined = _checkpoint(tmp_path / "run"), _checkpoint(place / name)
-    for part in ("student", "teacher", "pull"):
+    for part in ("student", "teacher", "weights"):
         assert alone[part].keys() == joined[part].keys()
         for key, value in alone[part].items():
             torch.testing.assert_close(joined[part][key], value, rtol=1e-3, atol=1e-5, msg=f"{part} {key}")
@@ -74,7 +74,7 @@ def test_drawn_queries_and_negatives_are_all_that_ranks_change(place, tmp_path):
 
 def test_two_stopped_ranks_go_on_to_the_same_bits(place):
     whole, parts = _checkpoint(place / "drawn"), _checkpoint(place / "parts")
-    for part in ("student", "teacher", "pull"):
+    for part in ("student", "teacher", "weights"):
         assert [key for key in whole[part] if not torch.equal(whole[part][key], parts[part][key])] == []
     assert _rows(place / "drawn") == _rows(place / "parts")
     states = [[state["random_state"], *state["rank_random_states"]] for state in (whole, parts)]

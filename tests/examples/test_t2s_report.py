@@ -86,6 +86,52 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
     assert "Runs: 3, of 1 steps; crops of 32×48 (height×width); seeds 0, 1; " in text
     assert (tmp_path / "out" / "plots" / "tiny_val_alt.png").is_file()
     assert "(plots/tiny_val_alt.png)" in text
+    assert "(plots/tiny_val_alt_similarity.png)" in text
+    bars = [plotted.stat().st_size for plotted in sorted((tmp_path / "out" / "plots").iterdir())]
+    assert len(bars) == 2
+    assert min(bars) > 2000
+
+
+def _run(**more):
+    """A run with two classes that have pixels, of toy scores."""
+    entry = {
+        "mean_iou": {"mIoU11": 0.5},
+        "iou": [0.25, 0.75, None],
+        "pixels": [3, 1, 0],
+        "pixel_accuracy": 0.5,
+    }
+    run = {"scores": {"val": entry}, "classes": ["road", "traffic_light", "terrain"], "seed": 0, "steps": 1}
+    run |= {"crop": [4, 4], "seconds": 3600.0, "device": "abacus", "threads": 1, "ranks": 1, "commit": "f00"}
+    return run | more
+
+
+def test_scores_without_the_pull_loss_and_of_the_tail_stand_in_their_columns():
+    found = load_grid("gta5_parts")
+    rows = {
+        label: [_run()] if label in ("T2S-DA", "DACS alone: no pull loss") else [] for label, _ in found.rows
+    }
+    text = report(found, rows, read_published(PUBLISHED))
+    assert "| on the pull loss: T2S-DA | 50.0 | 70.0 ± 0.6 | 50.0 | 63.7 ± 0.8 |" in text
+    assert "| FDA: T2S-DA | 50.0 | 70.0 ± 0.6 | – | 68.8 ± 0.5* |" in text
+    assert "| none: DACS alone: no pull loss | – | – | 50.0 | 68.3 ± 0.5 |" in text
+
+
+def test_scores_on_the_source_and_similarities_have_tables_of_their_own():
+    found = load_grid("gta5_main")
+    run = _run(source={"mean_iou": {"mIoU11": 0.9}, "iou": [0.875, None, 0.125], "pixels": [1, 0, 1]})
+    run["scores"]["val"]["similarity"] = {"mean": 0.5, "classes": [0.75, 0.25, None]}
+    rows = {label: [run] if not overrides else [] for label, overrides in found.rows}
+    text = report(found, rows, read_published(PUBLISHED))
+    ours = [line for line in text.splitlines() if line.startswith("| ours, T2S-DA | ")]
+    assert [line.split(" | ")[1] for line in ours] == [
+        "25.0",
+        "87.5",
+    ]  # Table 3 on the target, 17 on the source
+    assert [line.split(" | ")[-1] for line in ours] == ["50.0 |", "90.0 |"]
+    tables = {part.split("\n", 1)[0]: part for part in text.split("\n## ")}
+    assert "| T2S-DA | 25.0 | 75.0 |" in tables["Similarity of each class's features, val and source"]
+    assert "| T2S-DA | – | 87.5 |" in tables["IoU of each class on source"]
+    assert "| T2S-DA | 75.0 | 25.0 |" in tables["IoU of each class on val"]
 
 
 def test_our_rows_stand_below_a_table_of_the_same_classes():
@@ -113,10 +159,24 @@ def test_rows_name_what_the_paper_prints_and_every_table_is_shown():
     assert {key for one in grids for key in one.published} == set(published)
     for one in grids:
         for key, names in one.names.items():
-            assert {*names.values()} <= {*published[key].rows}, (one.name, key)
+            assert {row for row, _ in names.values()} <= {*published[key].rows}, (one.name, key)
+            assert {column for _, column in names.values()} <= {*published[key].columns}, (one.name, key)
     swept = load_grid("gta5_numbers")
     for key in ("table12", "table13", "table15", "table16"):
-        assert {*swept.names[key].values()} == {*published[key].rows}
+        assert {row for row, _ in swept.names[key].values()} == {*published[key].rows}
+    assert {row for row, _ in load_grid("gta5_table7").names["table7"].values()} == {
+        *published["table7"].rows
+    }
+    assert {row for row, _ in load_grid("gta5_table8").names["table8"].values()} == {
+        *published["table8"].rows
+    }
+    parts = load_grid("gta5_parts").names
+    assert {row for row, _ in parts["table9"].values()} == {*published["table9"].rows}
+    assert {row for row, _ in parts["table10"].values()} == {*published["table10"].rows}
+    trained = {row for row in published["table11"].rows if row.endswith("(trained)")}
+    assert {row for row, _ in parts["table11"].values()} == {*published["table11"].rows} - trained
+    both = [row for row, _ in parts["table11"].values() if row != "none"]
+    assert all(both.count(row) == 2 for row in both)  # with the pull loss and without it
 
 
 def test_published_means_are_those_of_their_classes():
@@ -164,7 +224,9 @@ def test_the_pages_commands_name_what_exists_and_all_of_it():
 
 def test_every_switch_of_the_page_is_a_key():
     config = load_config("smoke")
-    sections = "data|components|translation|self_training|pull|model|training"
+    sections = (
+        "data|components|translation|self_training|feature_distance|hrda|mic|reweighting|pull|model|training"
+    )
     keys = re.findall(rf"`({sections})\.(\w+)", PAGE.read_text())
     assert len(keys) > 20
     for section, key in keys:

@@ -16,9 +16,9 @@ from examples.common.scenes.task import load_task
 from examples.common.scenes.toy import write_street_folder
 from examples.t2s_da.config import Config, load_config
 from examples.t2s_da.engine import Engine
-from examples.t2s_da.train import _streams
+from examples.t2s_da.scene import scene_streams
 
-SMALL = ["data.crop=[16, 24]", "data.streets=3", "training.window=[16, 24]", "pull.momentum=0.5"]
+SMALL = ["data.crop=[16, 24]", "data.streets=3", "training.window=[16, 24]", "reweighting.momentum=0.5"]
 
 
 def _config(folder: Path, *overrides: str) -> Config:
@@ -34,9 +34,8 @@ def config(street_folder) -> Config:
 def _two_steps(config, folder):
     """What two steps log, exactly."""
     task = load_task(config.data, folder)
-    batches = Steps(_streams(config, task, folder), config.training.seed, 0, 2)
-    torch.manual_seed(config.training.seed)
-    engine = Engine(config, len(task.classes), torch.device("cpu"))
+    batches = Steps(scene_streams(config, task, folder), config.training.seed, 0, 2)
+    engine = Engine(config, task.classes, torch.device("cpu"))
     return [{name: float(value) for name, value in engine.advance(batches[i]).items()} for i in range(2)]
 
 
@@ -52,29 +51,44 @@ def place(tmp_path_factory):
 def test_the_step_is_the_sum_of_its_parts(place):
     _, steps = place
     for values in steps:
-        total = values["source"] + values["target"] + 0.1 * values["pull"]
+        total = (
+            values["source"] + values["target"] + 0.1 * values["pull"] + 0.005 * values["feature_distance"]
+        )
         assert values["loss"] == pytest.approx(total, rel=1e-6)
-        assert min(values[name] for name in ("source", "target", "pull", "confident")) > 0
+        assert min(values[name] for name in LOSSES) > 0
 
 
 SWITCHES = {
     "pull": (
-        *('pull.objective="mse"', "pull.temperature=0.5", "pull.power=0.0", "pull.unreliable_fraction=0.1"),
-        *(
-            "pull.queries_per_class=4",
-            "pull.negatives=8",
-            'pull.pair_reduction="sum"',
-            'pull.queries="random"',
-        ),
-        *('pull.queries="equal"', 'pull.negatives_from="pooled"', 'pull.negatives_from="source"'),
-        *('pull.negatives_from="target"', "pull.momentum=0.9", 'pull.absent="exclude"'),
-        *("translation.beta=0.2", 'translation.window="torch"', 'translation.engine="none"'),
-        'translation.engine="photometric"',
+        *('pull.objective="mse"', "pull.temperature=0.5", "pull.unreliable_fraction=0.1"),
+        *("pull.queries_per_class=4", "pull.negatives=8", 'pull.pair_reduction="sum"'),
+        *('pull.queries="random"', 'pull.queries="equal"'),
+        *('pull.negatives_from="pooled"', 'pull.negatives_from="source"', 'pull.negatives_from="target"'),
+        *('pull.queries_from="source"', 'pull.queries_from="target"'),
+        *('pull.keys_from="target"', 'pull.keys_from="pseudo_target"'),
+        *("reweighting.power=0.0", "reweighting.momentum=0.9", 'reweighting.absent="exclude"'),
+        *('reweighting.of="none"', 'model.projector="encoder_last"', 'model.projector="decoder"'),
+        *("translation.beta=0.2", 'translation.window="torch"', "translation.before_crop=false"),
+        *(f'translation.engines=["{name}"]' for name in ("adain", "color_jitter", "gaussian_blur")),
+        'translation.engines=["weather", "cartoon"]',
     ),
+    "pull target": ('reweighting.of="target"',),
+    "source target confident pull feature_distance": ("translation.size=[20, 28]",),
+    "source feature_distance": ('components.cross_entropy="pseudo_target"',),
     "target": ("self_training.strength=0.1", 'self_training.confidence="batch"'),
     "target confident": ("self_training.threshold=0.125",),
-    "": ("pull.weight=0.2", "self_training.weight=0.5", "model.ema_decay=0.5", "training.lr=1e-4"),
+    "": (
+        *("pull.weight=0.2", "self_training.weight=0.5", "model.ema_decay=0.5", "training.lr=1e-4"),
+        *("feature_distance.weight=0.1", 'training.decay="polynomial"'),
+    ),
 }
+GENERALIZED = (
+    'mode="generalization"',
+    "components.self_training=false",
+    'reweighting.of="none"',
+    'pull.negatives_from="source"',
+)
+LOSSES = ("source", "target", "confident", "pull", "feature_distance")
 
 
 @pytest.mark.parametrize(
@@ -84,11 +98,18 @@ def test_a_switch_changes_what_it_says_and_nothing_else(place, changed, switch):
     """In the first step, bit for bit: weights, images and draws are the same until the losses differ."""
     folder, (base, _) = place
     found = _two_steps(_config(folder / "target", switch), folder / "kept")[0]
-    for name in ("source", "target", "confident", "pull"):
+    for name in LOSSES:
         assert (found[name] != base[name]) == (name in changed.split()), name
 
 
-@pytest.mark.parametrize(("part", "gone"), [("pull", {"pull"}), ("self_training", {"target", "confident"})])
+@pytest.mark.parametrize(
+    ("part", "gone"),
+    [
+        ("pull", {"pull"}),
+        ("self_training", {"target", "confident"}),
+        ("feature_distance", {"feature_distance"}),
+    ],
+)
 def test_a_component_that_is_off_leaves_the_others_as_they_are(place, part, gone):
     folder, (base, _) = place
     found = _two_steps(_config(folder / "target", f"components.{part}=false"), folder / "kept")[0]
@@ -105,30 +126,19 @@ def test_the_students_keys_differ_once_the_teacher_does(place):
     assert all(second[name] == base[1][name] for name in ("source", "target", "confident"))
 
 
-def test_without_translation_keys_and_queries_are_of_the_same_images(config, tmp_path):
-    task = load_task(config.data, tmp_path)
-    batch = Steps(_streams(config, task, tmp_path), 0, 0, 1)[0]
-    engine = Engine(config, len(task.classes), torch.device("cpu"))
-    styled = engine.restyle(batch["source"], batch["target"])
-    assert styled.shape == batch["source"].image.shape
-    assert (styled - batch["source"].image).abs().max() > 1e-3
-    same = Engine(replace(config, translation=replace(config.translation, engine="none")), 11, engine.device)
-    assert torch.equal(same.restyle(batch["source"], batch["target"]), batch["source"].image)
-
-
 def test_mixed_images_wear_the_labels_of_their_pixels(config, tmp_path):
     config = replace(config, self_training=replace(config.self_training, strength=0.0))
     task = load_task(config.data, tmp_path)
-    batch = Steps(_streams(config, task, tmp_path), 0, 0, 1)[0]
-    engine = Engine(config, len(task.classes), torch.device("cpu"))
+    batch = Steps(scene_streams(config, task, tmp_path), 0, 0, 1)[0]
+    engine = Engine(config, task.classes, torch.device("cpu"))
     engine.teacher.eval()
-    _, judged = engine.judge(batch["target"].image)
-    image, label, weight, confident = engine.mix(batch["source"], batch["target"], judged)
-    guess = engine.teacher.module.predict(batch["target"].image).argmax(1)
+    scene = engine.scene(batch)
+    image, label, weight, confident = engine.mix(scene, engine.judge(scene.target.image))
+    guess = engine.teacher.module.predict(scene.target.image).argmax(1)
     pasted = weight == 1
-    assert image.shape == batch["source"].image.shape
+    assert image.shape == scene.source.image.shape
     assert 0 < pasted.float().mean() < 1
-    assert torch.equal(label[pasted], batch["source"].label[pasted])
+    assert torch.equal(label[pasted], scene.source.label[pasted])
     assert torch.equal(label[~pasted], guess[~pasted])
     shares = [float(w[~p].unique()) for w, p in zip(weight, pasted, strict=True)]  # one r an image
     assert float(confident) == pytest.approx(sum(shares) / 2)
@@ -140,16 +150,22 @@ def test_mixed_images_wear_the_labels_of_their_pixels(config, tmp_path):
         (["data.budget=1"], "the source alone is labelled"),
         (["data.use_source=false"], "the source alone is labelled"),
         (['mode="generalization"'], "no target image to train on"),
-        (['mode="generalization"', "components.self_training=false"], "no target image to take a style from"),
+        ([*GENERALIZED[:2]], 'needs reweighting.of = "none"'),
+        ([*GENERALIZED[:3]], 'needs pull.negatives_from = "source"'),
+        ([*GENERALIZED, 'pull.queries_from="target"'], "without the target"),
+        (["data.crop=[16, 64]", "translation.size=[24, 32]"], "cut from translation.size"),
+        (["components.self_training=false", 'reweighting.of="target"'], "weighs a loss that is off"),
         (["translation.beta=0.7"], "beta must be in"),
         (["pull.negatives=7"], "negatives"),
         (["pull.temperature=0.0"], "temperature"),
         (['pull.objective="mse"', 'pull.negatives_from="pooled"'], "has no negatives"),
         (["self_training.threshold=1.5"], "threshold must be in"),
         (["model.dropout=1.0"], "dropout must be in"),
+        (["feature_distance.share=2.0"], "share must be in"),
         (["training.warmup=-1"], "warmup must be at least 0"),
         (["pull.tau=0.2"], "unknown key 'tau'"),
-        (['translation.engine="cyclegan"'], "must be one of 'fda'"),
+        (['translation.engines=["cyclegan"]'], "must be some of 'fda'"),
+        (["translation.engines=[]"], "must be"),
     ],
 )
 def test_bad_configurations_are_refused(overrides, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,22 +17,26 @@ pytest.importorskip("kornia")
 from examples.common.config import run_folder
 from examples.common.logs import read_log
 from examples.common.scenes.task import load_task
+from examples.common.streets import CLASSES as STREETS
 from examples.common.training import CHECKPOINT
+from examples.t2s_da.build import build_student
 from examples.t2s_da.config import CONFIGS, Config, load_config
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.evaluation import evaluate, feature_metrics
-from examples.t2s_da.model import build_student
-from examples.t2s_da.smoke import MODES, smoke
+from examples.t2s_da.smoke import MODES, smoke, write_styles
 from examples.t2s_da.train import main, train
 
-SMALL = ["data.crop=[16, 24]", "data.streets=3", "training.window=[16, 24]", "pull.momentum=0.5"]
-COLUMNS = ("loss", "source", "target", "confident", "pull", "lr")
-STATE = ("student", "teacher", "pull")
+SMALL = ["data.crop=[16, 24]", "data.streets=3", "training.window=[16, 24]", "reweighting.momentum=0.5"]
+COLUMNS = ("loss", "source", "target", "confident", "pull", "feature_distance", "masked", "lr")
+STATE = ("student", "teacher", "weights")
 
 
 def _config(folder: Path, *overrides: str) -> Config:
+    """The smoke's configuration on a target, with styles beside it."""
     config = load_config("smoke", [*SMALL, *overrides])
-    return replace(config, data=replace(config.data, target=str(folder)))
+    styles = folder.parent / "styles"
+    translation = replace(config.translation, styles=str(styles if styles.is_dir() else write_styles(styles)))
+    return replace(config, data=replace(config.data, target=str(folder)), translation=translation)
 
 
 @pytest.fixture
@@ -39,9 +44,15 @@ def config(street_folder) -> Config:
     return _config(street_folder)
 
 
-@pytest.mark.parametrize("mode", MODES)
+RESUMED = {
+    **MODES,
+    "HRDA and MIC": ("hrda.enabled=true", "mic={enabled=true, block=8}", "data.crop=[24, 32]"),
+}
+
+
+@pytest.mark.parametrize("mode", RESUMED)
 def test_a_stopped_run_goes_on_to_the_same_bits(street_folder, tmp_path, mode):
-    config = _config(street_folder, *MODES[mode], "training.checkpoint_every=4")
+    config = _config(street_folder, *RESUMED[mode], "training.checkpoint_every=4")
     kept = tmp_path / "kept"
     train(config, tmp_path / "whole", kept, progress=False)
     assert train(config, tmp_path / "parts", kept, stop_after=2, progress=False) == {}
@@ -53,7 +64,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(street_folder, tmp_path, mode):
     for part in STATE:
         assert whole[part].keys() == parts[part].keys()
         assert [key for key in whole[part] if not torch.equal(whole[part][key], parts[part][key])] == []
-    assert whole["pull"]["criterion.class_confidence"].any()
+    assert whole["weights"]["class_confidence"].any() == (mode != "generalization")
     logs = [read_log(tmp_path / name / "log.csv") for name in ("whole", "parts")]
     rows = [[[row.get(c) for c in COLUMNS] for row in log] for log in logs]
     assert rows[0] == rows[1]
@@ -87,7 +98,8 @@ def test_no_target_label_is_read_in_training(street_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "switches", [MODES["generalization"], ("components={self_training=false, pull=false}",)]
+    "switches",
+    [MODES["generalization"], ("components={self_training=false, pull=false, feature_distance=false}",)],
 )
 def test_generalisation_and_source_only_see_no_image_of_the_target(street_folder, tmp_path, switches):
     config = _config(street_folder, *switches, "training.iterations=2", "training.eval_every=0")
@@ -111,30 +123,68 @@ def test_unknown_encoders_other_checkpoints_and_infinite_losses_are_refused(conf
         train(endless, tmp_path / "inf", tmp_path, progress=False)
     plain = replace(config, components=replace(config.components, pull=False))
     with pytest.raises(TypeError, match="no projector"):
-        build_student(plain, 11).embed(torch.zeros(1, 16, 2, 2))
+        build_student(plain, 11).eval().embed(torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("vision", ["segformer-tiny", "resnet-tiny", "efficientnet-lite0-random"])
-def test_every_encoder_gives_maps_of_a_quarter(config, vision):
-    student = build_student(replace(config, model=replace(config.model, vision=vision)), 11).eval()
-    features = student.features(torch.rand(1, 3, 64, 96))
-    assert features.shape == (1, 16, 16, 24)
-    assert student.embed(features).shape == (1, 16, 16, 24)
-    assert student.predict(torch.rand(1, 3, 50, 70)).shape == (1, 11, 50, 70)
-    assert min(features.min(), student.embed(features).min()) >= 0
+@pytest.mark.parametrize(
+    ("vision", "last"),
+    [
+        ("segformer-tiny", 32),
+        ("resnet-tiny", 32),
+        ("dilated-resnet-tiny", 8),
+        ("efficientnet-lite0-random", 32),
+    ],
+)
+def test_every_encoder_with_every_decoder_and_projector(config, vision, last):
+    for decoder, projector in product(
+        ("pyramid", "context", "atrous"), ("encoder", "encoder_last", "decoder")
+    ):
+        model = replace(config.model, vision=vision, decoder=decoder, projector=projector)
+        student = build_student(replace(config, model=model), 11).eval()
+        seen = student.see(torch.rand(1, 3, 64, 96))
+        finest, coarsest = (16, 24), (64 // last, 96 // last)
+        assert seen.maps[0].shape[-2:] == finest
+        assert seen.maps[-1].shape[-2:] == coarsest
+        decoded = coarsest if decoder == "atrous" else finest
+        assert seen.features.shape == (1, 16, *decoded)
+        size = {"encoder": finest, "encoder_last": coarsest, "decoder": decoded}[projector]
+        assert student.embed_seen(seen).shape == (1, 16, *size)
+        assert student.predict(torch.rand(1, 3, 50, 70)).shape == (1, 11, 50, 70)
+        assert min(seen.features.min(), student.embed(torch.rand(1, 3, 64, 96)).min()) >= 0
 
 
-def test_the_rates_warm_up_and_fall(config):
-    recipe = replace(config.training, warmup=3, iterations=10, lr=1e-3, head_lr=1e-2)
-    engine = Engine(replace(config, training=recipe), 11, torch.device("cpu"))
+@pytest.mark.parametrize("projector", ["encoder", "encoder_last", "decoder"])
+def test_the_projector_sees_its_features_alone(config, projector):
+    """A change of the decoder changes what the projector gives only where it takes the decoder's features."""
+    student = build_student(replace(config, model=replace(config.model, projector=projector)), 11).eval()
+    images = torch.rand(1, 3, 64, 96)
+    before = student.embed(images)
+    assert torch.equal(before, student.embed_seen(student.see(images)))
+    with torch.no_grad():
+        for weight in student.decoder.parameters():
+            weight.add_(torch.rand_like(weight))
+    assert torch.equal(before, student.embed(images)) == (projector != "decoder")
+
+
+def test_a_dilated_encoder_has_the_weights_of_the_plain_one(config):
+    plain, dilated = (
+        build_student(replace(config, model=replace(config.model, vision=name)), 11).vision.state_dict()
+        for name in ("resnet-tiny", "dilated-resnet-tiny")
+    )
+    assert all(torch.equal(plain[key], dilated[key]) for key in plain.keys() | dilated.keys())
+
+
+@pytest.mark.parametrize("decay", ["constant", "polynomial"])
+def test_the_rates_warm_up_and_stay_or_fall(config, decay):
+    recipe = replace(config.training, warmup=3, iterations=10, lr=1e-3, head_lr=1e-2, decay=decay)
+    engine = Engine(replace(config, training=recipe), STREETS, torch.device("cpu"))
     rates = []
     for _ in range(10):
         rates.append(engine.scheduler.get_last_lr())
         engine.optimizer.step()
         engine.scheduler.step()
-    shares = [min((t + 1) / 4, 1) * (1 - t / 10) for t in range(10)]
+    shares = [min((t + 1) / 4, 1) * (1 - t / 10 if decay == "polynomial" else 1) for t in range(10)]
     assert rates == [[pytest.approx(1e-3 * s), pytest.approx(1e-2 * s)] for s in shares]
-    assert engine.scheduler.get_last_lr() == [0, 0]
     groups = engine.optimizer.param_groups
     assert sum(len(g["params"]) for g in groups) == len(list(engine.student.parameters()))
 
@@ -147,7 +197,7 @@ def test_mixed_precision_and_the_teachers_scores(config, tmp_path):
 
 def test_scores_and_feature_metrics_leave_the_network_as_it_was(config, tmp_path):
     task = load_task(config.data, tmp_path)
-    engine = Engine(config, len(task.classes), torch.device("cpu"))
+    engine = Engine(config, task.classes, torch.device("cpu"))
     before = {key: value.clone() for key, value in engine.student.state_dict().items()}
     entry, features = evaluate(engine, task)["val_alt"], feature_metrics(engine, task)["val_alt"]
     assert engine.student.training
@@ -167,6 +217,14 @@ def test_shipped_configurations_are_valid_and_say_what_they_are():
     paper = configs["gta5"]
     assert (paper.pull.weight, paper.pull.temperature, paper.pull.negatives) == (0.1, 0.2, 1024)
     assert (paper.training.iterations, paper.data.crop, paper.data.batch_size) == (40_000, (512, 512), 2)
+    assert (paper.translation.size, paper.training.decay, paper.model.decoder) == (
+        (512, 1024),
+        "constant",
+        "context",
+    )
+    for name in ("gta5", "gta5_resnet", "synthia", "synthia_resnet"):
+        assert configs[name].data.rare_class_sampling
+        assert configs[name].components.feature_distance
 
 
 def test_the_command_line(street_folder, tmp_path, capsys):
