@@ -54,9 +54,13 @@ def test_grids_that_are_wrong_are_refused(tmp_path):
     with pytest.raises(ValueError, match="lacks the key 'config'"):
         load_grid(str(path))
     parts = '[[row]]\nlabel = "a"\nset = []\n[[variant]]\nlabel = "b"\nset = []\n'
-    path.write_text('title = "Tiny"\nconfig = "smoke"\nseeds = [0]\nweights_of = [["a", "c"]]\n' + parts)
-    with pytest.raises(ValueError, match="weights_of must be pairs of a row and a variant"):
-        load_grid(str(path))
+    for line, message in (
+        ('weights_of = [["a", "c"]]', "weights_of must be pairs of a row and a variant"),
+        ('compare = [["a", "b"]]', "compare must be pairs of variants or of rows, got ['a', 'b']"),
+    ):
+        path.write_text(f'title = "Tiny"\nconfig = "smoke"\nseeds = [0]\n{line}\n' + parts)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_grid(str(path))
 
 
 def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
@@ -64,7 +68,7 @@ def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
     path.write_text(
         'title = "Tiny"\nconfig = "smoke"\nseeds = [0, 1]\nset = ["training.iterations=2"]\n'
         'published = ["table1_gta5"]\n'
-        'weights_of = [["source only", "GBW"]]\n'
+        'weights_of = [["source only", "GBW"]]\ncompare = [["CE", "GBW"]]\n'
         '[[variant]]\nlabel = "CE"\nset = [\'weighting.scheme="none"\']\n[[variant]]\nlabel = "GBW"\nset = []\n'
         '[[row]]\nlabel = "source only"\nset = []\npaper = "HRDA"\n'
         '[[row]]\nlabel = "MinEnt"\nset = [\'method="entropy"\']\n'
@@ -98,7 +102,15 @@ def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
     )
     content = json.loads((tmp_path / "out" / "tiny.json").read_text())
     assert [run["seed"] for run in content["rows"]["source only"]["GBW"]] == [0, 1]
-    for name in ("tiny_scores_val_alt", "tiny_weights_source_only_gbw", "tiny_ranges_source_only_gbw"):
+    assert "## Recall of each class on val_alt" in text
+    assert len(re.findall(r"\| source only: GBW against CE \(2\) \| \d+ of \d+ \|", text)) == 2  # IoU, recall
+    for name in (
+        "tiny_scores_val_alt",
+        "tiny_weights_source_only_gbw",
+        "tiny_ranges_source_only_gbw",
+        "tiny_recall_source_only_gbw_against_ce_val_alt",
+        "tiny_spread_source_only_gbw_against_ce_val_alt",
+    ):
         assert (tmp_path / "out" / "plots" / f"{name}.png").is_file()
         assert f"(plots/{name}.png)" in text
 
