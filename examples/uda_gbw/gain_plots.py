@@ -35,7 +35,7 @@ def recall_and_confusion(compared: Comparison, test: str) -> Figure:
     bars.grid(axis="x", alpha=0.3)
     bars.legend(fontsize=8)
     _draw_change(matrix, compared.confusion(test), names)
-    figure.suptitle(f"{compared.title}, {test}, {len(compared.pairs)} seeds", fontsize=10)
+    figure.suptitle(_title(compared, test), fontsize=10)
     figure.tight_layout()
     return figure
 
@@ -65,11 +65,22 @@ def spread_against_gain(compared: Comparison, test: str) -> Figure:
     for panel, (loss, values) in zip(axes[0], spreads.items(), strict=True):
         for c, gain in gains.items():
             panel.plot([values[c]], [100 * gain], "o", color="C0", markersize=4)
-            panel.annotate(compared.classes[c].replace("_", " "), (values[c], 100 * gain), fontsize=6)
+            panel.annotate(
+                compared.classes[c].replace("_", " "),
+                (values[c], 100 * gain),
+                xytext=(3, 3),
+                textcoords="offset points",
+                fontsize=6,
+            )
         panel.axhline(0, color="black", linewidth=0.6)
         panel.set_title(f"loss of {loss.replace('_', ', ')}", fontsize=9)
         panel.set(xlabel="standard deviation of the class weight")
         panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel("gain in IoU, points")
-    figure.suptitle(f"{compared.title}, {test}, {len(compared.pairs)} seeds", fontsize=10)
+    figure.suptitle(_title(compared, test), fontsize=10)
     return figure
+
+
+def _title(compared: Comparison, test: str) -> str:
+    seeds = ", ".join(str(before["seed"]) for before, _ in compared.pairs)
+    return f"{compared.title}, {test}, seeds {seeds}"

@@ -138,6 +138,22 @@ def test_figure_4b_averages_to_what_its_notes_say():
     assert ", ".join(f"{value:+.2f}" for value in means) == "+0.34, +0.94, +1.52, +0.25"
 
 
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
+def test_what_is_compared_differs_in_the_weights_alone(path):
+    """Data, seeds and recipe of both sides are the same, so crops and their order are, too."""
+    found = load_grid(path.stem)
+    rows = {row.label: row for row in found.rows}
+    variants = {variant.label: variant for variant in found.variants}
+    for before, after in found.compare:
+        if before in variants:
+            sides = [(row, variants[name]) for row in found.rows for name in (before, after)]
+        else:
+            sides = [(rows[name], variant) for variant in found.variants for name in (before, after)]
+        configs = [found.run(row, variant, 0).as_dict() for row, variant in sides]
+        for one, other in zip(configs[::2], configs[1::2], strict=True):
+            assert {key for key in one if one[key] != other[key]} == {"weighting"}
+
+
 def test_methods_without_rare_class_sampling_in_the_paper_are_without_it():
     for name in ("gta5_table1", "synthia_table1"):
         found = load_grid(name)

@@ -415,6 +415,20 @@ def test_advents_discriminator_sees_weighted_maps_of_both_domains(weighting):
         torch.testing.assert_close(maps, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["source_only", "entropy", "advent", "adaptsegnet", "dacs", "daformer"])
+def test_with_gbw_a_run_starts_from_the_same_weights_and_random_numbers(method):
+    found = []
+    for scheme in ("none", "gbw"):
+        torch.manual_seed(0)
+        overrides = [f'method="{method}"', f'weighting.scheme="{scheme}"', 'feature_distance.classes=["car"]']
+        built = build_method(load_config("smoke", overrides), CLASSES)
+        found.append((built.state_dict(), torch.get_rng_state()))
+    (one, drawn), (other, drawn_too) = found
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(drawn, drawn_too)
+
+
 def test_pseudo_labels_are_the_teachers_and_as_sure_as_it_is():
     torch.manual_seed(0)
     overrides = ['method="dacs"', "self_training.ignore_top=3", "self_training.ignore_bottom=2"]
