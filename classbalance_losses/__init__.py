@@ -8,6 +8,7 @@ from classbalance_losses.losses.deep_supervision import DeepSupervision
 from classbalance_losses.losses.dual_cross_entropy import DualCrossEntropyLoss
 from classbalance_losses.losses.dual_focal import DualFocalLoss
 from classbalance_losses.losses.dyce import DyCELoss
+from classbalance_losses.losses.entropy import EntropyLoss
 from classbalance_losses.losses.focal import FocalLoss
 from classbalance_losses.losses.gbw import GBWLoss
 from classbalance_losses.losses.logit_adjusted import LogitAdjustedLoss
@@ -47,6 +48,7 @@ __all__ = [
     "DualFocalLoss",
     "DyCELoss",
     "EffectiveNumber",
+    "EntropyLoss",
     "FocalLoss",
     "GBWLoss",
     "ImageFrequency",

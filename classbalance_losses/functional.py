@@ -3,6 +3,7 @@
 from classbalance_losses.losses.dual_cross_entropy import dual_cross_entropy_loss
 from classbalance_losses.losses.dual_focal import dual_focal_loss
 from classbalance_losses.losses.dyce import dyce_loss
+from classbalance_losses.losses.entropy import entropy_gradient_norms, entropy_loss
 from classbalance_losses.losses.focal import focal_loss
 from classbalance_losses.losses.gbw import class_gradient_norms, gbw_class_weights, gbw_loss
 from classbalance_losses.losses.logit_adjusted import adjust_logits, logit_adjusted_loss
@@ -51,6 +52,8 @@ __all__ = [
     "dyce_loss",
     "effective_number_weights",
     "enet_weights",
+    "entropy_gradient_norms",
+    "entropy_loss",
     "focal_loss",
     "gbw_class_weights",
     "gbw_loss",

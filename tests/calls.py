@@ -21,6 +21,7 @@ from classbalance_losses import (
     ClassStatistics,
     DiceLoss,
     DyCELoss,
+    EntropyLoss,
     FocalLoss,
     GBWLoss,
     PromptLoss,
@@ -145,6 +146,23 @@ def vision_language() -> Iterator[Call]:
     yield Call("PromptLoss large", call)
 
 
+def entropies() -> Iterator[Call]:
+    """The entropy of logits without labels, with weights of all kinds."""
+    leaf = torch.randn(2, 4, 6, 5, dtype=torch.float32).requires_grad_()
+    mask, weight = torch.rand(2, 6, 5) < 0.7, torch.rand(2, 6, 5)
+    made: dict[str, dict[str, Any]] = {"plain": {}, "a list": {"weight": [0.5, 1.5, 0.25, 2.0]}}
+    made |= {f"gbw {name}": {"weight": "gbw", "gradient": name} for name in ("pixel_mean", "bias", "loss")}
+    for name, options in made.items():
+        for given in ({}, {"mask": mask, "pixel_weight": weight}):
+            call = partial(
+                trained,
+                partial(EntropyLoss, **options),
+                [leaf],
+                lambda module, given=given: module(leaf, **given),
+            )
+            yield Call(f"EntropyLoss {name} {'masked' if given else ''}", call)
+
+
 def pulls() -> Iterator[Call]:
     """The pull loss: its objectives, and one with so many similarities that it goes class by class."""
     for name, options in {
@@ -178,6 +196,7 @@ def functions() -> Iterator[Call]:
         "curriculum": lambda: functional.curriculum_weights(losses, 2),
         "projection": lambda: functional.solve_class_weights(losses, regularization=0.1),
         "gradient norms": lambda: functional.class_gradient_norms(logits, target),
+        "entropy's gradient norms": lambda: functional.entropy_gradient_norms(logits),
         "GBW's weights": lambda: functional.gbw_class_weights(logits, target, gradient="bias"),
     }
     for name, function in made.items():
@@ -196,7 +215,7 @@ def _statistics(target: Tensor) -> dict[str, Tensor]:
 
 
 def small_calls() -> list[Call]:
-    return [*losses(), *vision_language(), *pulls(), *functions()]
+    return [*losses(), *entropies(), *vision_language(), *pulls(), *functions()]
 
 
 def all_calls() -> list[Call]:

@@ -26,7 +26,8 @@ PIXEL_LOSSES = {
     "DiceLoss": "dice_loss",
     "JaccardLoss": "jaccard_loss",
 }
-FEATURE_LOSSES = {  # on features and embeddings, each with a signature of its own
+FEATURE_LOSSES = {  # without labels, or on features and embeddings, each with a signature of its own
+    "EntropyLoss": "entropy_loss",
     "PullLoss": "pull_loss",
     "QueryDiversityLoss": "query_diversity_loss",
     "TopologyLoss": "topology_loss",
@@ -48,6 +49,7 @@ ESTIMATORS = {
 }
 PIECES = {
     "class_gradient_norms",
+    "entropy_gradient_norms",
     "solve_class_weights",
     "gbw_class_weights",
     "class_prototypes",

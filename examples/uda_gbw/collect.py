@@ -18,8 +18,8 @@ Run = Mapping[str, Any]
 def collect(grid: Grid, runs: Path) -> dict[str, Any]:
     """The finished runs, {"rows": {row: {variant: [run]}}}, and what the grid says of itself, as plain data.
 
-    A run has its folder's name, its seed, its recipe and everything in its `metrics.json`: `scores` with the IoU of
-    each class, `class_weights` of each loss over time, commit, versions, seconds and device.
+    A run has its folder's name, its seed, its recipe and everything in its `metrics.json`: `scores` with each class's
+    IoU, recall and confusions, `class_weights` of each loss over time, commit, versions, seconds and device.
     """
     found: dict[str, Any] = {
         "title": grid.title,
@@ -27,6 +27,7 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
         "kind": grid.run(grid.rows[0], grid.variants[0], grid.seeds[0]).data.kind,
         "published": list(grid.published),
         "paper_rows": {row.label: row.paper for row in grid.rows if row.paper},
+        "compare": [list(pair) for pair in grid.compare],
         "weights_of": [list(cell) for cell in grid.weights_of],
         "rows": {row.label: {variant.label: [] for variant in grid.variants} for row in grid.rows},
     }

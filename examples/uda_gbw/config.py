@@ -68,6 +68,7 @@ class WeightingConfig:
     regularization: float = 1.0  # λ of "gbw" and "loss"
     gradient: Reading = "pixel_mean"  # of "gbw"
     classes: Literal["all", "present"] = "all"  # of "gbw" and "loss": which share the sum of weights
+    apply: Literal["pixel", "class"] = "pixel"  # mean over pixels; "class": eq 2, the sum of class means
     confidence: bool = (
         True  # of "gbw" and "loss": eq 12, the confidence scales the gradient too; False as released
     )
@@ -84,9 +85,15 @@ class WeightingConfig:
 
 @dataclass(frozen=True)
 class EntropyConfig:
-    """Entropy minimisation."""
+    """Entropy minimisation, direct (entropy) or adversarial (advent)."""
 
     weight: float = 0.001
+    # what has class weights: "terms", -p log p of each class; "labels", pixels, by their most probable class
+    weighting: Literal["terms", "labels"] = "terms"
+    regularization: float = 0.0  # λ of the terms' weights; 0: weighting's
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "regularization")
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,12 @@ class Config:
             )
         if self.training.evaluate == "teacher" and not teaches:
             raise ValueError(f'method {self.method!r} has no teacher: set training.evaluate = "student"')
+        of_terms = self.method in ("entropy", "advent") and self.entropy.weighting == "terms"
+        if of_terms and self.weighting.scheme == "gbw" and self.weighting.gradient == "official":
+            raise ValueError(
+                'the released code has no gradient of an entropy: with weighting.gradient = "official" set '
+                'entropy.weighting = "labels"'
+            )
         rows = self.self_training.ignore_top + self.self_training.ignore_bottom
         if self.data.crop is not None and rows >= self.data.crop[0]:
             raise ValueError(

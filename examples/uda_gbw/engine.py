@@ -18,10 +18,11 @@ from examples.common.resumable import Resumable
 from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.task import Task
-from examples.common.scoring import confusion_of, scores_entry, sliding_window
+from examples.common.scoring import confusion_of, sliding_window
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods import build_method
+from examples.uda_gbw.scores import entry_of
 
 
 class Engine(Resumable):
@@ -85,7 +86,7 @@ class Engine(Resumable):
         self.method.eval()
         number, device = len(task.classes), self.device
         return {
-            name: scores_entry(
+            name: entry_of(
                 confusion_of(self.predict, domain, number, IGNORE_INDEX, device, progress=progress),
                 task.means,
             )

@@ -50,6 +50,9 @@ class Grid:
     overrides: tuple[str, ...] = ()  # of all runs
     published: tuple[str, ...] = ()  # tables of published.toml
     weights_of: tuple[tuple[str, str], ...] = ()  # the cells, (row, variant), whose class weights are drawn
+    compare: tuple[
+        tuple[str, str], ...
+    ] = ()  # pairs of variants, or of rows: what the second gains over the first
 
     def run(self, row: Part, variant: Part, seed: int) -> Config:
         """The configuration of one run."""
@@ -64,7 +67,8 @@ def load_grid(name: str) -> Grid:
 
     Raises:
         FileNotFoundError: no such file; the message lists those there are.
-        ValueError: a key is missing, `weights_of` names no cell, or an override does not fit the configuration.
+        ValueError: a key is missing, `weights_of` names no cell, `compare` neither variants nor rows, or an override
+            does not fit the configuration.
     """
     path, content = read_named(name, GRIDS, "grid")
     try:
@@ -79,12 +83,16 @@ def load_grid(name: str) -> Grid:
             tuple(content.get("set", ())),
             tuple(content.get("published", ())),
             tuple((row, variant) for row, variant in content.get("weights_of", ())),
+            tuple((before, after) for before, after in content.get("compare", ())),
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
     cells = {(row.label, variant.label) for row, variant in product(grid.rows, grid.variants)}
     if unknown := sorted(set(grid.weights_of) - cells):
         raise ValueError(f"{path}: weights_of must be pairs of a row and a variant, got {list(unknown[0])}")
+    sides = [{part.label for part in parts} for parts in (grid.variants, grid.rows)]
+    if unknown := [pair for pair in grid.compare if not any({*pair} <= side for side in sides)]:
+        raise ValueError(f"{path}: compare must be pairs of variants or of rows, got {list(unknown[0])}")
     for row, variant in product(grid.rows, grid.variants):
         grid.run(row, variant, grid.seeds[0])
     return grid

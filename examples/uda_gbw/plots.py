@@ -1,4 +1,4 @@
-"""Plots of a grid, drawn from its collected results alone: scores, and the paper's Figures 2 and 6 of class weights."""
+"""Plots of a grid, drawn from its collected results alone: scores, and class weights as in Figures 2 and 6a."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
 from examples.uda_gbw.collect import Run, all_runs, tests, weight_ranges
+from examples.uda_gbw.gain_plots import recall_and_confusion, spread_against_gain
+from examples.uda_gbw.gains import comparisons
 
 _DPI = 110
 
@@ -27,10 +29,17 @@ def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str
         file = f"{name}_scores_{test}.png"
         titles[file] = f"scores of each row on {test}"
         _save(scores(results, test, main), folder / file)
+    for compared in comparisons(results):
+        pair = _slug(compared.title)
+        for test, _ in tests(results):
+            for kind, change in {"recall": recall_and_confusion, "spread": spread_against_gain}.items():
+                file = f"{name}_{kind}_{pair}_{test}.png"
+                titles[file] = f"{compared.title}, on {test}: {kind}"
+                _save(change(compared, test), folder / file)
     for row, variant in results["weights_of"]:
         runs = results["rows"][row][variant]
         if runs:
-            cell = re.sub(r"[^a-z0-9]+", "_", f"{row} {variant}".replace("λ", "lambda").lower()).strip("_")
+            cell = _slug(f"{row} {variant}")
             for kind, draw in {"weights": weights_over_time, "ranges": weight_against_frequency}.items():
                 file = f"{name}_{kind}_{cell}.png"
                 titles[file] = f"class weights of {row}, {variant}: {kind}"
@@ -97,7 +106,7 @@ def weights_over_time(run: Run, title: str) -> Figure:
 
 
 def weight_against_frequency(run: Run, title: str) -> Figure:
-    """Figure 6: from the least to the greatest weight of each class, a dot at the mean, by its share of the source."""
+    """Figure 6a: from the least to the greatest weight of each class, a dot at the mean, by its share of the source."""
     figure, panels = _panels(run, title)
     total = sum(run["source_pixels"])
     for panel, classes in zip(panels, weight_ranges(run).values(), strict=True):
@@ -126,6 +135,10 @@ def _panels(run: Run, title: str) -> tuple[Figure, Any]:
         panel.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)
     return figure, axes[0]
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", label.replace("λ", "lambda").lower()).strip("_")
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A grid's page: our table with the paper's numbers beside it, class weights, the IoU of each class, and the cost."""
+"""A grid's page: our table with the paper's numbers beside it, class weights, each class's IoU and recall, the cost."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from examples.uda_gbw.collect import (
     tests,
     weight_ranges,
 )
+from examples.uda_gbw.gains import Comparison, comparisons
 from examples.uda_gbw.grid import Grid
 from examples.uda_gbw.plots import write_plots
 
@@ -50,16 +51,20 @@ def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
     lines += _beside(results, published)
     if runs:
         lines += ["", "## Class weights", "", _weights_reading(), "", *_weight_table(results)]
+    compared = list(comparisons(results))
     for test, _ in found:
-        lines += ["", f"## IoU of each class on {test}", "", *_class_table(results, test)]
+        for score, name in {"iou": "IoU", "recall": "Recall"}.items():
+            lines += ["", f"## {name} of each class on {test}", "", *_class_table(results, test, score)]
+            if compared:
+                lines += ["", _gain_reading(name), "", *_gain_table(compared, test, score)]
     return "\n".join(lines) + "\n"
 
 
 def _reading() -> str:
     return (
-        f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels, in percent; mean ± standard deviation "
-        f"over the seeds, whose number stands in brackets. {_ONE} marks a cell of one seed, whose deviation nobody "
-        "knows. Differences of a point or two between cells of a few seeds say little."
+        f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels / mean recall, in percent; mean ± "
+        f"standard deviation over the seeds, whose number stands in brackets. {_ONE} marks a cell of one seed, whose "
+        "deviation nobody knows. Differences of a point or two between cells of a few seeds say little."
     )
 
 
@@ -132,28 +137,50 @@ def _extent(runs: Sequence[Run]) -> tuple[float, float, float]:
     return least, mean(abs(value - 1) for row in steps for value in row), most
 
 
-def _class_table(results: Mapping[str, Any], test: str) -> list[str]:
+def _class_table(results: Mapping[str, Any], test: str, score: str) -> list[str]:
     first = all_runs(results)[0]
-    pixels = first["scores"][test]["pixels"]
-    order = by_rarity(pixels)
-    heads = [
-        f"{first['classes'][c].replace('_', ' ')} ({100 * pixels[c] / sum(pixels):.2g} %)" for c in order
-    ]
+    order = by_rarity(first["scores"][test]["pixels"])
     rows = []
     for label, row in results["rows"].items():
         for variant, runs in row.items():
             if runs:
-                values = [mean(run["scores"][test]["iou"][c] for run in runs) for c in order]
+                values = [mean(run["scores"][test][score][c] for run in runs) for c in order]
                 cells = (f"{100 * value:.1f}" for value in values)
                 rows.append([label, f"{variant} ({_seeds(runs)})", *cells])
-    return markdown_table(["", "", *heads], rows)
+    return markdown_table(["", "", *_class_heads(first, test, order)], rows)
+
+
+def _gain_reading(name: str) -> str:
+    return (
+        f"{name} gained, in points, the mean over the seeds that both have; and how many classes gain, of those that "
+        "source and test set share."
+    )
+
+
+def _gain_table(compared: Sequence[Comparison], test: str, score: str) -> list[str]:
+    first = compared[0]
+    order = first.order(test)
+    rows = []
+    for one in compared:
+        gains = one.gains(test, score)
+        risen = f"{sum(value > 0 for value in gains.values())} of {len(gains)}"
+        label = f"{one.title} ({_seeds(one.pairs)})"
+        rows.append([label, risen, *(f"{100 * gains[c]:+.1f}" for c in order)])
+    return markdown_table(["", "gain", *_class_heads(first.pairs[0][0], test, order)], rows)
+
+
+def _class_heads(run: Run, test: str, order: Sequence[int]) -> list[str]:
+    """Names, with the shares of the test pixels."""
+    pixels = run["scores"][test]["pixels"]
+    return [f"{run['classes'][c].replace('_', ' ')} ({100 * pixels[c] / sum(pixels):.2g} %)" for c in order]
 
 
 def _cell(runs: Sequence[Run], test: str, main: str) -> str:
     if not runs:
         return NONE
     rare = spread([rare_mean(run["scores"][test]) for run in runs])
-    return f"{_overall(runs, test, main)} / {rare} ({_seeds(runs)})"
+    recall = spread([run["scores"][test]["mean_recall"][main] for run in runs])
+    return f"{_overall(runs, test, main)} / {rare} / {recall} ({_seeds(runs)})"
 
 
 def _overall(runs: Sequence[Run], test: str, main: str) -> str:

@@ -37,7 +37,7 @@ from examples.uda_gbw.engine import Engine
 
 RUNS = Path("runs/uda_gbw")
 _RANKS = 14  # the stream of random numbers that sets ranks apart
-_DIGITS = 5  # of a class weight in metrics.json
+_DIGITS = 6  # of a class weight in metrics.json
 
 
 def train(

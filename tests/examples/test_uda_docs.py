@@ -57,7 +57,8 @@ def test_every_grid_is_run():
 def test_switches_that_the_page_names_exist():
     known = load_config("smoke").as_dict()
     named = re.findall(
-        r"`(data|model|weighting|self_training|adversarial|hrda|mic|training)\.(?!py`)(\w+)", PAGE + README
+        r"`(data|model|weighting|entropy|self_training|adversarial|hrda|mic|training)\.(?!py`)(\w+)",
+        PAGE + README,
     )
     assert len(named) > 12
     for section, key in named:

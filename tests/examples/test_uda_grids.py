@@ -54,9 +54,13 @@ def test_grids_that_are_wrong_are_refused(tmp_path):
     with pytest.raises(ValueError, match="lacks the key 'config'"):
         load_grid(str(path))
     parts = '[[row]]\nlabel = "a"\nset = []\n[[variant]]\nlabel = "b"\nset = []\n'
-    path.write_text('title = "Tiny"\nconfig = "smoke"\nseeds = [0]\nweights_of = [["a", "c"]]\n' + parts)
-    with pytest.raises(ValueError, match="weights_of must be pairs of a row and a variant"):
-        load_grid(str(path))
+    for line, message in (
+        ('weights_of = [["a", "c"]]', "weights_of must be pairs of a row and a variant"),
+        ('compare = [["a", "b"]]', "compare must be pairs of variants or of rows, got ['a', 'b']"),
+    ):
+        path.write_text(f'title = "Tiny"\nconfig = "smoke"\nseeds = [0]\n{line}\n' + parts)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_grid(str(path))
 
 
 def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
@@ -64,7 +68,7 @@ def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
     path.write_text(
         'title = "Tiny"\nconfig = "smoke"\nseeds = [0, 1]\nset = ["training.iterations=2"]\n'
         'published = ["table1_gta5"]\n'
-        'weights_of = [["source only", "GBW"]]\n'
+        'weights_of = [["source only", "GBW"]]\ncompare = [["CE", "GBW"]]\n'
         '[[variant]]\nlabel = "CE"\nset = [\'weighting.scheme="none"\']\n[[variant]]\nlabel = "GBW"\nset = []\n'
         '[[row]]\nlabel = "source only"\nset = []\npaper = "HRDA"\n'
         '[[row]]\nlabel = "MinEnt"\nset = [\'method="entropy"\']\n'
@@ -98,7 +102,15 @@ def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
     )
     content = json.loads((tmp_path / "out" / "tiny.json").read_text())
     assert [run["seed"] for run in content["rows"]["source only"]["GBW"]] == [0, 1]
-    for name in ("tiny_scores_val_alt", "tiny_weights_source_only_gbw", "tiny_ranges_source_only_gbw"):
+    assert "## Recall of each class on val_alt" in text
+    assert len(re.findall(r"\| source only: GBW against CE \(2\) \| \d+ of \d+ \|", text)) == 2  # IoU, recall
+    for name in (
+        "tiny_scores_val_alt",
+        "tiny_weights_source_only_gbw",
+        "tiny_ranges_source_only_gbw",
+        "tiny_recall_source_only_gbw_against_ce_val_alt",
+        "tiny_spread_source_only_gbw_against_ce_val_alt",
+    ):
         assert (tmp_path / "out" / "plots" / f"{name}.png").is_file()
         assert f"(plots/{name}.png)" in text
 
@@ -124,6 +136,22 @@ def test_figure_4b_averages_to_what_its_notes_say():
     assert len(table.rows) == 19
     means = [sum(map(float, column)) / 19 for column in zip(*table.rows.values(), strict=True)]
     assert ", ".join(f"{value:+.2f}" for value in means) == "+0.34, +0.94, +1.52, +0.25"
+
+
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
+def test_what_is_compared_differs_in_the_weights_alone(path):
+    """Data, seeds and recipe of both sides are the same, so crops and their order are, too."""
+    found = load_grid(path.stem)
+    rows = {row.label: row for row in found.rows}
+    variants = {variant.label: variant for variant in found.variants}
+    for before, after in found.compare:
+        if before in variants:
+            sides = [(row, variants[name]) for row in found.rows for name in (before, after)]
+        else:
+            sides = [(rows[name], variant) for variant in found.variants for name in (before, after)]
+        configs = [found.run(row, variant, 0).as_dict() for row, variant in sides]
+        for one, other in zip(configs[::2], configs[1::2], strict=True):
+            assert {key for key in one if one[key] != other[key]} == {"weighting"}
 
 
 def test_methods_without_rare_class_sampling_in_the_paper_are_without_it():

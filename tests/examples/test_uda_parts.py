@@ -11,18 +11,23 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
-from classbalance_losses import GBWLoss
+from classbalance_losses import EntropyLoss, GBWLoss
+from classbalance_losses.functional import (
+    entropy_gradient_norms,
+    gbw_class_weights,
+    solve_class_weights,
+)
 from examples.common.scenes.batches import Images
 from examples.uda_gbw.config import WeightingConfig, load_config
 from examples.uda_gbw.data import Classes, thing_classes
 from examples.uda_gbw.methods import build_method
 from examples.uda_gbw.methods.daformer import masked_mean, thing_cells
-from examples.uda_gbw.methods.entropy import normalised_entropy
+from examples.uda_gbw.methods.entropy import self_information
 from examples.uda_gbw.mixing import block_mask, class_mask, class_mix
 from examples.uda_gbw.networks.discriminators import SOURCE, TARGET, says
 from examples.uda_gbw.networks.encoders import build_encoder
 from examples.uda_gbw.networks.fusion import TwoResolutions, covering_boxes, draw_box
-from examples.uda_gbw.weighting import ClassWeightedLoss, per_pixel
+from examples.uda_gbw.weighting import ClassWeightedEntropy, ClassWeightedLoss, per_pixel
 
 READINGS = ("pixel_mean", "class_logits", "official", "bias", "loss")
 COUNTS = torch.tensor([[50, 30, 20], [90, 10, 0], [70, 0, 0], [60, 40, 0]])  # of four images
@@ -128,6 +133,24 @@ def test_gbw_is_the_librarys(batch, gradient, regularization):
     torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.parametrize(("pixel_loss", "gamma"), [("ce", 0.0), ("focal", 2.0)])
+@pytest.mark.parametrize("scheme", ["none", "pixel_frequency", "gbw", "loss", "curriculum"])
+def test_equation_2_is_the_sum_of_class_means(batch, scheme, pixel_loss, gamma):
+    """Each class's mean is that of a loss that knows no other labels."""
+    logits, label, confidence = batch
+    label = torch.where(label == 2, 1, label)  # a class without pixels adds nothing
+    loss = ClassWeightedLoss(WeightingConfig(scheme=scheme, pixel_loss=pixel_loss, apply="class"), CLASSES)
+    value = float(loss(logits, label, confidence))
+    means = [
+        _loop(logits, torch.where(label == c, c, 255), [1.0] * 3, confidence, gamma=gamma) for c in range(2)
+    ]
+    weights = loss.class_weight.tolist()
+    assert value == pytest.approx(weights[0] * means[0] + weights[1] * means[1])
+    if (scheme, pixel_loss) == ("gbw", "ce"):
+        wanted = GBWLoss(apply="class", ignore_index=255)(logits, label, pixel_weight=confidence)
+        assert value == pytest.approx(float(wanted))
+
+
 def test_confidence_stays_out_of_the_gradient_where_told(batch):
     logits, label, confidence = batch
     ours = ClassWeightedLoss(WeightingConfig(scheme="gbw", confidence=False), CLASSES)
@@ -194,9 +217,65 @@ def test_masks_hide_whole_blocks():
     assert not block_mask(8, 8, 4, 1.0, torch.Generator()).any()
 
 
+def _entropy(*overrides):
+    shared = ['method="entropy"', "entropy.regularization=0.0"]
+    return ClassWeightedEntropy(load_config("smoke", [*shared, *overrides]), CLASSES)
+
+
 def test_entropy_lies_between_certainty_and_ignorance():
     logits = torch.tensor([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]]).T[None, :, None]
-    torch.testing.assert_close(normalised_entropy(logits), torch.tensor([[[1.0, 0.0]]]))
+    torch.testing.assert_close(self_information(logits).sum(1), torch.tensor([[[1.0, 0.0]]]))
+    for overrides in ([], ['entropy.weighting="labels"']):
+        loss = _entropy('weighting.scheme="none"', *overrides)
+        assert float(loss(logits)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gradient", "regularization"),
+    [
+        ([], "pixel_mean", 1.0),
+        (["weighting.regularization=0.1"], "pixel_mean", 0.1),
+        (["weighting.regularization=0.1", "entropy.regularization=0.02"], "pixel_mean", 0.02),
+        (['weighting.gradient="bias"', "entropy.regularization=0.005"], "bias", 0.005),
+        (['weighting.scheme="loss"'], "loss", 1.0),
+    ],
+)
+def test_each_classs_entropy_has_the_weight_of_its_own_gradient(batch, overrides, gradient, regularization):
+    logits = batch[0]
+    loss = _entropy(*overrides)
+    one, other = (x.clone().requires_grad_() for x in (logits, logits))
+    value = loss(one)
+    weight = solve_class_weights(
+        entropy_gradient_norms(logits, gradient=gradient), regularization=regularization
+    )
+    torch.testing.assert_close(loss.class_weight, weight)
+    assert not torch.allclose(weight, torch.ones(3), atol=1e-4)
+    wanted = (weight.view(-1, 1, 1) * self_information(other)).sum(1).mean()
+    torch.testing.assert_close(value, wanted)
+    value.backward()
+    wanted.backward()
+    torch.testing.assert_close(one.grad, other.grad)
+    theirs = EntropyLoss("gbw", gradient=gradient, regularization=regularization)(logits)
+    torch.testing.assert_close(value.detach(), theirs / math.log(3))
+
+
+def test_the_rival_reading_weighs_pixels_by_their_most_probable_class(batch):
+    logits = batch[0]
+    loss = _entropy('entropy.weighting="labels"', "entropy.regularization=0.02")
+    value, total = float(loss(logits)), 0.0
+    seen, information = logits.argmax(1), self_information(logits).sum(1)
+    weight = gbw_class_weights(logits, seen)  # λ is that of labels
+    torch.testing.assert_close(loss.class_weight, weight)
+    for place in (tuple(at) for at in torch.ones_like(seen).nonzero().tolist()):
+        total += float(weight[seen[place]] * information[place])
+    assert value == pytest.approx(total / seen.numel())
+
+
+def test_a_frequency_weighs_the_terms_too(batch):
+    loss = _entropy('weighting.scheme="image_frequency"')
+    weight = torch.tensor([1.0, 4 / 3, 4.0])
+    wanted = (weight.view(-1, 1, 1) * self_information(batch[0])).sum(1).mean()
+    torch.testing.assert_close(loss(batch[0]), wanted)
 
 
 def test_boxes_cover_the_image_and_fit_into_it():
@@ -313,6 +392,43 @@ def test_a_discriminator_learns_from_its_own_loss_alone():
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("weighting", ["terms", "labels"])
+def test_advents_discriminator_sees_weighted_maps_of_both_domains(weighting):
+    torch.manual_seed(0)
+    overrides = ["model.dropout=0.0", "entropy.regularization=0.001", f'entropy.weighting="{weighting}"']
+    method = build_method(load_config("smoke", ['method="advent"', *overrides]), CLASSES).train()
+    source, target = _images(1, labelled=True), _images(2, labelled=False)
+    seen = []
+    judge = method.discriminators["output"]
+    judge.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    method.step(source, target, 0)
+    known, new = (method.student.see(images.image).logits.detach() for images in (source, target))
+    weight = torch.ones(3)
+    if weighting == "terms":
+        weight = solve_class_weights(entropy_gradient_norms(new), regularization=0.001)
+        assert float((weight - 1).abs().max()) > 0.05
+        torch.testing.assert_close(method.losses["entropy"].class_weight, weight, rtol=1e-4, atol=1e-4)
+    else:
+        assert "entropy" not in method.losses
+    for maps, logits in zip(seen, (new, known, new), strict=True):
+        wanted = weight.view(-1, 1, 1) * self_information(logits)
+        torch.testing.assert_close(maps, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["source_only", "entropy", "advent", "adaptsegnet", "dacs", "daformer"])
+def test_with_gbw_a_run_starts_from_the_same_weights_and_random_numbers(method):
+    found = []
+    for scheme in ("none", "gbw"):
+        torch.manual_seed(0)
+        overrides = [f'method="{method}"', f'weighting.scheme="{scheme}"', 'feature_distance.classes=["car"]']
+        built = build_method(load_config("smoke", overrides), CLASSES)
+        found.append((built.state_dict(), torch.get_rng_state()))
+    (one, drawn), (other, drawn_too) = found
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(drawn, drawn_too)
+
+
 def test_pseudo_labels_are_the_teachers_and_as_sure_as_it_is():
     torch.manual_seed(0)
     overrides = ['method="dacs"', "self_training.ignore_top=3", "self_training.ignore_bottom=2"]
@@ -340,6 +456,11 @@ def test_pseudo_labels_are_the_teachers_and_as_sure_as_it_is():
         (['method="unknown"'], "must be one of 'source_only', 'entropy'"),
         (["weighting.regularization=0.0"], "regularization must be positive"),
         (['weighting.gradient="other"'], "must be one of 'pixel_mean', 'class_logits'"),
+        (
+            ['method="entropy"', 'weighting.gradient="official"'],
+            "released code has no gradient of an entropy",
+        ),
+        (["entropy.regularization=-1.0"], "regularization must be at least 0"),
         (["self_training.ignore_top=40"], "leave nothing of 32 rows"),
         (["self_training.threshold=1.5"], r"must be in \[0, 1\]"),
         (["mic.ratio=2.0"], r"ratio must be in \[0, 1\]"),

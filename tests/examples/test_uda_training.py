@@ -62,7 +62,7 @@ def test_the_smoke_run_goes_through_every_family(capsys):
         "entropy": ["source", "entropy"],
         "AdaptSegNet": ["source", "feature"],
     }
-    heads |= {"ADVENT": ["source"], "DACS": ["source", "mixed"], "DAFormer": ["source", "mixed"]}
+    heads |= {"ADVENT": ["source", "entropy"], "DACS": ["source", "mixed"], "DAFormer": ["source", "mixed"]}
     heads["DAFormer + HRDA + MIC"] = [
         a + b for a, b in product(("source", "mixed", "masked"), ("", "_detail"))
     ]

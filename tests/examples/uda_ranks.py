@@ -15,6 +15,7 @@ STEPS = 3
 _SHARED = [f"training.iterations={STEPS}", "model.dropout=0.0", "training.lr=1e-4"]
 RUNS = {
     "adversarial": ['method="adaptsegnet"', "adversarial.feature_level=true"],
+    "entropy": ['method="entropy"', 'weighting.apply="class"', "entropy.regularization=0.01"],
     "mixing": [
         'method="daformer"',
         'model.decoder="context"',

@@ -3,11 +3,10 @@ r"""MinEnt: be sure of the target.
 Vu, Jain, Bucher, Cord and Pérez, "ADVENT: Adversarial Entropy Minimization for Domain Adaptation in Semantic
 Segmentation", CVPR 2019, its direct variant:
 
-.. math:: L = L_{source} + \lambda \frac{1}{N} \sum_i v_{\hat y_i} \frac{-\sum_c p_{ic} \log p_{ic}}{\log C}
+.. math:: L = L_{source} + \lambda \frac{1}{N \log C} \sum_i \sum_c v_c\, (-p_{ic} \log p_{ic})
 
-With GBW v are the weights of the classes that the network sees in the target, :math:`\hat y_i = \arg\max_c p_{ic}`. The
-paper says that GBW weighs the entropy, not by which gradient; here it is that of the cross-entropy with :math:`\hat y`,
-whose mean under p the entropy is. Other schemes of weights apply alike.
+With GBW each class's part has a weight of its own, from the gradient of that part: see `ClassWeightedEntropy`, which
+has the rival reading too. Other schemes of weights apply alike.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ import math
 from torch import Tensor
 
 from examples.common.scenes.batches import Images
+from examples.uda_gbw.config import Config
+from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods.base import Method, labels_of, present
-from examples.uda_gbw.weighting import per_pixel
+from examples.uda_gbw.weighting import ClassWeightedEntropy
 
 
 class Entropy(Method):
@@ -26,24 +27,20 @@ class Entropy(Method):
 
     weighted = ("source", "entropy")
 
+    def __init__(self, config: Config, classes: Classes) -> None:
+        super().__init__(config, classes)
+        self.losses["entropy"] = ClassWeightedEntropy(config, classes)
+
     def step(self, source: Images, target: Images | None, number: int) -> dict[str, Tensor]:
         """See above."""
         supervised = self.losses["source"](self.student.see(source.image).logits, labels_of(source))
         supervised.backward()
 
-        logits = self.student.see(present(target).image).logits
-        seen = logits.detach().argmax(1)
-        weight = per_pixel(self.losses["entropy"].weigh(logits, seen), seen)
-        entropy = (weight * normalised_entropy(logits)).mean()
+        entropy = self.losses["entropy"](self.student.see(present(target).image).logits)
         (self.config.entropy.weight * entropy).backward()
 
         loss = supervised + self.config.entropy.weight * entropy
         return {"loss": loss.detach(), "source": supervised.detach(), "entropy": entropy.detach()}
-
-
-def normalised_entropy(logits: Tensor) -> Tensor:
-    """The entropy of each pixel, in [0, 1]: logits (N, C, H, W) -> (N, H, W)."""
-    return self_information(logits).sum(1)
 
 
 def self_information(logits: Tensor) -> Tensor:
