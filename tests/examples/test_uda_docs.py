@@ -41,7 +41,8 @@ def test_commands_name_what_exists():
             if words[1] != "$grid":
                 load_grid(words[1])
         elif module == "uda_gbw.panoptic.compare":
-            assert words in (["run"], ["report"])
+            assert words[0] in ("run", "report")
+            load_panoptic(words[1])
         elif words[0] != "--smoke":
             keys = words[words.index("--set") + 1 :] if "--set" in words else []
             (load_panoptic if "panoptic" in module else load_config)(words[0], keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,28 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 from torchmetrics.detection import PanopticQuality
-from uda_files import checkpoint, losses
+from uda_files import checkpoint, different, losses
 
+from examples.common.scenes.batches import Steps
 from examples.common.streets import CLASSES, IGNORE_INDEX, THINGS
 from examples.common.training import one_thread
-from examples.uda_gbw.config import WeightingConfig
-from examples.uda_gbw.data import Classes
+from examples.uda_gbw.data import streams
 from examples.uda_gbw.panoptic import compare
 from examples.uda_gbw.panoptic.config import Config, InstanceConfig, load_config
 from examples.uda_gbw.panoptic.data import (
+    SOURCE,
+    TARGET,
     TEST,
-    TRAIN,
-    Batch,
-    PanopticStreets,
-    Steps,
-    uncounted,
-    without_small,
+    Counted,
+    StreetScenes,
+    load_task,
+    source_classes,
 )
-from examples.uda_gbw.panoptic.losses import PanopticLoss
+from examples.uda_gbw.panoptic.labels import CATEGORIES, coded, decoded, uncounted, without_small
+from examples.uda_gbw.panoptic.losses import instance_losses
 from examples.uda_gbw.panoptic.networks import Outputs
 from examples.uda_gbw.panoptic.postprocess import find_centres, nearest_centre, panoptic_map
-from examples.uda_gbw.panoptic.scores import STUFF, PanopticScores, perfect_outputs, score
+from examples.uda_gbw.panoptic.scores import PanopticScores, perfect_outputs, score
 from examples.uda_gbw.panoptic.smoke import smoke
 from examples.uda_gbw.panoptic.targets import centres_of, grid_of, targets_of
 from examples.uda_gbw.panoptic.train import main, train
@@ -44,6 +46,8 @@ from examples.uda_gbw.panoptic.train import main, train
 SKY, ROAD, CAR, PEDESTRIAN = (CLASSES.index(name) for name in ("sky", "road", "car", "pedestrian"))
 RULE = InstanceConfig(sigma=1.5, window=3, stuff_area=1)
 CONFIG = load_config("smoke")
+STREETS = CATEGORIES["streets"]
+SIZE = (CONFIG.data.height, CONFIG.data.width)
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +57,11 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def streets() -> PanopticStreets:
-    return PanopticStreets(6, CONFIG.data, TRAIN)
+def streets() -> Counted:
+    return Counted(StreetScenes(6, SIZE, SOURCE), CONFIG.data.min_pixels)
 
 
-def scene() -> tuple[Tensor, Tensor, Tensor]:
+def scene() -> tuple[Tensor, Tensor]:
     """Sky over road; two cars that touch, a pedestrian, unlabelled pixels, and a car too small to count."""
     label = torch.full((16, 24), SKY)
     label[8:] = ROAD
@@ -70,17 +74,21 @@ def scene() -> tuple[Tensor, Tensor, Tensor]:
         label[rows, columns], instance[rows, columns] = index, number
     label[0, :4] = IGNORE_INDEX
     label[15, 23] = CAR
-    return torch.zeros(3, 16, 24), label, instance
+    return label, instance
+
+
+def code_of(label: Tensor, instance: Tensor) -> Tensor:
+    return torch.from_numpy(coded(label.numpy(), instance.numpy())).long()
 
 
 def entry_of(segments: Tensor, label: Tensor, instance: Tensor) -> dict[str, Any]:
-    scores = PanopticScores()
+    scores = PanopticScores(STREETS)
     scores.update(segments, label.clamp(max=len(CLASSES) - 1), label, instance)
     return scores.entry()
 
 
 def test_offsets_lead_to_the_mean_of_the_instance(streets):
-    for instance in (streets[0][2], scene()[2]):
+    for instance in (decoded(streets.label(0))[1], scene()[1]):
         targets = targets_of(instance[None], 2.0)
         aim = grid_of(*instance.shape, instance.device) + targets.offset[0]
         assert len(instance.unique()) > 2
@@ -92,7 +100,7 @@ def test_offsets_lead_to_the_mean_of_the_instance(streets):
 
 
 def test_heat_is_one_at_the_pixel_of_a_centre_and_falls_off():
-    instance = scene()[2]
+    instance = scene()[1]
     numbers, centres = centres_of(instance)
     assert numbers.tolist() == [1, 2, 5]
     assert centres.tolist() == [[11, 4], [11, 9], [8.5, 18.5]]
@@ -105,36 +113,68 @@ def test_heat_is_one_at_the_pixel_of_a_centre_and_falls_off():
     assert not empty.offset.any()
 
 
+def test_a_code_holds_class_and_instance():
+    label, instance = scene()
+    code = code_of(label, instance)
+    assert all(torch.equal(one, other) for one, other in zip(decoded(code), (label, instance), strict=True))
+    assert int(code[0, 0]) == IGNORE_INDEX  # what crops fill up with
+
+
 def test_small_things_are_no_instances_but_keep_their_class(streets):
+    label = torch.tensor([[CAR, CAR, ROAD], [CAR, CAR, CAR]])
     instance = torch.tensor([[3, 3, 0], [3, 7, 7]])
-    assert without_small(instance, 3).tolist() == [[3, 3, 0], [3, 0, 0]]
-    _, label, instance = scene()
-    assert uncounted(label, instance).nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [15, 23]]
-    for i in range(len(streets)):
-        _, label, instance = streets[i]
+    kept = without_small(code_of(label, instance), 3)
+    assert torch.equal(decoded(kept)[0], label)
+    assert decoded(kept)[1].tolist() == [[3, 3, 0], [3, 0, 0]]
+    void = uncounted(*scene(), THINGS)
+    assert void.nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [15, 23]]
+    for i in range(6):
+        label, instance = decoded(streets.label(i))
         assert not (instance[~torch.isin(label, torch.tensor(THINGS))] > 0).any()
         assert all((instance == number).sum() >= CONFIG.data.min_pixels for number in instance.unique()[1:])
 
 
-def test_a_step_is_a_function_of_seed_and_step(streets):
-    whole, rest = Steps(streets, 2, 4, 0, 5), Steps(streets, 2, 4, 3, 5)
-    assert (len(whole), len(rest)) == (5, 2)
-    first, again = whole[4]["source"], rest[1]["source"]
-    for name in ("image", "label", "instance"):
-        assert torch.equal(getattr(first, name), getattr(again, name))
-    assert first.image.shape == (2, 3, 48, 64)
-    others = Steps(streets, 2, 5, 0, 5)
-    assert any(not torch.equal(whole[t]["source"].image, others[t]["source"].image) for t in range(5))
-    seen = torch.stack([whole[t]["source"].image[j] for t in range(3) for j in range(2)])
-    both = torch.stack([image for i in range(6) for image in (streets[i][0], streets[i][0].flip(-1))])
-    which = [int((both == image).flatten(1).all(1).nonzero()[0]) for image in seen]
-    assert sorted(w // 2 for w in which) == list(range(6))  # an epoch has every street once
-    assert 0 < sum(w % 2 for w in which) < 6  # and some are mirrored
+def test_a_step_is_a_function_of_seed_and_step(tmp_path):
+    config = _small("data.rare_class_sampling=false", "data.streets=6")
+    task = load_task(config.data)
+    classes = source_classes(task, config.data, tmp_path)
+
+    def steps(seed: int, start: int) -> Steps:
+        return Steps(streams(task, classes, config.semantic().data, seed), seed, start, 5)
+
+    whole, rest, others = steps(4, 0), steps(4, 3), steps(5, 0)
+    for name in ("source", "target"):
+        first, again = whole[4][name], rest[1][name]
+        assert first.names == again.names
+        assert torch.equal(first.image, again.image)
+        assert first.image.shape == (2, 3, *SIZE)
+        assert any(not torch.equal(whole[t][name].image, others[t][name].image) for t in range(5))
+    assert whole[0]["target"].label is None
+    known = task.source
+    views = [(known.image(i), known.label(i)) for i in range(6)]
+    views += [(image.flip(-1), label.flip(-1)) for image, label in views]
+    which = []
+    for t in range(3):
+        source = whole[t]["source"]
+        for image, label in zip(source.image, source.label, strict=True):
+            (place,) = (
+                k for k, (x, y) in enumerate(views) if torch.equal(x, image) and torch.equal(y, label)
+            )
+            which.append(place)
+    assert sorted(w % 6 for w in which) == list(range(6))  # an epoch has every street once
+    assert 0 < sum(w >= 6 for w in which) < 6  # and some are mirrored, labels and instances too
 
 
-def test_test_streets_are_not_those_of_training(streets):
-    held_out = PanopticStreets(6, CONFIG.data, TEST)
-    assert all(not torch.equal(streets[i][0], held_out[j][0]) for i in range(6) for j in range(6))
+def test_no_street_is_in_two_sets_and_evenings_are_dark():
+    day, test, target = (StreetScenes(4, SIZE, number) for number in (SOURCE, TEST, TARGET))
+    sets = [[one.image(i) for i in range(4)] for one in (day, test, target)]
+    assert not any(
+        torch.equal(x, y) for k in range(3) for other in sets[k + 1 :] for x in sets[k] for y in other
+    )
+    evening = StreetScenes(4, SIZE, TARGET, evening=True)
+    assert torch.equal(evening.label(0), target.label(0))
+    assert (evening.image(0) <= target.image(0)).all()
+    assert evening.image(0).mean() < 0.8 * target.image(0).mean()
 
 
 def test_centres_are_maxima_above_the_threshold():
@@ -176,21 +216,40 @@ def test_segments_of_hand_made_maps():
 
 
 def test_perfect_outputs_have_a_quality_of_one(streets):
-    _, label, instance = sample = scene()
-    outputs = perfect_outputs(sample, RULE.sigma)
+    label, instance = scene()
+    outputs = perfect_outputs(code_of(label, instance), len(CLASSES), RULE.sigma)
     segments = panoptic_map(outputs.logits[0].argmax(0), outputs.heat[0], outputs.offset[0], THINGS, RULE)
     entry = entry_of(segments, label, instance)
     assert set(entry["each"]) == {"sky", "road", "car", "pedestrian"}
     for values in (*entry["panoptic"].values(), *entry["each"].values()):
         assert list(values.values()) == pytest.approx([1, 1, 1])
-    found = score(lambda one: perfect_outputs(one, RULE.sigma), streets, RULE)
+    found = score(lambda _, code: perfect_outputs(code, len(CLASSES), RULE.sigma), streets, STREETS, RULE)
     assert found["mean_iou"]["mIoU11"] == 1
     assert found["panoptic"]["stuff"] == {"mPQ": 1, "mSQ": 1, "mRQ": 1}
     assert found["panoptic"]["things"]["mPQ"] > 0.9  # centres that fall on one pixel cannot be told apart
 
 
+def test_outputs_of_a_small_image_are_scored_at_the_labels_size(streets):
+    """Perfect outputs of half the size lose borders and thin things, and no more: offsets grow with the image."""
+
+    def halved(_: Tensor, code: Tensor) -> Outputs:
+        perfect = perfect_outputs(code, len(CLASSES), 3.0)
+        return perfect.enlarged([side // 2 for side in code.shape])
+
+    label, instance = scene()
+    perfect = perfect_outputs(code_of(label, instance), len(CLASSES), 3.0)
+    grown = perfect.enlarged((32, 72))
+    assert grown.logits.shape == (1, len(CLASSES), 32, 72)
+    assert grown.heat.shape == (1, 32, 72)
+    rows, columns = grown.offset[0, :, 20:26, 9:18]  # inside the first car, whose borders are blended
+    assert torch.allclose(rows, 2 * 11.0 - torch.arange(20, 26)[:, None] + 0.5, atol=1e-4)
+    assert torch.allclose(columns, 3 * 4.0 - torch.arange(9, 18) + 1.0, atol=1e-4)
+    found = score(halved, streets, STREETS, RULE)["panoptic"]
+    assert found["all"]["mPQ"] > 0.6
+
+
 def test_quality_of_errors_that_can_be_counted_by_hand():
-    _, label, instance = scene()
+    label, instance = scene()
     truth = torch.stack([label, instance], -1)
     merged = truth.clone()
     merged[instance == 2] = torch.tensor([CAR, 1])  # 25 of 50 pixels: an IoU of one half is not enough
@@ -209,11 +268,13 @@ def test_quality_of_errors_that_can_be_counted_by_hand():
 
 
 def test_means_are_those_of_torchmetrics(streets):
-    torch.manual_seed(0)
-    ours, theirs = PanopticScores(), PanopticQuality(THINGS, STUFF, return_sq_and_rq=True)
+    ours, theirs = (
+        PanopticScores(STREETS),
+        PanopticQuality(THINGS, STREETS.stuff, return_sq_and_rq=True),
+    )
     for i in range(3):
-        _, label, instance = streets[i]
-        truth = torch.stack([torch.where(uncounted(label, instance), -1, label), instance], -1)
+        label, instance = decoded(streets.label(i))
+        truth = torch.stack([torch.where(uncounted(label, instance, THINGS), -1, label), instance], -1)
         guess = truth.roll((1, 2), (0, 1))
         guess[..., 0].clamp_(min=0)
         ours.update(guess, guess[..., 0], label, instance)
@@ -221,140 +282,93 @@ def test_means_are_those_of_torchmetrics(streets):
     assert list(ours.entry()["panoptic"]["all"].values()) == pytest.approx(theirs.compute().tolist())
 
 
-def _gradients(
-    weighting: WeightingConfig, batch: Batch, outputs: Outputs
-) -> tuple[dict[str, Tensor], Outputs]:
-    counts = torch.bincount(batch.label[batch.label != IGNORE_INDEX], minlength=len(CLASSES))
-    leaves = Outputs(*(x.clone().requires_grad_() for x in outputs))
-    loss = PanopticLoss(weighting, Classes(CLASSES, counts[None]), RULE)
-    values = loss(leaves, batch)
-    values["loss"].backward()
-    detached = {name: value.detach() for name, value in values.items()}
-    return detached, Outputs(*(x.grad for x in leaves))
-
-
-@pytest.mark.parametrize("scheme", ["gbw", "pixel_frequency"])
-def test_class_weights_are_in_the_semantic_loss_alone(scheme):
-    torch.manual_seed(1)
-    image, label, instance = scene()
-    batch = Batch(image[None], label[None], instance[None])
-    outputs = Outputs(
-        3 * torch.randn(1, len(CLASSES), 16, 24), torch.rand(1, 16, 24), torch.randn(1, 2, 16, 24)
-    )
-    plain, without = _gradients(WeightingConfig(), batch, outputs)
-    weighted, with_weights = _gradients(WeightingConfig(scheme=scheme, regularization=0.5), batch, outputs)
-    expected = torch.nn.functional.cross_entropy(outputs.logits, label[None], ignore_index=IGNORE_INDEX)
-    assert plain["semantic"] == pytest.approx(float(expected), rel=1e-5)
-    assert weighted["semantic"] != pytest.approx(float(expected), rel=1e-2)
-    assert not torch.allclose(without.logits, with_weights.logits)
-    for name in ("heat", "offset"):
-        assert torch.equal(getattr(without, name), getattr(with_weights, name))
-        assert getattr(without, name).any()
-    assert plain["centre"] == weighted["centre"]
-    assert plain["offset"] == weighted["offset"]
-
-
 def test_losses_of_centres_and_offsets():
-    image, label, instance = scene()
-    batch = Batch(image[None], label[None], instance[None])
-    targets = targets_of(batch.instance, RULE.sigma)
-    loss = PanopticLoss(WeightingConfig(), Classes(CLASSES, torch.ones(1, 11)), RULE)
-    logits = torch.zeros(1, len(CLASSES), 16, 24)
-    right = loss(Outputs(logits, *targets), batch)
-    assert right["centre"] == right["offset"] == 0
-    wrong = loss(
-        Outputs(logits, targets.heat + 0.5, targets.offset + torch.tensor([1.0, 3.0])[:, None, None]), batch
-    )
-    assert wrong["centre"] == pytest.approx(0.25)
-    assert wrong["offset"] == pytest.approx(2.0)
-    total = math.log(11) + RULE.centre_weight * 0.25 + RULE.offset_weight * 2
-    assert wrong["loss"] == pytest.approx(total, rel=1e-5)
+    label, instance = scene()
+    targets, code = targets_of(instance[None], RULE.sigma), code_of(label, instance)[None]
+
+    def losses_of(heat: Tensor, offset: Tensor, code: Tensor = code) -> dict[str, float]:
+        found = instance_losses(heat, offset, code, THINGS, RULE)
+        return {name: float(loss) for name, loss in found.items()}
+
+    assert losses_of(*targets) == {"centre": 0, "offset": 0}
+    wrong = losses_of(targets.heat + 0.5, targets.offset + torch.tensor([1.0, 3.0])[:, None, None])
+    assert wrong["centre"] == pytest.approx(RULE.centre_weight * 0.25)
+    assert wrong["offset"] == pytest.approx(RULE.offset_weight * 2)
     heat = targets.heat.clone()
     heat[0, 15, 23] = heat[0, 0, 0] = 9.0  # a car too small to count, and an unlabelled pixel
-    assert loss(Outputs(logits, heat, targets.offset), batch)["centre"] == 0
-    nothing = Batch(batch.image, torch.full_like(batch.label, SKY), torch.zeros_like(batch.instance))
-    assert loss(Outputs(logits, *targets), nothing)["offset"] == 0
+    assert losses_of(heat, targets.offset)["centre"] == 0
+    assert losses_of(*targets, code=torch.full_like(code, SKY))["offset"] == 0
 
 
 def test_the_smoke_run_resumes_exactly(capsys):
-    metrics = smoke(device="cpu")
+    found = smoke(device="cpu")
     assert (
         "stopped after step 2 and resumed: the same losses, scores, weight_range" in capsys.readouterr().out
     )
-    assert max(abs(value - 1) for pair in metrics["weight_range"].values() for value in pair) > 1e-3
-    for values in metrics["scores"]["panoptic"].values():
-        assert all(0 <= value <= 1 for value in values.values())
-    assert metrics["ceiling"]["all"]["mPQ"] > 0.9
+    assert [*found["source_only"]["weight_range"]] == ["source"]
+    assert [*found["edaps"]["weight_range"]] == ["source", "mixed"]
+    for metrics in found.values():
+        for ranges in metrics["weight_range"].values():
+            assert max(abs(value - 1) for pair in ranges.values() for value in pair) > 1e-3
+        for values in metrics["scores"]["evening"]["panoptic"].values():
+            assert all(0 <= value <= 1 for value in values.values())
+        assert metrics["ceiling"]["evening"]["all"]["mPQ"] > 0.9
 
 
 def _small(*overrides: str) -> Config:
-    return load_config(
-        "smoke", ["data.streets=4", "data.test_streets=1", "training.checkpoint_every=3", *overrides]
-    )
+    small = ["data.streets=4", "data.target_streets=4", "data.test_streets=1", "training.checkpoint_every=3"]
+    return load_config("smoke", [*small, *overrides])
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
-    config = _small("model.dropout=0.5")
-    whole = train(config, tmp_path / "whole", progress=False)
-    assert train(config, tmp_path / "parts", stop_after=1, progress=False) == {}
+@pytest.mark.parametrize("method", ["source_only", "edaps"])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, method):
+    config, kept = _small("model.dropout=0.5", f'method="{method}"'), tmp_path / "kept"
+    whole = train(config, tmp_path / "whole", kept, progress=False)
+    assert train(config, tmp_path / "parts", kept, stop_after=1, progress=False) == {}
     assert len(losses(tmp_path / "parts")) == 1
-    parts = train(config, tmp_path / "parts", progress=False)
+    parts = train(config, tmp_path / "parts", kept, progress=False)
     one, other = (checkpoint(tmp_path / name) for name in ("whole", "parts"))
     assert one["step"] == other["step"] == 4
-    for part in ("network", "criterion"):
-        assert all(torch.equal(one[part][key], other[part][key]) for key in one[part])
-    moments = [state["optimizer"]["state"] for state in (one, other)]
-    assert all(
-        torch.equal(moments[0][p][key], moments[1][p][key]) for p in moments[0] for key in moments[0][p]
-    )
-    assert torch.equal(one["random_state"], other["random_state"])
+    assert any(key.startswith("teacher.") for key in one["method"]) == (method == "edaps")
+    assert different(one | {"seconds": 0}, other | {"seconds": 0}) == []
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     assert parts["scores"] == whole["scores"]
-    assert train(config, tmp_path / "parts", progress=False) == parts  # finished: not repeated
+    assert train(config, tmp_path / "parts", kept, progress=False) == parts  # finished: not repeated
     (tmp_path / "parts" / "metrics.json").unlink()
     with pytest.raises(ValueError, match="another configuration"):
-        train(_small(), tmp_path / "parts", progress=False)
+        train(_small(), tmp_path / "parts", kept, progress=False)
 
 
-def test_the_table_of_both_variants(tmp_path, capsys):
-    tiny = [
-        'model.encoder="mit-tiny"',
-        "model.channels=8",
-        "data.height=32",
-        "data.width=48",
-        "data.streets=4",
-    ]
-    tiny += ["data.test_streets=2", "data.batch_size=2", "training.iterations=1"]
-    options = [
-        "--runs",
-        str(tmp_path / "runs"),
-        "--out",
-        str(tmp_path / "out"),
-        "--seeds",
-        "0",
-        "--set",
-        *tiny,
-    ]
+def test_the_table_of_all_rows(tmp_path, capsys):
+    tiny = ['model.encoder="mit-tiny"', "model.channels=8", "data.height=32", "data.width=48"]
+    tiny += ["data.streets=4", "data.target_streets=4", "data.test_streets=2", "training.iterations=1"]
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    options = ["small", *folders, "--seeds", "0", "--device", "cpu", "--set", *tiny]
     with pytest.raises(ValueError, match="no run is finished"):
         compare.main(["report", *options])
-    compare.main(["run", "--device", "cpu", *options])
+    compare.main(["run", *options])
     compare.main(["report", *options])
-    page = (tmp_path / "out" / "panoptic.md").read_text()
+    page = (tmp_path / "out" / "panoptic_small.md").read_text()
     assert page in capsys.readouterr().out
-    results = json.loads((tmp_path / "out" / "panoptic.json").read_text())
-    for variant, scheme in compare.VARIANTS.items():
-        (run,) = results[variant]
-        assert run["config"]["weighting"]["scheme"] == scheme
-        assert f"| {variant} | 1 | {100 * run['scores']['panoptic']['all']['mPQ']:.1f} |" in page
-    assert set(results["cross-entropy"][0]["weight_range"]["car"]) == {1.0}
-    assert "CamVid has no instance labels" in page
+    results = json.loads((tmp_path / "out" / "panoptic_small.json").read_text())
+    assert [*results] == [*compare.ROWS]
+    for row, runs in results.items():
+        (run,) = runs
+        assert (run["config"]["method"] == "edaps") == row.startswith("EDAPS")
+        assert (run["config"]["weighting"]["scheme"] == "gbw") == row.endswith("GBW")
+        quality = run["scores"]["evening"]["panoptic"]["all"]
+        assert f"| {row} | 1 | {100 * quality['mPQ']:.1f} | {100 * quality['mSQ']:.1f} |" in page
+    assert results["EDAPS, cross-entropy"][0]["weight_range"]["mixed"]["car"] == [1.0, 1.0]
+    assert re.search(r"\| EDAPS, cross-entropy \| [\d.]+ \| [\d.]+ \| [\d.]+ \| 41.2 \| 72.7 \|", page)
+    assert "| EDAPS, GBW | mixed |" in page
+    assert all(f"## {name} of each class on evening" in page for name in ("PQ", "SQ", "RQ"))
 
 
 def test_the_command_line(tmp_path, capsys, monkeypatch):
-    keys = ["training.iterations=1", "data.streets=2", "data.test_streets=1"]
+    keys = ["training.iterations=1", "data.streets=2", "data.target_streets=2", "data.test_streets=1"]
     main(["smoke", "--runs", str(tmp_path), "--device", "cpu", "--set", *keys])
     assert "mPQ" in capsys.readouterr().out
-    (folder,) = Path(tmp_path).iterdir()
+    (folder,) = Path(tmp_path).glob("smoke-*")
     assert json.loads((folder / "config.json").read_text())["weighting"]["scheme"] == "gbw"
     with pytest.raises(SystemExit):
         main([])

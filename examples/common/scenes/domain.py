@@ -36,7 +36,7 @@ class FileDomain:
     Args:
         names: a name for each image.
         read_image: index -> RGB image.
-        read_label: index -> train ids, uint8 (H, W), of the image's own size.
+        read_label: index -> class indices, or whatever a pixel has a number for, (H, W) of the image's own size.
         size: (height, width) to resize to; None keeps the files' size.
         resize_labels: labels too; else they keep the files' size, to score predictions at.
     """
@@ -45,7 +45,7 @@ class FileDomain:
         self,
         names: Sequence[str],
         read_image: Callable[[int], Image.Image],
-        read_label: Callable[[int], NDArray[np.uint8]],
+        read_label: Callable[[int], NDArray[np.integer]],
         size: Size | None = None,
         *,
         resize_labels: bool = True,

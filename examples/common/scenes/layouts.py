@@ -5,7 +5,8 @@
     Cityscapes/leftImg8bit/{train,val}/CITY/CITY_SEQ_FRAME_leftImg8bit.png
     Cityscapes/gtFine/{train,val}/CITY/CITY_SEQ_FRAME_gtFine_labelIds.png   8-bit PNG of label ids
 
-Each reader translates to Cityscapes' 19 train ids and resizes; see `labels.py` for the tables.
+Each reader translates to Cityscapes' 19 train ids and resizes; see `labels.py` for the tables. Who wants something else
+of the label files, such as the instances, gives a reader of one file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CITYSCAPES_LAYOUT = (
     "expected Cityscapes/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and "
     "Cityscapes/gtFine/{train,val}/CITY/*_gtFine_labelIds.png"
 )
-_Read = Callable[[Path], NDArray[np.uint8]]
+_Read = Callable[[Path], NDArray[np.integer]]
 
 
 def gta5(folder: str | Path, size: Size | None = (760, 1280)) -> FileDomain:
@@ -45,8 +46,13 @@ def gta5(folder: str | Path, size: Size | None = (760, 1280)) -> FileDomain:
     return _domain(images, labels, _read_gta5, size)
 
 
-def synthia(folder: str | Path, size: Size | None = (760, 1280)) -> FileDomain:
+def synthia(folder: str | Path, size: Size | None = (760, 1280), *, read: _Read | None = None) -> FileDomain:
     """SYNTHIA-RAND-CITYSCAPES (Ros et al., 2016). Terrain, truck and train do not occur in it.
+
+    Args:
+        folder: the folder with `RGB` and `GT`.
+        size: (height, width) to resize to; None keeps the files' size.
+        read: a label file -> (H, W); None gives train ids.
 
     Raises:
         FileNotFoundError: a folder or a label is missing; the message names it and the layout.
@@ -55,11 +61,17 @@ def synthia(folder: str | Path, size: Size | None = (760, 1280)) -> FileDomain:
     folder = Path(folder)
     images = _listed(folder / "RGB", "*.png", SYNTHIA_LAYOUT)
     labels = [_existing(folder / "GT" / "LABELS" / path.name, SYNTHIA_LAYOUT) for path in images]
-    return _domain(images, labels, _read_synthia, size)
+    return _domain(images, labels, read or _read_synthia, size)
 
 
 def cityscapes(
-    folder: str | Path, split: str, size: Size | None = (512, 1024), *, resize_labels: bool = True
+    folder: str | Path,
+    split: str,
+    size: Size | None = (512, 1024),
+    *,
+    resize_labels: bool = True,
+    kind: str = "labelIds",
+    read: _Read | None = None,
 ) -> FileDomain:
     """Cityscapes (Cordts et al., 2016), fine annotations.
 
@@ -68,6 +80,8 @@ def cityscapes(
         split: `"train"` or `"val"`.
         size: (height, width) to resize to; None keeps the files' size.
         resize_labels: labels too; scores are taken at the labels' own size.
+        kind: which of the label files, `*_gtFine_KIND.png`.
+        read: a label file -> (H, W); None gives train ids.
 
     Raises:
         FileNotFoundError: a folder or a label is missing; the message names it and the layout.
@@ -75,12 +89,13 @@ def cityscapes(
     """
     folder = Path(folder)
     images = _listed(folder / "leftImg8bit" / split, "*/*_leftImg8bit.png", CITYSCAPES_LAYOUT)
-    labels = [_existing(_cityscapes_label(folder, split, path), CITYSCAPES_LAYOUT) for path in images]
-    return _domain(images, labels, _read_cityscapes, size, resize_labels=resize_labels)
+    layout = CITYSCAPES_LAYOUT.replace("labelIds", kind)
+    labels = [_existing(_cityscapes_label(folder, split, path, kind), layout) for path in images]
+    return _domain(images, labels, read or _read_cityscapes, size, resize_labels=resize_labels)
 
 
-def _cityscapes_label(folder: Path, split: str, image: Path) -> Path:
-    name = image.name.removesuffix("_leftImg8bit.png") + "_gtFine_labelIds.png"
+def _cityscapes_label(folder: Path, split: str, image: Path, kind: str) -> Path:
+    name = image.name.removesuffix("_leftImg8bit.png") + f"_gtFine_{kind}.png"
     return folder / "gtFine" / split / image.parent.name / name
 
 
@@ -94,12 +109,12 @@ def _domain(
 
 
 def _read_rgb(path: Path) -> Image.Image:
-    with _opened(path) as file:
+    with opened(path) as file:
         return file.convert("RGB")
 
 
 def _read_gta5(path: Path) -> NDArray[np.uint8]:
-    with _opened(path) as file:
+    with opened(path) as file:
         if file.mode in ("P", "L"):  # the palette holds the colours; its indices are the label ids
             return from_cityscapes_ids(np.asarray(file), path)
         if file.mode in ("RGB", "RGBA"):
@@ -114,7 +129,7 @@ def _read_synthia(path: Path) -> NDArray[np.uint8]:
 
 
 def _read_cityscapes(path: Path) -> NDArray[np.uint8]:
-    with _opened(path) as file:
+    with opened(path) as file:
         if file.mode != "L":
             raise ValueError(
                 f"{path} must be an 8-bit PNG of one channel (label ids), got mode {file.mode!r}"
@@ -122,7 +137,12 @@ def _read_cityscapes(path: Path) -> NDArray[np.uint8]:
         return from_cityscapes_ids(np.asarray(file), path)
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
+    """A decoded image file.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
     try:
         image = Image.open(path)
         image.load()

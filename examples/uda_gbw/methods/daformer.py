@@ -46,17 +46,19 @@ class DAFormer(Dacs):
 
     def learn_source(self, source: Images, number: int) -> dict[str, Tensor]:
         """Collect the gradients of the source's loss and of the feature distance."""
-        rule, label = self.config.feature_distance, labels_of(source)
         seen = self.see(source.image, number)
-        supervised = self.loss_of("source", seen, label)
+        supervised = self.loss_of("source", seen, labels_of(source))
+        distance = self.distance(source, seen.features[-1])
+        (supervised + distance).backward()
+        return {"source": supervised.detach(), "feature_distance": distance.detach()}
 
-        now = seen.features[-1]
+    def distance(self, source: Images, now: Tensor) -> Tensor:
+        """The weighted feature distance of labelled images, whose coarsest features are `now` (N, D, h, w)."""
+        rule = self.config.feature_distance
         with torch.no_grad():
             before = self._first_features(source.image)
-        cells = thing_cells(label, self.things, self.num_classes, now.shape[-2:], rule.share)
-        distance = masked_mean((before - now).float().norm(dim=1), cells)
-        (supervised + rule.weight * distance).backward()
-        return {"source": supervised.detach(), "feature_distance": rule.weight * distance.detach()}
+        cells = thing_cells(labels_of(source), self.things, self.num_classes, now.shape[-2:], rule.share)
+        return rule.weight * masked_mean((before - now).float().norm(dim=1), cells)
 
     def _first_features(self, images: Tensor) -> Tensor:
         """The first encoder's coarsest features, at the resolution that the network has seen."""

@@ -1,1 +1,1 @@
-"""Panoptic segmentation with GBW: a semantic, a centre and an offset head on one encoder, on generated streets."""
+"""Panoptic segmentation with GBW: EDAPS with a bottom-up instance branch, on SYNTHIA and Cityscapes or on streets."""

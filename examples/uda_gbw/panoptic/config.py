@@ -3,59 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from examples.common.config import at_least, load, plain
-from examples.uda_gbw.config import WeightingConfig
+from examples.uda_gbw import config as uda
+from examples.uda_gbw.panoptic.labels import CATEGORIES, Categories
 
 CONFIGS = Path(__file__).parent / "configs"
+_PLACES = ("source", "target")  # where folders lie decides no outcome
+
+Kind = Literal["streets", "synthia-cityscapes"]
+MethodName = Literal["source_only", "edaps"]
+_SEMANTIC: dict[str, uda.MethodName] = {"source_only": "source_only", "edaps": "daformer"}
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Generated streets. Those of training and of the test share no scene."""
+    """Where images come from. Sizes are (height, width).
 
-    height: int = 96
+    Of "streets" all are generated: the source by day, target and test in the evening, and none in two of these.
+    """
+
+    kind: Kind = "streets"
+    height: int = 96  # of streets
     width: int = 128
-    streets: int = 300  # of training
+    streets: int = 300  # of the source
+    target_streets: int = 300  # without labels
     test_streets: int = 60
-    batch_size: int = 4
+    source: str = ""  # folder of SYNTHIA
+    target: str = ""  # folder of Cityscapes
+    source_size: tuple[int, int] | None = (760, 1280)
+    target_size: tuple[int, int] | None = (512, 1024)
+    test_size: tuple[int, int] | None = (
+        512,
+        1024,
+    )  # of the images; scores are taken at the label files' size
+    crop: tuple[int, int] | None = None  # None: whole images
+    batch_size: int = 2  # of source and of target each
+    rare_class_sampling: bool = True  # of the source
+    rare_class_temperature: float = 0.01
+    rare_class_min_pixels: int = 1
     # Things that show fewer pixels are no instances: without centre and offset in training, void in the score. Their
     # pixels keep their class in the semantic loss.
-    min_pixels: int = 16
+    min_pixels: int = 1
 
     def __post_init__(self) -> None:
         at_least(self, 16, "height", "width")
-        at_least(self, 1, "streets", "test_streets", "batch_size", "min_pixels")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The network; see `networks.PanopticNetwork`."""
-
-    encoder: str = "efficientnet-lite0"  # or one of those in examples/uda_gbw/networks/encoders.py
-    channels: int = 64  # of either decoder
-    dropout: float = 0.1  # of whole channels, before the semantic decoder's last layer
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "channels")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        at_least(self, 1, "streets", "target_streets", "test_streets", "batch_size")
+        at_least(self, 1, "rare_class_min_pixels", "min_pixels")
 
 
 @dataclass(frozen=True)
 class InstanceConfig:
     """Centres and offsets: how they are learnt, and how instances are made of them.
 
-    The defaults are Panoptic-DeepLab's for Cityscapes at 1024x2048 (Cheng et al., CVPR 2020); the least area of stuff
-    is that of detectron2's version.
+    The weights are those of EDAPS' variant with these heads (Saha et al., ICCV 2023); the rest is Panoptic-DeepLab's
+    for Cityscapes at 1024x2048 (Cheng et al., CVPR 2020), the least area of stuff detectron2's.
     """
 
     sigma: float = 8.0  # pixels, of the Gaussian around a centre
-    centre_weight: float = 200.0  # of the heat map's squared error
-    offset_weight: float = 0.01  # of the offsets' absolute error, in pixels
+    centre_weight: float = 10.0  # of the heat map's squared error
+    offset_weight: float = 0.1  # of the offsets' absolute error, in pixels
     threshold: float = 0.1  # a centre's heat is above it
     window: int = 7  # pixels, odd: a centre's heat is the greatest of the square around it
     most: int = 200  # centres of an image
@@ -74,16 +84,16 @@ class InstanceConfig:
 class TrainingConfig:
     """The recipe: AdamW, a linear warm-up and a linear decay, the decoders' rate a multiple of the encoder's."""
 
-    iterations: int = 300
-    lr: float = 1e-3
-    decoder_lr: float = 2.0  # times lr
+    iterations: int = 40_000
+    lr: float = 6e-5
+    decoder_lr: float = 10.0  # times lr
     weight_decay: float = 0.01
-    warmup: int = 20  # steps
+    warmup: int = 1500  # steps
     seed: int = 0
     workers: int = 0
-    log_every: int = 10  # losses and class weights
+    log_every: int = 50  # losses and class weights
     eval_every: int = 0  # 0: at the end alone
-    checkpoint_every: int = 100
+    checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "log_every", "checkpoint_every")
@@ -92,18 +102,54 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """One run. What the semantic half shares with examples/uda_gbw has that one's sections."""
 
+    method: MethodName = "edaps"
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    weighting: WeightingConfig = field(default_factory=WeightingConfig)  # of the semantic loss alone
+    model: uda.ModelConfig = field(default_factory=uda.ModelConfig)  # the decoder is that of either half
+    weighting: uda.WeightingConfig = field(default_factory=uda.WeightingConfig)  # of the semantic losses
+    self_training: uda.SelfTrainingConfig = field(default_factory=uda.SelfTrainingConfig)
+    feature_distance: uda.FeatureDistanceConfig = field(default_factory=uda.FeatureDistanceConfig)
     instance: InstanceConfig = field(default_factory=InstanceConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     note: str = ""  # what published number it belongs to
 
+    def __post_init__(self) -> None:
+        self.semantic()  # refuses what the semantic half does not take
+
+    @property
+    def categories(self) -> Categories:
+        """The classes."""
+        return CATEGORIES[self.data.kind]
+
+    def semantic(self) -> uda.Config:
+        """The semantic half, as examples/uda_gbw trains it."""
+        data = {
+            name: getattr(self.data, name)
+            for name in (
+                "crop",
+                "batch_size",
+                "rare_class_sampling",
+                "rare_class_temperature",
+                "rare_class_min_pixels",
+            )
+        }
+        known = self.feature_distance.classes or self.categories.known
+        return uda.Config(
+            method=_SEMANTIC[self.method],
+            data=uda.DataConfig(**data),
+            model=self.model,
+            weighting=self.weighting,
+            self_training=self.self_training,
+            feature_distance=replace(self.feature_distance, classes=known),
+            training=uda.TrainingConfig(seed=self.training.seed),
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """What decides the outcome, as plain data for JSON and checkpoints."""
+        """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
         content: dict[str, Any] = plain(asdict(self))
+        for key in _PLACES:
+            del content["data"][key]
         return content
 
 

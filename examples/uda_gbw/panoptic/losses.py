@@ -1,47 +1,35 @@
-"""The loss of the three heads; class weights are the semantic one's alone."""
+"""The losses of centres and offsets. They have no classes, and so no class weights."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from examples.uda_gbw.config import WeightingConfig
-from examples.uda_gbw.data import Classes
 from examples.uda_gbw.panoptic.config import InstanceConfig
-from examples.uda_gbw.panoptic.data import Batch, uncounted
-from examples.uda_gbw.panoptic.networks import Outputs
+from examples.uda_gbw.panoptic.labels import decoded, uncounted
 from examples.uda_gbw.panoptic.targets import targets_of
-from examples.uda_gbw.weighting import ClassWeightedLoss
 
 
-class PanopticLoss(nn.Module):
-    r"""Cross-entropy with class weights, squared error of the heat map, absolute error of the offsets.
-
-    .. math:: L = L_{semantic} + w_{centre} L_{centre} + w_{offset} L_{offset}
+def instance_losses(
+    heat: Tensor, offset: Tensor, code: Tensor, things: tuple[int, ...], rule: InstanceConfig
+) -> dict[str, Tensor]:
+    """The squared error of the heat map and the absolute error of the offsets, weighted: `centre` and `offset`.
 
     The heat map's error is the mean over pixels that say something of instances, the offsets' over the pixels of
     instances and both directions.
 
     Args:
-        weighting: the class weights of the semantic loss.
-        classes: of the training set.
-        instance: the weights of the other two.
+        heat: (N, H, W).
+        offset: (N, 2, H, W).
+        code: labels as `labels.coded` has them, (N, H, W).
+        things: the thing classes.
+        rule: the weights, and the Gaussian of a centre.
     """
-
-    def __init__(self, weighting: WeightingConfig, classes: Classes, instance: InstanceConfig) -> None:
-        super().__init__()
-        self.semantic, self.rule = ClassWeightedLoss(weighting, classes), instance
-
-    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """The loss and its parts, unweighted: `loss`, `semantic`, `centre` and `offset`."""
-        targets = targets_of(batch.instance, self.rule.sigma)
-        semantic = self.semantic(outputs.logits, batch.label)
-        error = (outputs.heat - targets.heat).square()
-        centre = _mean(error, ~uncounted(batch.label, batch.instance))
-        away = (outputs.offset - targets.offset).abs().mean(1)
-        offset = _mean(away, batch.instance > 0)
-        total = semantic + self.rule.centre_weight * centre + self.rule.offset_weight * offset
-        return {"loss": total, "semantic": semantic, "centre": centre, "offset": offset}
+    label, instance = decoded(code)
+    targets = targets_of(instance, rule.sigma)
+    centre = _mean((heat - targets.heat).square(), ~uncounted(label, instance, things))
+    away = _mean((offset - targets.offset).abs().mean(1), instance > 0)
+    return {"centre": rule.centre_weight * centre, "offset": rule.offset_weight * away}
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

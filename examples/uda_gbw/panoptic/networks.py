@@ -1,4 +1,4 @@
-"""The network: one encoder, a semantic decoder, and an instance decoder with a centre and an offset head."""
+"""The instance branch: a decoder of its own on the semantic network's encoder, with a centre and an offset head."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from examples.common.models import PointwiseConv
-from examples.uda_gbw.networks.decoders import PyramidDecoder, resized
-from examples.uda_gbw.networks.encoders import build_encoder
+from examples.uda_gbw.config import ModelConfig
+from examples.uda_gbw.networks.decoders import ContextDecoder, PyramidDecoder, resized
 from examples.uda_gbw.networks.segmenter import Segmenter
-from examples.uda_gbw.panoptic.config import ModelConfig
 
 
 class Outputs(NamedTuple):
@@ -21,46 +20,40 @@ class Outputs(NamedTuple):
     heat: Tensor
     offset: Tensor
 
-
-class PanopticNetwork(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] -> `Outputs`.
-
-    The shape of Panoptic-DeepLab (Cheng et al., CVPR 2020): both decoders read the features of a shared encoder, and
-    the semantic one is that of the semantic networks of examples/uda_gbw. Offsets are learnt in cells of the finest
-    features.
-    """
-
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
-        super().__init__()
-        encoder = build_encoder(config.encoder)
-        width = config.channels
-        self.segmenter = Segmenter(
-            encoder, PyramidDecoder(encoder.channels, width, num_classes, config.dropout)
-        )
-        self.instances = InstanceDecoder(encoder.channels, width)
-
-    def forward(self, images: Tensor) -> Outputs:
-        """A pass, in training and in evaluation."""
-        size = images.shape[-2:]
-        features = self.segmenter.features(images)
-        heat, offset = self.instances(features)
-        heat, offset = resized(heat, size), resized(offset, size)
-        cell = size[0] / features[0].shape[-2]
-        return Outputs(self.segmenter.decode(features, size), heat[:, 0], offset * cell)
+    def enlarged(self, size: Sequence[int]) -> Outputs:
+        """The same for images of another size; offsets grow with it."""
+        growth = [now / before for now, before in zip(size, self.heat.shape[-2:], strict=True)]
+        offset = resized(self.offset, size) * self.offset.new_tensor(growth).view(2, 1, 1)
+        return Outputs(resized(self.logits, size), resized(self.heat[:, None], size)[:, 0], offset)
 
 
 class InstanceDecoder(nn.Module):
-    """A feature pyramid of its own, then two heads of a 3x3 and a 1x1 layer."""
+    """Features of the encoder, finest first -> heat (N, H, W) and offsets (N, 2, H, W).
 
-    def __init__(self, channels: Sequence[int], width: int) -> None:
+    The shape of Panoptic-DeepLab (Cheng et al., CVPR 2020), which EDAPS' variant with a bottom-up instance branch
+    takes: a decoder of the semantic one's kind, then two heads of a 3x3 and a 1x1 layer. Offsets are learnt in cells of
+    the finest features.
+    """
+
+    def __init__(self, config: ModelConfig, channels: Sequence[int]) -> None:
         super().__init__()
-        self.trunk = PyramidDecoder(channels, width, width, 0.0)
+        width = config.channels
+        kind = ContextDecoder if config.decoder == "context" else PyramidDecoder
+        self.trunk = kind(channels, width, width, 0.0)
         self.centre, self.offset = _head(width, 1), _head(width, 2)
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Feature maps, finest first -> heat (N, 1, h, w) and offsets (N, 2, h, w) of the finest one's size."""
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See above; `size` is the images' (H, W)."""
         x = self.trunk(features)
-        return self.centre(x), self.offset(x)
+        heat, offset = (resized(head(x), size) for head in (self.centre, self.offset))
+        return heat[:, 0], offset * (size[0] / features[0].shape[-2])
+
+
+def outputs_of(segmenter: Segmenter, decoder: InstanceDecoder, images: Tensor) -> Outputs:
+    """A pass of both halves in evaluation: images (N, 3, H, W) in [0, 1]."""
+    size = images.shape[-2:]
+    features = segmenter.features(images)
+    return Outputs(segmenter.decode(features, size), *decoder(features, size))
 
 
 def _head(width: int, outputs: int) -> nn.Sequential:

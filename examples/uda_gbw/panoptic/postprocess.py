@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.common.streets import IGNORE_INDEX
+from examples.common.scenes.labels import IGNORE_INDEX
 from examples.uda_gbw.panoptic.config import InstanceConfig
 from examples.uda_gbw.panoptic.targets import grid_of
 
@@ -39,8 +39,8 @@ def panoptic_map(
     """One image's segments (H, W, 2): class and instance, which is 0 for stuff.
 
     Every pixel of a thing class belongs to the centre that its offset leads to, and an instance has the class that
-    most of its pixels have. Void (class `IGNORE_INDEX`) are stuff classes with too
-    few pixels, and thing pixels of an image without a centre.
+    most of its pixels have. Void (class `IGNORE_INDEX`) are stuff classes with too few pixels, and thing pixels of an
+    image without a centre.
 
     Args:
         semantic: class indices (H, W).

@@ -1,4 +1,4 @@
-"""A few steps on small streets with GBW, stopped and resumed: everything runs, and to the same bits."""
+"""Both methods with GBW for a few steps on small streets, EDAPS stopped and resumed: to the same bits."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 from examples.common.resumed import Metrics, check_resumed
 from examples.common.training import one_thread
 from examples.uda_gbw.panoptic.config import load_config
-from examples.uda_gbw.panoptic.train import train
+from examples.uda_gbw.panoptic.methods import METHODS
+from examples.uda_gbw.panoptic.train import quality, train
 
 
-def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> dict[str, Any]:
-    """Train for a few steps, and once more with a stop; print the scores, return the metrics.
+def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> dict[str, dict[str, Any]]:
+    """Train each method for a few steps, the last once more with a stop; print the scores, return all metrics.
 
     Raises:
         RuntimeError: the stopped run differs, so resuming is not exact.
     """
-    config = load_config("smoke", overrides)
+    found = {}
     with TemporaryDirectory() as name, one_thread():
-        whole = Path(name) / "whole"
-        metrics = train(config, whole, device=device, progress=False)
+        kept = Path(name) / "kept"
+        for method in METHODS:
+            config, place = load_config("smoke", [f'method="{method}"', *overrides]), Path(name) / method
+            found[method] = train(config, place, kept, device=device, progress=False)
+            for entry in found[method]["scores"].values():
+                print(f"{method}: {quality(entry)}")
 
         def again(place: Path, stop_after: int) -> Metrics:
-            return train(config, place, device=device, stop_after=stop_after, progress=False)
+            return train(config, place, kept, device=device, stop_after=stop_after, progress=False)
 
-        check_resumed(again, whole, config.training.iterations, same=("scores", "weight_range"))
-    quality = ", ".join(
-        f"{key} {100 * value:.1f} %" for key, value in metrics["scores"]["panoptic"]["all"].items()
-    )
-    print(quality)
-    return metrics
+        check_resumed(again, place, config.training.iterations, same=("scores", "weight_range"))
+    return found
