@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -248,7 +249,8 @@ class SumLoss(Loss):
         batch = batch_for(input, target, pixel_weight, common, learned=learned, needs=self._needs())
         values = [loss.of(batch.reduced(loss.reduction)) for loss in losses]
         self.terms = {name: value.detach() for name, value in zip(self.names, values, strict=True)}
-        return torch.stack([w * value for w, value in zip(self.weights, values, strict=True)]).sum()
+        terms = (value if w == 1 else w * value for w, value in zip(self.weights, values, strict=True))
+        return reduce(torch.add, terms)
 
     def extra_repr(self) -> str:
         """Show the weights."""

@@ -189,16 +189,26 @@ class Pixels:
     def image_sums(self) -> ImageSums:
         """Return the sums of probabilities and labels over each image's pixels, (N, C), or (N, L) where labels are."""
         found = self._run(self._needs or Needs(overlap=True))
-        rows = self.labels.target.shape[0]
+        return self._by_image(found["probability"], found["own"], *self._counts(self.labels.target.shape[0]))
+
+    def sums_of_all(self) -> ImageSums:
+        """Return the same over the pixels of the batch, (1, C) or (1, L)."""
+        if self.soft is not None or self.groups > 1:
+            return ImageSums(*(of.sum(0, keepdim=True) for of in self.image_sums()))
+        found = self._run(self._needs or Needs(overlap=True))
+        both = (found[name].sum(0, keepdim=True) for name in ("probability", "own"))
+        return self._by_image(*both, *self._counts(1))
+
+    def _counts(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return the sums of weights, and of pixels, of each row and class."""
         counts = self.backend.class_sums(self.labels, self.pixel_weight, rows=max(rows, 1))
         count = counts.number[:rows]
-        number = count if counts.value is None else counts.value[:rows]
-        return self._by_image(found["probability"], found["own"], number, count)
+        return count if counts.value is None else counts.value[:rows], count
 
     def _by_image(self, *sums: Tensor) -> ImageSums:
         """Return sums of rows and their classes, (M, C'), as they are or, of labels present, by image and label."""
         if self.logits.single:
-            sums = tuple(table[:, 1].reshape(self.num_images, self.groups) for table in sums)
+            sums = tuple(table[:, 1].reshape(-1, self.groups) for table in sums)
         return ImageSums(*sums)
 
     def _run(self, needs: Needs) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from classbalance_losses.kernels.cuda.pixel import pixel_pass
 from classbalance_losses.kernels.cuda.probe import failure
 from classbalance_losses.kernels.cuda.project import project
 from classbalance_losses.kernels.cuda.select import kth_largest
+from classbalance_losses.kernels.cuda.tversky import mean_missed
 from classbalance_losses.kernels.cuda.upsample import upsampled_pass
 from classbalance_losses.kernels.forms.cuda import OF_LOSS, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
@@ -23,6 +24,7 @@ __all__ = [
     "error_sums",
     "failure",
     "kth_largest",
+    "mean_missed",
     "pixel_values",
     "project",
     "reasons",

@@ -170,7 +170,13 @@ def _backward(
     single: bool = False,
 ) -> Tensor:
     output = torch.empty_like(input)
-    launch = _backward_launch(ignore_index, kind, single, input.shape, input.stride(), output.stride())
+    # Of sums over all images the gradient is one row, expanded.
+    tables = [grad for grad in (probability, own) if grad is not None]
+    is_shared = all(grad.stride(0) == 0 for grad in tables)
+    if is_shared:
+        probability, own = (None if grad is None else grad[:1] for grad in (probability, own))
+    layouts = input.shape, input.stride(), output.stride()
+    launch = _backward_launch(ignore_index, kind, single, is_shared, *layouts)
     if launch is None:
         how = target, q, norm, ignore_index, kind, numbers, bias, single
         return output.copy_(_backward(probability, own, value, input.contiguous(), *how))
@@ -213,19 +219,21 @@ def _backward_launch(
     ignore_index: int,
     kind: str,
     single: bool,
+    is_shared: bool,
     shape: Sequence[int],
     *strides: Sequence[int],
 ) -> Launch | None:
     layout = image_layout(shape, *strides)
     if layout is None:
         return None
+    table_step = 0 if is_shared else classes(shape, single)
     block = THREADS * (4 if layout.strides[0][-1] == 1 else 1)
     blocks = triton.cdiv(layout.inner, block)
     steps = (step for of, places in zip(strides, layout.strides, strict=True) for step in (of[1], *places))
     return Launch(
         overlap_kernels.overlap_backward,
         layout.outer * blocks,
-        (*_places(layout, blocks, ignore_index), *steps),
+        (*_places(layout, blocks, ignore_index), table_step, *steps),
         (layout.row < layout.inner, kind == "focal", int(single), classes(shape, single), _UNROLLED, block),
     )
 

@@ -81,10 +81,10 @@ def join_overlap(partial_ptr, probability_ptr, own_ptr, parts, plane, block: tl.
     tl.store(own_ptr + cell, add_up(partial_ptr + plane, parts, block))
 
 
-@triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
+@triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index", "table_step"])
 def overlap_backward(
     output_ptr, input_ptr, target_ptr, bias_ptr, q_ptr, norm_ptr, probability_ptr, own_ptr, grad_ptr,
-    outer_count, inner_count, blocks, ignore_index, row_size,
+    outer_count, inner_count, blocks, ignore_index, row_size, table_step,
     stride_c, stride_outer, stride_row, stride_pixel,
     out_stride_c, out_stride_outer, out_stride_row, out_stride_pixel,
     in_rows: tl.constexpr, with_slope: tl.constexpr, single: tl.constexpr, num_classes: tl.constexpr,
@@ -92,8 +92,8 @@ def overlap_backward(
 ):  # fmt: skip
     r"""Write p_k (a_k − Σ_j p_j a_j) of a_k = q (G_k + [k = y] H_k), and the form's (p_k − [k = y]) dφ/dℓ g.
 
-    G, H and g are the gradients of P, I and φ. With s = Σ_j p_j G_j + p_y H_y that is
-    p_k (q G_k + dφ/dℓ g − q s) + [k = y] (q p_y H_y − dφ/dℓ g).
+    G, H and g are the gradients of P, I and φ; with a ``table_step`` of 0, all images share G and H. With
+    s = Σ_j p_j G_j + p_y H_y that is p_k (q G_k + dφ/dℓ g − q s) + [k = y] (q p_y H_y − dφ/dℓ g).
     """
     image, inner, inside = place(inner_count, blocks, block)
     pixel = image * inner_count + inner
@@ -108,7 +108,7 @@ def overlap_backward(
     )
     step = tl.cast(stride_c, tl.int64)
     out_step = tl.cast(out_stride_c, tl.int64)
-    table = image * num_classes
+    table = image * table_step
 
     grad = tl.zeros((block,), tl.float32)
     if grad_ptr is not None:
