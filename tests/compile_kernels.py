@@ -34,6 +34,7 @@ from classbalance_losses.kernels.forms.reference import (
     Form,
     Smoothed,
 )
+from classbalance_losses.kernels.tversky import Index
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -115,15 +116,27 @@ def step(
     value.sum().backward()
 
 
-def overlap(input: Tensor, form: Form | None = None, *, weighted: bool = False, single: bool = False) -> None:
+def overlap(
+    input: Tensor,
+    form: Form | None = None,
+    *,
+    weighted: bool = False,
+    single: bool = False,
+    other: Form | None = None,
+) -> None:
     """A pass each way, of overlap sums."""
     target = torch.zeros((input.shape[0], *input.shape[2:]), dtype=torch.int64)
     labels, weight = Labels(target, 2 if single else input.shape[1], 255), torch.ones(target.shape)
     found = cuda.values_and_overlap(
-        Logits(input, single=single), labels, form, weight if weighted else None, with_error=weighted
+        Logits(input, single=single),
+        labels,
+        form,
+        weight if weighted else None,
+        with_error=weighted,
+        other=other,
     )
-    total = found.overlap.probability.sum() + found.overlap.own.sum()
-    (total if found.value is None else total + found.value.sum()).backward()
+    maps = [*found.overlap, *(values for values in (found.value, found.other) if values is not None)]
+    torch.stack([values.sum() for values in maps]).sum().backward()
 
 
 def maps(label: torch.dtype, num_classes: int, *, of_classes: bool = True, weighted: bool = True) -> None:
@@ -147,6 +160,12 @@ def selection(label: torch.dtype) -> None:
 
 def projection() -> None:
     cuda.project(torch.zeros(19), torch.zeros(19, dtype=torch.int64), 1.0, present=False, by_number=False)
+
+
+def tversky() -> None:
+    sums = (torch.zeros(1, 19, requires_grad=True) for _ in range(2))
+    index = Index(0.3, 0.7, 0.75, 1.0)
+    cuda.mean_missed(*sums, torch.zeros(1, 19, dtype=torch.int64), torch.ones(1, 19), index)
 
 
 STREET, CE, FOCAL = (2, 19, 64, 64), CrossEntropy(), Focal(2.0)
@@ -178,6 +197,8 @@ CASES: dict[str, Any] = {
     "overlap, errors, weighted": lambda: overlap(logits(*STREET), CE, weighted=True),
     "overlap, channels last": lambda: overlap(logits(2, 64, 64, 19).permute(0, 3, 1, 2), CE),
     "overlap, 150 classes": lambda: overlap(logits(2, 150, 64, 64, dtype=torch.bfloat16), CE),
+    "overlap, smoothed": lambda: overlap(logits(*STREET), other=Smoothed(0.1, torch.ones(19))),
+    "overlap, dual focal": lambda: overlap(logits(*STREET), CE, other=DUALS[1]),
     "overlap, single": lambda: overlap(logits(2, 1, 64, 64), CE, weighted=True, single=True),
     "maps": lambda: maps(torch.int64, 19),
     "maps, squared": lambda: maps(torch.uint8, 150, weighted=False),
@@ -185,6 +206,7 @@ CASES: dict[str, Any] = {
     "mean, plain": lambda: maps(torch.uint8, 19, of_classes=False, weighted=False),
     "selection": lambda: selection(torch.int64),
     "projection": projection,
+    "tversky": tversky,
 }
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "weighted_sums",
 ]
 
+TAKES_TWO_FORMS = True  # in one pass
 _SMALL = 1 / 16  # a loss from which the rounding of a sum above 1 costs it more than a digit
 _BLOCK = 1 << 6  # pixels that are added one after the other: a table of at most a 64th of the logits' size
 
@@ -58,15 +59,22 @@ def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Ten
 
 
 def values_and_overlap(
-    logits: Logits, labels: Labels, form: Form | None, weight: Tensor | None, *, with_error: bool = False
+    logits: Logits,
+    labels: Labels,
+    form: Form | None,
+    weight: Tensor | None,
+    *,
+    with_error: bool = False,
+    other: Form | None = None,
 ) -> Pass:
-    """Return the sums of probabilities, weighted by q, and φ and the error if a form, or the error, is asked for."""
+    """Return the sums of probabilities, weighted by q, and φ, the error and another φ if they are asked for."""
     full, value, error = Logits(logits.full_size()), None, None
     if with_error:
         value, error = cross_entropy_and_error(full, labels)
     elif form is not None:
         value = pixel_values(full, labels, form)
-    return Pass(_overlap(full.input, labels, weight), value, error)
+    beside = None if other is None else pixel_values(full, labels, other)
+    return Pass(_overlap(full.input, labels, weight), value, error, beside)
 
 
 def _overlap(input: Tensor, labels: Labels, weight: Tensor | None) -> Overlap:

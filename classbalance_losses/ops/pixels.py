@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,9 @@ from classbalance_losses._validate import check_target_range, class_vector_of_ca
 from classbalance_losses._validate_tasks import check_call
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Labels, accumulation_dtype
-from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Mixed, Smoothed
+from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Form, Mixed, Smoothed
 from classbalance_losses.kernels.plain import can_read_values, is_constant
-from classbalance_losses.kernels.reference import (
-    indices,
-)
+from classbalance_losses.kernels.reference import indices
 from classbalance_losses.ops.sums import ImageSums, Needs, block_diagonal
 from classbalance_losses.ops.tasks import Reading, grouped, read
 
@@ -154,7 +153,14 @@ class Pixels:
             return form.value(self.logits.full_size(), *indices(self.labels))
         if isinstance(form, Smoothed) and form.weight.numel() != self.labels.num_classes:
             return self._smoothed_by_group(form)
+        if self._needs is not None and self._joins(self._needs):
+            return self._run(self._needs, form)["form"]
         return self.backend.pixel_values(self.logits, self.labels, form)
+
+    def _joins(self, needs: Needs) -> bool:
+        """Whether a form that is no function of ℓ can share the pass of a sum's terms, which is still to come."""
+        is_to_come = needs.overlap and "probability" not in self._found
+        return is_to_come and (not (needs.loss or needs.error) or hasattr(self.backend, "TAKES_TWO_FORMS"))
 
     def _fused(self, form: AnyForm) -> AnyForm:
         """Return the form that a pass has, of cross-entropy mixed with that of all classes."""
@@ -211,28 +217,32 @@ class Pixels:
             sums = tuple(table[:, 1].reshape(-1, self.groups) for table in sums)
         return ImageSums(*sums)
 
-    def _run(self, needs: Needs) -> dict[str, Tensor]:
-        """Pass over the logits, once, for all that the losses need."""
+    def _run(self, needs: Needs, other: Form | None = None) -> dict[str, Tensor]:
+        """Pass over the logits, once, for all that the losses need, another form among it."""
         asked = {"loss": needs.loss, "error": needs.error, "probability": needs.overlap}
         if all(name in self._found for name, is_asked in asked.items() if is_asked):
             return self._found
         form = CrossEntropy(ranked=needs.ranked)
         found: dict[str, Tensor | None] = {}
         if needs.overlap:
-            sums, found["loss"], found["error"] = self.backend.values_and_overlap(
-                self.logits,
-                self.labels,
-                form if needs.loss else None,
-                self.pixel_weight,
-                with_error=needs.error,
-            )
-            found |= sums._asdict()
+            found |= self._run_with_overlap(needs, form if needs.loss or needs.error else None, other)
         elif needs.error:
             found["loss"], found["error"] = self.backend.cross_entropy_and_error(self.logits, self.labels)
         else:
             found["loss"] = self.backend.pixel_values(self.logits, self.labels, form)
         self._found.update({name: value for name, value in found.items() if value is not None})
         return self._found
+
+    def _run_with_overlap(
+        self, needs: Needs, loss: CrossEntropy | None, other: Form | None
+    ) -> dict[str, Tensor | None]:
+        pass_over = partial(self.backend.values_and_overlap, self.logits, self.labels)
+        if loss is None:
+            sums, form, *_ = pass_over(other, self.pixel_weight)
+            return {**sums._asdict(), "form": form}
+        beside = {} if other is None else {"other": other}
+        sums, value, error, form = pass_over(loss, self.pixel_weight, with_error=needs.error, **beside)
+        return {**sums._asdict(), "loss": value, "error": error, "form": form}
 
     def probability(self) -> Tensor:
         """Return p (M, C', *), of pixels that do not count any numbers."""

@@ -33,6 +33,8 @@ __all__ = [
     "weighted_sums",
 ]
 
+TAKES_TWO_FORMS = True  # in one pass
+
 
 def pixel_values(logits: Logits, labels: Labels, form: Form) -> Tensor:
     """Return φ of each pixel (N, *) in float32, 0 where its label is ignored, with the gradient of the logits."""

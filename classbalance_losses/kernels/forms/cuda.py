@@ -19,7 +19,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from classbalance_losses.kernels.cuda.device import LOG2E, at_most, divide, exp, exp2, log1p
+from classbalance_losses.kernels.cuda.device import (
+    LOG2E,
+    LOWEST,
+    at_most,
+    divide,
+    exp,
+    exp2,
+    load_class,
+    log1p,
+)
 from classbalance_losses.kernels.forms import reference
 from classbalance_losses.kernels.forms.reference import Form
 
@@ -111,6 +120,33 @@ def add(
         largest = tl.maximum(s4, unsure)
         s3 = s3 * exp(s4 - largest) + exp(unsure - largest)
         s4 = largest
+    return s0, s1, s2, s3, s4
+
+
+@triton.jit
+def as_tensors(n0, n1, n2, n3, block: tl.constexpr):
+    """Return numbers as tensors, which the interpreter of Triton 3.2 needs where they are compared."""
+    zero = tl.zeros((block,), tl.float32)
+    return zero + n0, zero + n1, zero + n2, zero + n3
+
+
+@triton.jit
+def sums(
+    kind: tl.constexpr, with_slope: tl.constexpr, logits, bias_ptr, step, inside, target, top, log_total,
+    weight_ptr, n0, n1, n2, n3, single: tl.constexpr, num_classes, block: tl.constexpr,
+):  # fmt: skip
+    """Return the sums over all classes, of the logits there."""
+    s0 = tl.zeros((block,), tl.float32)
+    s1, s2, s3 = s0, s0, s0
+    s4 = tl.full((block,), LOWEST, tl.float32)
+    for k in range(num_classes):
+        x = load_class(logits, bias_ptr, k, step, inside, single)
+        weight = 1.0
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + k)
+        s0, s1, s2, s3, s4 = add(
+            kind, with_slope, (x - top) - log_total, target == k, weight, n0, n1, n2, n3, s0, s1, s2, s3, s4
+        )
     return s0, s1, s2, s3, s4
 
 
