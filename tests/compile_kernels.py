@@ -27,6 +27,7 @@ from triton.runtime import JITFunction, driver
 from classbalance_losses.kernels import cuda
 from classbalance_losses.kernels.call import Hard, Labels, Logits, Resize, Share
 from classbalance_losses.kernels.forms.reference import (
+    Adjusted,
     CrossEntropy,
     DualCrossEntropy,
     DualFocal,
@@ -198,6 +199,7 @@ CASES: dict[str, Any] = {
     "overlap, channels last": lambda: overlap(logits(2, 64, 64, 19).permute(0, 3, 1, 2), CE),
     "overlap, 150 classes": lambda: overlap(logits(2, 150, 64, 64, dtype=torch.bfloat16), CE),
     "overlap, smoothed": lambda: overlap(logits(*STREET), other=Smoothed(0.1, torch.ones(19))),
+    "overlap, adjusted": lambda: overlap(logits(*STREET), CE, other=Adjusted(torch.ones(19))),
     "overlap, dual focal": lambda: overlap(logits(*STREET), CE, other=DUALS[1]),
     "overlap, single": lambda: overlap(logits(2, 1, 64, 64), CE, weighted=True, single=True),
     "maps": lambda: maps(torch.int64, 19),

@@ -23,6 +23,7 @@ from classbalance_losses import (
     DyCELoss,
     FocalLoss,
     GBWLoss,
+    LogitAdjustedLoss,
     WeightedCrossEntropyLoss,
     use_backend,
 )
@@ -153,6 +154,9 @@ STEPS = [
     (DyCELoss(), 28),
     (DiceLoss(), 16),
     (DyCELoss() + DiceLoss(), 40),
+    (DyCELoss() + DualFocalLoss() + DiceLoss(), 44),
+    (WeightedCrossEntropyLoss(label_smoothing=0.1) + DiceLoss(), 21),
+    (LogitAdjustedLoss([1.0, 2.0, 3.0, 4.0]) + DyCELoss(), 38),
     (WeightedCrossEntropyLoss(task="binary"), 12),
     (FocalLoss(task="binary"), 12),
     (DyCELoss(task="binary"), 28),
@@ -163,7 +167,7 @@ STEPS = [
 def test_a_step_launches_few_kernels(
     loss: Any, most: int, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted as on a device, where kernels check the labels: to launch a small one takes longer than to run it."""
+    """Counted as on a device, where kernels check the labels. One goes over the logits each way, in sums as well."""
     monkeypatch.setattr(Pixels, "_check_labels", lambda self: None)
     channels = 1 if getattr(loss, "task", "multiclass") == "binary" else 4
     input = torch.randn(2, channels, 6, 7, device=DEVICE, requires_grad=True)
@@ -171,6 +175,10 @@ def test_a_step_launches_few_kernels(
     with use_backend("cuda"), Operations(launched):
         loss(input, target).backward()
     assert len(launched) <= most, launched
+    over_logits = [
+        name for name in launched if name.startswith(("pixel", "overlap_kernels.overlap_backward"))
+    ]
+    assert len(over_logits) == 2, over_logits
 
 
 @over(DEFAULTS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_checks import DEVICE, all_of, kept, labels, marks, poisoned
+from kernel_checks import DEVICE, all_of, kept, labels, marks, poisoned, with_vector
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -17,6 +17,7 @@ from classbalance_losses.kernels import cuda, reference
 from classbalance_losses.kernels.call import Labels, Logits, Pass, Resize
 from classbalance_losses.kernels.cuda.common import image_layout
 from classbalance_losses.kernels.forms.reference import (
+    Adjusted,
     CrossEntropy,
     DualCrossEntropy,
     DualFocal,
@@ -122,6 +123,7 @@ def test_sums_and_values(form: Form | None, weighted: bool) -> None:
 
 OTHERS = [
     Smoothed(0.1, torch.tensor([1.0, 0.5, 2.0, 0.0, 1.0], device=DEVICE)),
+    Adjusted(torch.tensor([1.0, 0.5, -2.0, 0.0, 1.0], device=DEVICE)),
     DualCrossEntropy(0.5, 2.0),
     DualFocal(0.5, 0.5, 2.0, 1.0),
 ]
@@ -139,9 +141,9 @@ def test_a_form_of_all_probabilities_as_well(other: Form, last: bool) -> None:
     for without in ((0, 1), (0, 1, 2), (0, 1, 3), (2,), (3,)):
         check(where, of, CrossEntropy(), weight, other=other, without=without)
     bias = torch.tensor([0.5, -1.0], device=DEVICE)
-    if not isinstance(other, Smoothed):
-        single = Logits(logits(2, 1, 6, 7), None, bias, single=True)
-        check(single, labels((2, 6, 7), 2), CrossEntropy(), weight, other=other)
+    single = Logits(logits(2, 1, 6, 7), None, bias, single=True)
+    of_two = with_vector(other, lambda vector: vector[:2].contiguous())
+    check(single, labels((2, 6, 7), 2), CrossEntropy(), weight, other=of_two)
 
 
 def test_the_error_as_well() -> None:
@@ -296,9 +298,9 @@ def test_operators_are_well_formed() -> None:
     of, input = labels((2, 3, 2), 5), logits(2, 5, 2, 3).mT
     ops, weight = torch.ops.classbalance_losses, torch.rand(2, 3, 2, device=DEVICE)
     form, nothing = ("dual cross entropy", [1.0, 0.5], None), ("", [], None)
-    args = (input, of.target, weight, -100, "focal", [2.0], False, None, False, *nothing)
+    args = (input, of.target, weight, -100, "focal", [2.0], False, None, False, *nothing, True)
     torch.library.opcheck(ops.cuda_overlap_forward.default, args)
-    args = (input, of.target, weight, -100, "cross entropy", [], True, None, False, *form)
+    args = (input, of.target, weight, -100, "cross entropy", [], True, None, False, *form, False)
     torch.library.opcheck(ops.cuda_overlap_forward.default, args)
     norm, table = torch.zeros(2, 2, 3, 2, device=DEVICE), torch.rand(2, 5, device=DEVICE)
     args = (table, None, None, input, of.target, weight, norm, -100, "", None, False, norm[0], *form)

@@ -29,6 +29,7 @@ __all__ = [
     "cross_entropy_and_error",
     "error_sums",
     "kth_largest",
+    "loss_and_form",
     "over_classes",
     "pixel_values",
     "project",
@@ -37,7 +38,6 @@ __all__ = [
     "weighted_sums",
 ]
 
-TAKES_TWO_FORMS = True  # in one pass
 _SMALL = 1 / 16  # a loss from which the rounding of a sum above 1 costs it more than a digit
 _BLOCK = 1 << 6  # pixels that are added one after the other: a table of at most a 64th of the logits' size
 
@@ -75,6 +75,18 @@ def values_and_overlap(
         value = pixel_values(full, labels, form)
     beside = None if other is None else pixel_values(full, labels, other)
     return Pass(_overlap(full.input, labels, weight), value, error, beside)
+
+
+def loss_and_form(
+    logits: Logits, labels: Labels, loss: CrossEntropy, form: Form, *, with_error: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return ℓ, the error if it is asked for, and φ of a form."""
+    full, error = Logits(logits.full_size()), None
+    if with_error:
+        value, error = cross_entropy_and_error(full, labels)
+    else:
+        value = pixel_values(full, labels, loss)
+    return value, error, pixel_values(full, labels, form)
 
 
 def _overlap(input: Tensor, labels: Labels, weight: Tensor | None) -> Overlap:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -159,8 +160,17 @@ class Pixels:
 
     def _joins(self, needs: Needs) -> bool:
         """Whether a form that is no function of ℓ can share the pass of a sum's terms, which is still to come."""
-        is_to_come = needs.overlap and "probability" not in self._found
-        return is_to_come and (not (needs.loss or needs.error) or hasattr(self.backend, "TAKES_TWO_FORMS"))
+        return not self._has(needs) and (self.shares_forms or not (needs.loss or needs.error))
+
+    @property
+    def shares_forms(self) -> bool:
+        """Whether the backend has any form beside ℓ in one pass."""
+        return hasattr(self.backend, "loss_and_form")
+
+    def _has(self, needs: Needs) -> bool:
+        """Whether a pass has been over the logits that found all that the losses need."""
+        asked = {"loss": needs.loss, "error": needs.error, "probability": needs.overlap}
+        return all(name in self._found for name, is_asked in asked.items() if is_asked)
 
     def _fused(self, form: AnyForm) -> AnyForm:
         """Return the form that a pass has, of cross-entropy mixed with that of all classes."""
@@ -219,13 +229,12 @@ class Pixels:
 
     def _run(self, needs: Needs, other: Form | None = None) -> dict[str, Tensor]:
         """Pass over the logits, once, for all that the losses need, another form among it."""
-        asked = {"loss": needs.loss, "error": needs.error, "probability": needs.overlap}
-        if all(name in self._found for name, is_asked in asked.items() if is_asked):
+        if self._has(needs):
             return self._found
         form = CrossEntropy(ranked=needs.ranked)
         found: dict[str, Tensor | None] = {}
-        if needs.overlap:
-            found |= self._run_with_overlap(needs, form if needs.loss or needs.error else None, other)
+        if needs.overlap or other is not None:
+            found |= self._run_shared(needs, form if needs.loss or needs.error else None, other)
         elif needs.error:
             found["loss"], found["error"] = self.backend.cross_entropy_and_error(self.logits, self.labels)
         else:
@@ -233,10 +242,14 @@ class Pixels:
         self._found.update({name: value for name, value in found.items() if value is not None})
         return self._found
 
-    def _run_with_overlap(
+    def _run_shared(
         self, needs: Needs, loss: CrossEntropy | None, other: Form | None
     ) -> dict[str, Tensor | None]:
-        pass_over = partial(self.backend.values_and_overlap, self.logits, self.labels)
+        backend: Any = self.backend  # loss and another form: where `_joins` says so
+        if not needs.overlap:
+            found = backend.loss_and_form(self.logits, self.labels, loss, other, with_error=needs.error)
+            return dict(zip(("loss", "error", "form"), found, strict=True))
+        pass_over = partial(backend.values_and_overlap, self.logits, self.labels)
         if loss is None:
             sums, form, *_ = pass_over(other, self.pixel_weight)
             return {**sums._asdict(), "form": form}

@@ -7,7 +7,7 @@ from torch import Tensor
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cuda.classes import class_sums, weighted_sums
 from classbalance_losses.kernels.cuda.common import reasons
-from classbalance_losses.kernels.cuda.overlap import values_and_overlap
+from classbalance_losses.kernels.cuda.overlap import loss_and_form, values_and_overlap
 from classbalance_losses.kernels.cuda.pixel import pixel_pass
 from classbalance_losses.kernels.cuda.probe import failure
 from classbalance_losses.kernels.cuda.project import project
@@ -24,6 +24,7 @@ __all__ = [
     "error_sums",
     "failure",
     "kth_largest",
+    "loss_and_form",
     "mean_missed",
     "pixel_values",
     "project",
@@ -32,8 +33,6 @@ __all__ = [
     "values_and_overlap",
     "weighted_sums",
 ]
-
-TAKES_TWO_FORMS = True  # in one pass
 
 
 def pixel_values(logits: Logits, labels: Labels, form: Form) -> Tensor:

@@ -39,6 +39,7 @@ from classbalance_losses.kernels.plain import needs_reference
 # that a sum takes about as many exchanges as additions, and registers suffice.
 _PIXELS = {4: 256, 1: 128}
 _PIXELS_OF_ALL = 128  # with the sums of a form of all probabilities
+_NO_FORM: tuple[str, list[float], None] = ("", [], None)
 _PARTS = 1024  # that are added up at once
 _UNROLLED = 16  # classes of one round of backward
 
@@ -59,22 +60,53 @@ def values_and_overlap(
     if not (form is None or with_error or parameters(form)[0] in OF_LOSS):
         overlap, _, _, value = values_and_overlap(logits, labels, None, weight, other=form)
         return Pass(overlap, value, None)
-    input, bias, single = at_full_size(logits)
-    kind, numbers, _ = (
-        ("", [], None) if form is None and not with_error else parameters(form or CrossEntropy())
-    )
-    of_all = ("", [], None) if other is None else parameters(other)
-    found: tuple[Tensor, ...] = _OverlapPass.apply(  # type: ignore[no-untyped-call]
-        *(input, labels.target, weight, labels.ignore_index),
-        *(kind, numbers, with_error, bias, single, *of_all),
-    )
-    probability, own, *maps = found
-    value, error, beside = (maps.pop(0) if asked else None for asked in (kind, with_error, other is not None))
+    value, error, beside, *tables = _run(logits, labels, form, weight, with_error, other, with_overlap=True)
+    probability, own = tables
+    assert probability is not None
+    assert own is not None
     return Pass(Overlap(probability, own), value, error, beside)
 
 
+def loss_and_form(
+    logits: Logits, labels: Labels, loss: CrossEntropy, form: Form, *, with_error: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return ℓ, the error if it is asked for, and φ of a form of all probabilities."""
+    value, error, beside, *_ = _run(logits, labels, loss, None, with_error, form, with_overlap=False)
+    assert value is not None
+    assert beside is not None
+    return value, error, beside
+
+
+def _run(
+    logits: Logits,
+    labels: Labels,
+    form: Form | None,
+    weight: Tensor | None,
+    with_error: bool,
+    other: Form | None,
+    *,
+    with_overlap: bool,
+) -> list[Tensor | None]:
+    """Return φ, the error, another φ, P and I, ``None`` for what is not asked for."""
+    input, bias, single = at_full_size(logits)
+    form = CrossEntropy() if with_error else form
+    kind, numbers, _ = _NO_FORM if form is None else parameters(form)
+    of_all = _NO_FORM if other is None else parameters(other)
+    found: tuple[Tensor, ...] = _OverlapPass.apply(  # type: ignore[no-untyped-call]
+        *(input, labels.target, weight, labels.ignore_index),
+        *(kind, numbers, with_error, bias, single, *of_all, with_overlap),
+    )
+    return _unpacked(found, kind, with_error, other is not None, with_overlap, with_overlap)
+
+
+def _unpacked(found: Sequence[Tensor | None], *asked: object) -> list[Tensor | None]:
+    """Return what was found, or ``None`` where it was not asked for."""
+    left = iter(found)
+    return [next(left) if is_asked else None for is_asked in asked]
+
+
 class _OverlapPass(torch.autograd.Function):
-    """P and I of each image and class, φ if there is a kind of form, the error if asked, and a form of all if any."""
+    """What is asked of φ, the error, a form of all probabilities, and P and I of each image and class."""
 
     @staticmethod
     def forward(
@@ -90,25 +122,24 @@ class _OverlapPass(torch.autograd.Function):
         single: bool,
         *of_all: Any,
     ) -> tuple[Tensor, ...]:
-        probability, own, norm, *maps = _FORWARD(
+        norm, *found = _FORWARD(
             input, target, q, ignore_index, kind, numbers, with_error, bias, single, *of_all
         )
-        *ctx.of_all, class_weight = of_all
-        ctx.mark_non_differentiable(*maps[bool(kind) : bool(kind) + with_error])
+        all_kind, all_numbers, class_weight, with_overlap = of_all
+        ctx.asked = kind, with_error, all_kind, with_overlap, with_overlap
+        ctx.mark_non_differentiable(*found[bool(kind) : bool(kind) + with_error])
         ctx.set_materialize_grads(False)  # they would be zeros as large as the maps
         ctx.save_for_backward(input, target, q, norm, bias, class_weight)
-        ctx.how = ignore_index, kind, numbers, single
-        return probability, own, *maps
+        ctx.how = ignore_index, kind, numbers, single, all_kind, all_numbers
+        return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 11
+        nothing = (None,) * 12
         input, target, q, norm, bias, class_weight = ctx.saved_tensors
-        (ignore_index, kind, numbers, single), (all_kind, all_numbers) = ctx.how, ctx.of_all
-        probability, own, *maps = grads
-        value, beside = maps[0] if kind else None, maps[-1] if all_kind else None
-        each = (probability, own, value, beside)
-        given = [grad for grad in each if grad is not None]
+        ignore_index, kind, numbers, single, all_kind, all_numbers = ctx.how
+        value, _, beside, probability, own = _unpacked(grads, *ctx.asked)
+        given = [grad for grad in (value, beside, probability, own) if grad is not None]
         if not given:
             return None, *nothing
         if any(needs_reference(grad) for grad in given):
@@ -121,8 +152,8 @@ class _OverlapPass(torch.autograd.Function):
                 found = reference.values_and_overlap(logits, labels, form, q, other=other)
                 return [*found.overlap, *(of for of in (found.value, found.other) if of is not None)]
 
-            asked = (True, True, kind, all_kind)
-            return by_reference(outputs, input, [*compress(each, asked)]), *nothing
+            maps = compress((value, beside), (kind, all_kind))
+            return by_reference(outputs, input, [probability, own, *maps]), *nothing
         read = bias, single
         if len(given) == 1 and value is not None:
             how = None, norm, ignore_index, kind, numbers
@@ -150,22 +181,27 @@ def _forward(
     all_kind: str,
     all_numbers: Sequence[float],
     class_weight: Tensor | None,
+    with_overlap: bool,
 ) -> list[Tensor]:
-    how = q, ignore_index, kind, numbers, with_error, bias, single, all_kind, all_numbers, class_weight
+    of_all = all_kind, all_numbers, class_weight, with_overlap
+    how = q, ignore_index, kind, numbers, with_error, bias, single, *of_all
     form = (all_kind, (*all_numbers,)) if all_kind else (kind, (*numbers,))
     plan = _forward_launches(ignore_index, *form, single, input.shape, input.stride())
     if plan is None:
         return _forward(input.contiguous(), target, *how)
     parts, add, join = plan
-    probability, own, norm, *maps = outputs = _outputs(input, target, *how)
-    value, error, beside = (maps.pop(0) if asked else None for asked in (kind, with_error, all_kind))
+    norm, *found = outputs = _outputs(input, target, *how)
+    value, error, beside, *tables = _unpacked(found, kind, with_error, all_kind, with_overlap, with_overlap)
     values = (beside, value) if all_kind else (value, None)
-    partial = input.new_empty((2, *probability.shape, parts), dtype=torch.float32)
+    num_classes, partial = classes(input.shape, single), None
+    if with_overlap:
+        partial = input.new_empty((2, input.shape[0], num_classes, parts), dtype=torch.float32)
     fits = all_fit(input.device)
     q = None if q is None else q.contiguous()
     add(input, target.contiguous(), bias, class_weight, q, *values, error, norm, partial, fits)
-    check_fit(fits, classes(input.shape, single))
-    join(partial, probability, own)
+    check_fit(fits, num_classes)
+    if partial is not None:
+        join(partial, *tables)
     return outputs
 
 
@@ -180,7 +216,9 @@ def _outputs(
     bias: Tensor | None,
     single: bool,
     all_kind: str,
-    *_: object,
+    all_numbers: Sequence[float],
+    class_weight: Tensor | None,
+    with_overlap: bool,
 ) -> list[Tensor]:
     def new(*shape: int) -> Tensor:
         return input.new_empty(shape, dtype=torch.float32)
@@ -188,7 +226,8 @@ def _outputs(
     table = input.shape[0], classes(input.shape, single)
     planes = 3 if kind == "focal" else 2
     maps = [new(*target.shape) for asked in (kind, with_error, all_kind) if asked]
-    return [new(*table), new(*table), new(planes, *target.shape), *maps]
+    tables = [new(*table), new(*table)] if with_overlap else []
+    return [new(planes, *target.shape), *maps, *tables]
 
 
 def _backward(
@@ -291,7 +330,7 @@ _READ = "Tensor? bias, bool single"
 _OF_ALL = "str all_kind, float[] all_numbers, Tensor? class_weight"
 _FORWARD = define(
     "cuda_overlap_forward(Tensor input, Tensor target, Tensor? q, int ignore_index, str kind, float[] numbers, "
-    f"bool with_error, {_READ}, {_OF_ALL}) -> Tensor[]",
+    f"bool with_error, {_READ}, {_OF_ALL}, bool with_overlap) -> Tensor[]",
     _forward,
     _outputs,
 )
