@@ -166,8 +166,8 @@ class SumLoss(Loss):
     r"""A weighted sum of losses on the same logits, :math:`L = \sum_t a_t L_t`, as ``DyCELoss() + 0.5 * DiceLoss()``.
 
     Cross-entropies of all kinds, focal, DyCE, GBW and the overlap losses share one pass over the logits, and one back;
-    with an overlap loss so does one dual or smoothed loss, on the CPU if nothing but these two is there. Others, and
-    adjusted logits, take one each, as do soft labels.
+    so does one loss that is dual, smoothed or of adjusted logits, which on the CPU has overlap losses alone beside it,
+    and is not of adjusted logits. Others take a pass each, as do soft labels.
 
     Args:
         terms: pairs of a weight :math:`a_t \ge 0` and a loss. The losses agree on ``task``, ``ignore_index``,
