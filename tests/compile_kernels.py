@@ -169,7 +169,7 @@ def tversky() -> None:
     cuda.mean_missed(*sums, torch.zeros(1, 19, dtype=torch.int64), torch.ones(1, 19), index)
 
 
-STREET, CE, FOCAL = (2, 19, 64, 64), CrossEntropy(), Focal(2.0)
+STREET, FEW, CE, FOCAL = (2, 19, 64, 64), (2, 4, 64, 64), CrossEntropy(), Focal(2.0)
 DUALS = (DualCrossEntropy(1.0, 0.5), DualFocal(0.5, 0.5, 2.0, 1.0))
 CASES: dict[str, Any] = {
     "float32": lambda: step(logits(*STREET), CE),
@@ -198,8 +198,8 @@ CASES: dict[str, Any] = {
     "overlap, errors, weighted": lambda: overlap(logits(*STREET), CE, weighted=True),
     "overlap, channels last": lambda: overlap(logits(2, 64, 64, 19).permute(0, 3, 1, 2), CE),
     "overlap, 150 classes": lambda: overlap(logits(2, 150, 64, 64, dtype=torch.bfloat16), CE),
-    "overlap, smoothed": lambda: overlap(logits(*STREET), other=Smoothed(0.1, torch.ones(19))),
-    "overlap, adjusted": lambda: overlap(logits(*STREET), CE, other=Adjusted(torch.ones(19))),
+    "overlap, smoothed": lambda: overlap(logits(*FEW), other=Smoothed(0.1, torch.ones(4))),
+    "overlap, adjusted": lambda: overlap(logits(*FEW), CE, other=Adjusted(torch.ones(4))),
     "overlap, dual focal": lambda: overlap(logits(*STREET), CE, other=DUALS[1]),
     "overlap, single": lambda: overlap(logits(2, 1, 64, 64), CE, weighted=True, single=True),
     "maps": lambda: maps(torch.int64, 19),

@@ -156,7 +156,7 @@ STEPS = [
     (DyCELoss() + DiceLoss(), 40),
     (DyCELoss() + DualFocalLoss() + DiceLoss(), 44),
     (WeightedCrossEntropyLoss(label_smoothing=0.1) + DiceLoss(), 21),
-    (LogitAdjustedLoss([1.0, 2.0, 3.0, 4.0]) + DyCELoss(), 38),
+    (LogitAdjustedLoss([1.0, 2.0, 3.0, 4.0]) + DyCELoss(), 40),
     (WeightedCrossEntropyLoss(task="binary"), 12),
     (FocalLoss(task="binary"), 12),
     (DyCELoss(task="binary"), 28),
