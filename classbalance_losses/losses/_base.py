@@ -166,8 +166,8 @@ class SumLoss(Loss):
     r"""A weighted sum of losses on the same logits, :math:`L = \sum_t a_t L_t`, as ``DyCELoss() + 0.5 * DiceLoss()``.
 
     Cross-entropies of all kinds, focal, DyCE, GBW and the overlap losses share one pass over the logits, and one back;
-    so does one loss that is dual, smoothed or of adjusted logits, which on the CPU has overlap losses alone beside it,
-    and is not of adjusted logits. Others take a pass each, as do soft labels.
+    so does one dual or smoothed loss, on the CPU beside overlap losses alone, and one of adjusted logits, but for the
+    CPU. Others take a pass each, as do soft labels.
 
     Args:
         terms: pairs of a weight :math:`a_t \ge 0` and a loss. The losses agree on ``task``, ``ignore_index``,
@@ -249,11 +249,9 @@ class SumLoss(Loss):
         learned = tuple(weight for loss in losses for weight in loss.learned)
         common = losses[0].common
         batch = batch_for(input, target, pixel_weight, common, learned=learned, needs=self._needs())
-        values = {}
-        for term in sorted(
-            range(len(losses)), key=lambda t: not losses[t].needs.form
-        ):  # as these bring a form
-            values[term] = losses[term].of(batch.reduced(losses[term].reduction))
+        # Those that have a form of their own come first, and bring it into the pass.
+        order = sorted(range(len(losses)), key=lambda term: not losses[term].needs.form)
+        values = {term: losses[term].of(batch.reduced(losses[term].reduction)) for term in order}
         self.terms = {name: values[term].detach() for term, name in enumerate(self.names)}
         terms = (values[term] if w == 1 else w * values[term] for term, w in enumerate(self.weights))
         return reduce(torch.add, terms)
