@@ -195,6 +195,21 @@ def test_in_a_whole_graph(case: Case) -> None:
         close(gradient.cpu(), grad(case(here), here).double().numpy(), rtol=1e-4, atol=1e-7)
 
 
+def test_a_sum_in_a_whole_graph() -> None:
+    """With all that its pass may be asked for."""
+    torch.compiler.reset()
+    loss = DyCELoss() + DualFocalLoss() + 0.5 * DiceLoss() + GBWLoss()
+    here = sample(2, shape=(2, 5, 7), dtype=torch.float32).leaf()
+    on_device = there(here)
+    compiled = torch.compile(lambda x: loss(x, on_device.target), fullgraph=True, backend="aot_eager")
+    with use_backend("cuda"):
+        gradient = grad(compiled(on_device.input), on_device)
+    with use_backend("reference"):
+        close(
+            gradient.cpu(), grad(loss(here.input, here.target), here).double().numpy(), rtol=1e-4, atol=1e-7
+        )
+
+
 def test_says_why_it_cannot() -> None:
     here = there(sample(2))
     with use_backend("cuda"), pytest.raises(ValueError, match="not float16, bfloat16 or float32"):
