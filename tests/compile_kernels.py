@@ -27,6 +27,7 @@ from triton.runtime import JITFunction, driver
 from classbalance_losses.kernels import cuda
 from classbalance_losses.kernels.call import Hard, Labels, Logits, Resize, Share
 from classbalance_losses.kernels.forms.reference import (
+    Adjusted,
     CrossEntropy,
     DualCrossEntropy,
     DualFocal,
@@ -34,6 +35,7 @@ from classbalance_losses.kernels.forms.reference import (
     Form,
     Smoothed,
 )
+from classbalance_losses.kernels.tversky import Index
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -115,15 +117,27 @@ def step(
     value.sum().backward()
 
 
-def overlap(input: Tensor, form: Form | None = None, *, weighted: bool = False, single: bool = False) -> None:
+def overlap(
+    input: Tensor,
+    form: Form | None = None,
+    *,
+    weighted: bool = False,
+    single: bool = False,
+    other: Form | None = None,
+) -> None:
     """A pass each way, of overlap sums."""
     target = torch.zeros((input.shape[0], *input.shape[2:]), dtype=torch.int64)
     labels, weight = Labels(target, 2 if single else input.shape[1], 255), torch.ones(target.shape)
     found = cuda.values_and_overlap(
-        Logits(input, single=single), labels, form, weight if weighted else None, with_error=weighted
+        Logits(input, single=single),
+        labels,
+        form,
+        weight if weighted else None,
+        with_error=weighted,
+        other=other,
     )
-    total = found.overlap.probability.sum() + found.overlap.own.sum()
-    (total if found.value is None else total + found.value.sum()).backward()
+    maps = [*found.overlap, *(values for values in (found.value, found.other) if values is not None)]
+    torch.stack([values.sum() for values in maps]).sum().backward()
 
 
 def maps(label: torch.dtype, num_classes: int, *, of_classes: bool = True, weighted: bool = True) -> None:
@@ -149,7 +163,13 @@ def projection() -> None:
     cuda.project(torch.zeros(19), torch.zeros(19, dtype=torch.int64), 1.0, present=False, by_number=False)
 
 
-STREET, CE, FOCAL = (2, 19, 64, 64), CrossEntropy(), Focal(2.0)
+def tversky() -> None:
+    sums = (torch.zeros(1, 19, requires_grad=True) for _ in range(2))
+    index = Index(0.3, 0.7, 0.75, 1.0)
+    cuda.mean_missed(*sums, torch.zeros(1, 19, dtype=torch.int64), torch.ones(1, 19), index)
+
+
+STREET, FEW, CE, FOCAL = (2, 19, 64, 64), (2, 4, 64, 64), CrossEntropy(), Focal(2.0)
 DUALS = (DualCrossEntropy(1.0, 0.5), DualFocal(0.5, 0.5, 2.0, 1.0))
 CASES: dict[str, Any] = {
     "float32": lambda: step(logits(*STREET), CE),
@@ -178,6 +198,9 @@ CASES: dict[str, Any] = {
     "overlap, errors, weighted": lambda: overlap(logits(*STREET), CE, weighted=True),
     "overlap, channels last": lambda: overlap(logits(2, 64, 64, 19).permute(0, 3, 1, 2), CE),
     "overlap, 150 classes": lambda: overlap(logits(2, 150, 64, 64, dtype=torch.bfloat16), CE),
+    "overlap, smoothed": lambda: overlap(logits(*FEW), other=Smoothed(0.1, torch.ones(4))),
+    "overlap, adjusted": lambda: overlap(logits(*FEW), CE, other=Adjusted(torch.ones(4))),
+    "overlap, dual focal": lambda: overlap(logits(*STREET), CE, other=DUALS[1]),
     "overlap, single": lambda: overlap(logits(2, 1, 64, 64), CE, weighted=True, single=True),
     "maps": lambda: maps(torch.int64, 19),
     "maps, squared": lambda: maps(torch.uint8, 150, weighted=False),
@@ -185,6 +208,7 @@ CASES: dict[str, Any] = {
     "mean, plain": lambda: maps(torch.uint8, 19, of_classes=False, weighted=False),
     "selection": lambda: selection(torch.int64),
     "projection": projection,
+    "tversky": tversky,
 }
 
 

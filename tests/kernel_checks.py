@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import Labels, Logits, Resize
-from classbalance_losses.kernels.forms.reference import Form, Smoothed
+from classbalance_losses.kernels.forms.reference import Form
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 on_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")
@@ -71,15 +71,19 @@ def plain(input: Tensor, of: Labels) -> tuple[Tensor, Tensor]:
     return torch.where(keep, loss, 0), torch.where(keep, error, 0).detach()
 
 
+def with_vector(form: Form, change: Callable[[Tensor], Tensor]) -> Form:
+    """The form with another vector in the place of its own, if it has one."""
+    kind: Callable[..., Form] = type(form)
+    return kind(*(change(part) if isinstance(part, Tensor) else part for part in form))
+
+
 def by_reference(form: Form, resize: Resize | None = None) -> Loss:
     """A form as the reference has it."""
 
     def values(input: Tensor, of: Labels) -> tuple[Tensor, None]:
-        logits, here = Logits(input, resize), form
-        if isinstance(form, Smoothed):
-            dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-            here = form._replace(weight=form.weight.to(input.device, dtype))
-        return reference.pixel_values(logits, of, here), None
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        here = with_vector(form, lambda vector: vector.to(input.device, dtype))
+        return reference.pixel_values(Logits(input, resize), of, here), None
 
     return values
 

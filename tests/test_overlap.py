@@ -191,6 +191,14 @@ def test_a_perfect_overlap_has_a_finite_gradient(gamma: float) -> None:
     assert torch.autograd.grad(value, logits)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_a_nan_is_not_hidden(gamma: float) -> None:
+    logits, target, _ = problem()
+    logits[0, 1, 2, 3] = torch.nan
+    target[0, 2, 3] = 0
+    assert TverskyLoss(gamma=gamma, ignore_index=255)(logits, target).isnan()
+
+
 OF_LABELS = [
     (name, task)
     for name, settings in SETTINGS.items()

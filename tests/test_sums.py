@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from classbalance_losses import (
     DeepSupervision,
     DiceLoss,
+    DualCrossEntropyLoss,
+    DualFocalLoss,
     DyCELoss,
     FocalLoss,
     GBWLoss,
@@ -83,14 +85,27 @@ def test_operators() -> None:
 
 @pytest.fixture(params=[reference, cpu], ids=["reference", "cpu"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What a backend is asked to pass over the logits for; the reference asks itself for ℓ and the error, too."""
-    backend, calls = request.param, []
-    for name in ("pixel_values", "cross_entropy_and_error", "values_and_overlap"):
-        function = getattr(backend, name)
+    """What a backend is asked to pass over the logits for. What the reference then asks itself is of the same pass."""
+    backend, calls, is_inside = request.param, [], []
+    for name in (
+        "pixel_values",
+        "pixel_sums",
+        "cross_entropy_and_error",
+        "values_and_overlap",
+        "loss_and_form",
+    ):
+        function = getattr(backend, name, None)
+        if function is None:
+            continue
 
         def counted(*args: Any, function: Any = function, name: str = name, **kwargs: Any) -> Any:
-            calls.append(name)
-            return function(*args, **kwargs)
+            if not is_inside:
+                calls.append(name)
+            is_inside.append(name)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                is_inside.pop()
 
         monkeypatch.setattr(backend, name, counted)
     with use_backend("reference" if backend is reference else "cpu"):
@@ -102,8 +117,48 @@ def test_one_pass(passes: list[str]) -> None:
     estimated = WeightedCrossEntropyLoss(PixelFrequency())
     loss = DyCELoss() + DiceLoss() + FocalLoss() + GBWLoss() + JaccardLoss() + estimated
     loss(HERE.input.float(), HERE.target)
-    assert passes[0] == "values_and_overlap"
-    assert set(passes[1:]) <= {"cross_entropy_and_error"}
+    assert passes == ["values_and_overlap"]
+
+
+OF_ALL = [
+    DualFocalLoss(),
+    DualCrossEntropyLoss(),
+    DyCELoss(label_smoothing=0.1),
+    WeightedCrossEntropyLoss([1.0, 2.0, 3.0, 4.0], label_smoothing=0.1),
+]
+ADJUSTED = LogitAdjustedLoss([1.0, 2.0, 3.0, 40.0])
+
+
+@pytest.mark.parametrize("own", OF_ALL, ids=lambda loss: type(loss).__name__)
+def test_one_pass_with_a_form_of_all_probabilities(own: Any, passes: list[str]) -> None:
+    """Wherever it stands."""
+    (DiceLoss() + own + JaccardLoss())(HERE.input.float(), HERE.target)
+    assert passes == ["values_and_overlap"]
+
+
+@pytest.mark.parametrize("own", [*OF_ALL, ADJUSTED], ids=lambda loss: type(loss).__name__)
+def test_one_pass_for_two_forms(own: Any, passes: list[str], request: pytest.FixtureRequest) -> None:
+    """Where ℓ is asked for, too. The loops of the CPU have one form at a time."""
+    number = 1 if "reference" in request.node.name else 2
+    for loss in (DyCELoss() + DiceLoss() + own, DyCELoss() + own + GBWLoss()):
+        passes.clear()
+        loss(HERE.input.float(), HERE.target)
+        assert len(passes) == number, passes
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("own", [*OF_ALL, ADJUSTED], ids=lambda loss: type(loss).__name__)
+def test_a_shared_pass_is_the_same(own: Any, backend: str) -> None:
+    extras = {"pixel_weight": HERE.pixel_weight.float()}
+    for others in ({DiceLoss(): 0.5}, {DyCELoss(): 1.0, DiceLoss(): 0.5}, {DyCELoss(): 1.0, GBWLoss(): 1.0}):
+        parts: dict[nn.Module, float] = {**others, own: 2.0}
+        loss = SumLoss([(weight, part) for part, weight in parts.items()])
+        with use_backend(backend):
+            ours = gradient(loss, HERE.input.float(), **extras)
+        with use_backend("reference"):
+            theirs = added(parts, HERE.input, pixel_weight=HERE.pixel_weight)
+        for got, truth in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("estimator", [PixelFrequency(), LossBased()], ids=["of pixels", "of losses"])

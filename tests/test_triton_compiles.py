@@ -55,6 +55,13 @@ OVERLAP = {  # forward has eight pixels a thread, or four, and a loop over class
     ("overlap, channels last", "forward"): (96, 0, 25 * 4 * 19, 128),
     ("overlap, channels last", "overlap_backward"): (64, 0, 25 * 19, 32),
     ("overlap, 150 classes", "overlap_backward"): (112, 0, 2300, 128),
+    ("overlap, smoothed", "forward"): (96, 0, 1050, 128),  # of four classes, as the next
+    ("overlap, smoothed", "overlap_backward"): (64, 1, 450, 128),
+    ("overlap, adjusted", "forward"): (128, 0, 1450, 128),
+    ("overlap, adjusted", "overlap_backward"): (80, 0, 700, 128),
+    ("overlap, dual focal", "forward"): (128, 0, 2500, 128),
+    ("overlap, dual focal", "overlap_backward"): (128, 0, 850, 128),
+    ("tversky", "kernel"): (48, 1, 350, 32),
     ("overlap", "join_overlap"): (48, 3, 250, 32),
 }
 MAPS = {

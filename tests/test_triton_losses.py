@@ -11,11 +11,24 @@ from cases import CASES, DEFAULTS, Case, Sample, close, grad, over, sample
 from kernel_checks import DEVICE, WARNINGS
 from test_upsample import expected, pair
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from classbalance_losses import DyCELoss, use_backend
+from classbalance_losses import (
+    DiceLoss,
+    DualCrossEntropyLoss,
+    DualFocalLoss,
+    DyCELoss,
+    FocalLoss,
+    GBWLoss,
+    LogitAdjustedLoss,
+    WeightedCrossEntropyLoss,
+    use_backend,
+)
 from classbalance_losses.kernels.cuda.common import Launch
+from classbalance_losses.ops.pixels import Pixels
 
 pytestmark = WARNINGS
 
@@ -86,14 +99,15 @@ def test_ties_and_weightless_pixels_in_mining(omega: float, scope: str) -> None:
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The names of the kernels that run."""
-    names: set[str] = set()
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that run, one after the other."""
+    names: list[str] = []
     launch = Launch.__call__
 
     def noted(self: Launch, *tensors: Any) -> None:
-        names.add(f"{self._kernel.fn.__module__.rpartition('.')[2]}.{self._kernel.fn.__name__}")
-        launch(self, *tensors)
+        names.append(f"{self._kernel.fn.__module__.rpartition('.')[2]}.{self._kernel.fn.__name__}")
+        with _disable_current_modes():  # what the interpreter does is no step's
+            launch(self, *tensors)
 
     monkeypatch.setattr(Launch, "__call__", noted)
     return names
@@ -101,14 +115,70 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 @over(DEFAULTS)
 @pytest.mark.parametrize("upsample", [None, "linear"])
-def test_the_kernels_run(case: Case, upsample: str | None, launched: set[str]) -> None:
+def test_the_kernels_run(case: Case, upsample: str | None, launched: list[str]) -> None:
     """On a device "auto" takes them; on the CPU nobody would but who asks."""
     here = there(sample(2, shape=(2, 4, 5)))
     with use_backend("auto" if DEVICE == "cuda" else "cuda"):
         case(here, upsample=upsample).backward()
     dual = case.loss.startswith("Dual")  # of enlarged logits, which are interpolated first
     kind = "pixel" if upsample is None or dual else "upsample"
-    assert {f"{kind}_kernels.forward", f"{kind}_kernels.backward"} <= launched
+    assert {f"{kind}_kernels.forward", f"{kind}_kernels.backward"} <= set(launched)
+
+
+class Operations(TorchDispatchMode):
+    """Notes those of torch's operations that launch a kernel on a device: no views, no memory that is left as it is."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        is_view = any(result.alias_info is not None for result in func._schema.returns)
+        if not (is_view or "empty" in name) and any(isinstance(one, Tensor) for one in tree_leaves(found)):
+            self.names.append(name)
+        if name == "_assert_async":
+            self.names.append(name)
+        return found
+
+
+# The most launches of a step, a little above what it takes where that is less than was aimed at.
+STEPS = [
+    (WeightedCrossEntropyLoss(), 10),
+    (WeightedCrossEntropyLoss([1.0, 2.0, 0.5, 1.0]), 10),
+    (WeightedCrossEntropyLoss(label_smoothing=0.1), 10),
+    (FocalLoss(), 10),
+    (DualFocalLoss(), 10),
+    (DualCrossEntropyLoss(), 10),
+    (GBWLoss(), 22),
+    (DyCELoss(), 28),
+    (DiceLoss(), 16),
+    (DyCELoss() + DiceLoss(), 40),
+    (DyCELoss() + DualFocalLoss() + DiceLoss(), 44),
+    (WeightedCrossEntropyLoss(label_smoothing=0.1) + DiceLoss(), 21),
+    (LogitAdjustedLoss([1.0, 2.0, 3.0, 4.0]) + DyCELoss(), 40),
+    (WeightedCrossEntropyLoss(task="binary"), 12),
+    (FocalLoss(task="binary"), 12),
+    (DyCELoss(task="binary"), 28),
+]
+
+
+@pytest.mark.parametrize(("loss", "most"), STEPS, ids=lambda value: str(value)[:40])
+def test_a_step_launches_few_kernels(
+    loss: Any, most: int, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted as on a device, where kernels check the labels. One goes over the logits each way, in sums as well."""
+    monkeypatch.setattr(Pixels, "_check_labels", lambda self: None)
+    channels = 1 if getattr(loss, "task", "multiclass") == "binary" else 4
+    input = torch.randn(2, channels, 6, 7, device=DEVICE, requires_grad=True)
+    target = torch.randint(max(channels, 2), (2, 6, 7), device=DEVICE)
+    with use_backend("cuda"), Operations(launched):
+        loss(input, target).backward()
+    assert len(launched) <= most, launched
+    over_logits = [
+        name for name in launched if name.startswith(("pixel", "overlap_kernels.overlap_backward"))
+    ]
+    assert len(over_logits) == 2, over_logits
 
 
 @over(DEFAULTS)
@@ -123,6 +193,21 @@ def test_in_a_whole_graph(case: Case) -> None:
     with use_backend("reference"):
         close(loss.cpu(), case(here).item(), rtol=1e-5)
         close(gradient.cpu(), grad(case(here), here).double().numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_sum_in_a_whole_graph() -> None:
+    """With all that its pass may be asked for."""
+    torch.compiler.reset()
+    loss = DyCELoss() + DualFocalLoss() + 0.5 * DiceLoss() + GBWLoss()
+    here = sample(2, shape=(2, 5, 7), dtype=torch.float32).leaf()
+    on_device = there(here)
+    compiled = torch.compile(lambda x: loss(x, on_device.target), fullgraph=True, backend="aot_eager")
+    with use_backend("cuda"):
+        gradient = grad(compiled(on_device.input), on_device)
+    with use_backend("reference"):
+        close(
+            gradient.cpu(), grad(loss(here.input, here.target), here).double().numpy(), rtol=1e-4, atol=1e-7
+        )
 
 
 def test_says_why_it_cannot() -> None:

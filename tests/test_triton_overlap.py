@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_checks import DEVICE, all_of, kept, labels, marks, poisoned
+from kernel_checks import DEVICE, all_of, kept, labels, marks, poisoned, with_vector
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -16,7 +16,15 @@ pytest.importorskip("triton", reason="triton is not installed")
 from classbalance_losses.kernels import cuda, reference
 from classbalance_losses.kernels.call import Labels, Logits, Pass, Resize
 from classbalance_losses.kernels.cuda.common import image_layout
-from classbalance_losses.kernels.forms.reference import CrossEntropy, DualCrossEntropy, Focal, Form
+from classbalance_losses.kernels.forms.reference import (
+    Adjusted,
+    CrossEntropy,
+    DualCrossEntropy,
+    DualFocal,
+    Focal,
+    Form,
+    Smoothed,
+)
 
 __all__ = ["poisoned"]
 pytestmark = marks
@@ -29,7 +37,7 @@ def logits(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def results(found: Pass) -> list[Tensor]:
     """What has a gradient."""
-    return [*found.overlap, *([] if found.value is None else [found.value])]
+    return [*found.overlap, *(values for values in (found.value, found.other) if values is not None)]
 
 
 def outcome(
@@ -40,7 +48,7 @@ def outcome(
     grads: Any = None,
     **more: Any,
 ) -> dict[str, Tensor]:
-    """P, I, φ, the error and the gradient in the logits, given those of the first three, of which some may be None."""
+    """P, I, the maps and the gradient in the logits, given those of what has one, of which some may be None."""
     leaf = where.input.detach().requires_grad_()
     found = values_and_overlap(where._replace(input=leaf), of, *how, **more)
     named = {
@@ -48,6 +56,7 @@ def outcome(
         "I": found.overlap.own,
         "value": found.value,
         "error": found.error,
+        "other": found.other,
     }
     got = {name: value for name, value in named.items() if value is not None}
     pairs = [
@@ -67,17 +76,18 @@ def check(
     *,
     without: Sequence[int] = (),
     with_error: bool = False,
+    other: Form | None = None,
 ) -> dict[str, Tensor]:
     """The kernels are as near to the reference in float64 as the reference in the logits' own dtype is."""
     table = where.input.shape[0], of.num_classes
-    shapes = table, table, of.target.shape
+    shapes = table, table, of.target.shape, of.target.shape
     grads = [
         None if i in without else torch.rand(shape, device=DEVICE) - 0.3 for i, shape in enumerate(shapes)
     ]
     wide = where._replace(
         input=where.input.double(), bias=None if where.bias is None else where.bias.double()
     )
-    how = {"grads": grads, "with_error": with_error}
+    how = {"grads": grads, "with_error": with_error, "other": other}
     truth = outcome(reference.values_and_overlap, wide, of, form, weight, **how)
     eager = outcome(reference.values_and_overlap, where, of, form, weight, **how)
     ours = outcome(cuda.values_and_overlap, where, of, form, weight, **how)
@@ -109,6 +119,31 @@ def test_sums_and_values(form: Form | None, weighted: bool) -> None:
     of = labels((2, 6, 7), 5)
     weight = torch.rand(2, 6, 7, device=DEVICE) if weighted else None
     check(Logits(logits(2, 5, 6, 7)), of, form, weight)
+
+
+OTHERS = [
+    Smoothed(0.1, torch.tensor([1.0, 0.5, 2.0, 0.0, 1.0], device=DEVICE)),
+    Adjusted(torch.tensor([1.0, 0.5, -2.0, 0.0, 1.0], device=DEVICE)),
+    DualCrossEntropy(0.5, 2.0),
+    DualFocal(0.5, 0.5, 2.0, 1.0),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda form: type(form).__name__)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_a_form_of_all_probabilities_as_well(other: Form, last: bool) -> None:
+    """Beside ℓ and the error, beside neither, and with gradients for some of them alone."""
+    of, weight = labels((2, 6, 7), 5), torch.rand(2, 6, 7, device=DEVICE)
+    input = logits(2, 5, 6, 7)
+    where = Logits(input.contiguous(memory_format=torch.channels_last) if last else input)
+    check(where, of, None, weight, with_error=True, other=other)
+    check(where, of, None, other=other)
+    for without in ((0, 1), (0, 1, 2), (0, 1, 3), (2,), (3,)):
+        check(where, of, CrossEntropy(), weight, other=other, without=without)
+    bias = torch.tensor([0.5, -1.0], device=DEVICE)
+    single = Logits(logits(2, 1, 6, 7), None, bias, single=True)
+    of_two = with_vector(other, lambda vector: vector[:2].contiguous())
+    check(single, labels((2, 6, 7), 2), CrossEntropy(), weight, other=of_two)
 
 
 def test_the_error_as_well() -> None:
@@ -221,15 +256,18 @@ def test_can_be_differentiated_twice() -> None:
     of, values, weight = labels((2, 4), 3), logits(2, 3, 4), torch.rand(2, 4, device=DEVICE)
     direction = torch.randn_like(values)
 
-    def second(values_and_overlap: Callable[..., Pass], dtype: torch.dtype, form: Form | None) -> Tensor:
+    def second(
+        values_and_overlap: Callable[..., Pass], dtype: torch.dtype, form: Form | None, other: Form | None
+    ) -> Tensor:
         leaf = values.to(dtype).requires_grad_()
-        total = scalar(values_and_overlap(Logits(leaf), of, form, weight))
+        total = scalar(values_and_overlap(Logits(leaf), of, form, weight, other=other))
         (first,) = torch.autograd.grad(total, leaf, create_graph=True)
         return torch.autograd.grad((first * direction.to(dtype)).sum(), leaf)[0]
 
-    for form in (None, Focal(1.5), DualCrossEntropy(1.0, 0.5)):
-        got = second(cuda.values_and_overlap, torch.float32, form)
-        truth = second(reference.values_and_overlap, torch.float64, form)
+    dual = DualCrossEntropy(1.0, 0.5)
+    for forms in ((None, None), (Focal(1.5), None), (dual, None), (CrossEntropy(), dual)):
+        got = second(cuda.values_and_overlap, torch.float32, *forms)
+        truth = second(reference.values_and_overlap, torch.float64, *forms)
         torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-5)
 
 
@@ -259,10 +297,13 @@ def test_operators_are_well_formed() -> None:
     torch.use_deterministic_algorithms(False)  # opcheck compares runs, and NaN is not NaN
     of, input = labels((2, 3, 2), 5), logits(2, 5, 2, 3).mT
     ops, weight = torch.ops.classbalance_losses, torch.rand(2, 3, 2, device=DEVICE)
-    args = (input, of.target, weight, -100, "focal", [2.0], False)
+    form, nothing = ("dual cross entropy", [1.0, 0.5], None), ("", [], None)
+    args = (input, of.target, weight, -100, "focal", [2.0], False, None, False, *nothing, True)
+    torch.library.opcheck(ops.cuda_overlap_forward.default, args)
+    args = (input, of.target, weight, -100, "cross entropy", [], True, None, False, *form, False)
     torch.library.opcheck(ops.cuda_overlap_forward.default, args)
     norm, table = torch.zeros(2, 2, 3, 2, device=DEVICE), torch.rand(2, 5, device=DEVICE)
-    args = (table, None, None, input, of.target, weight, norm, -100, "", [])
+    args = (table, None, None, input, of.target, weight, norm, -100, "", None, False, norm[0], *form)
     torch.library.opcheck(ops.cuda_overlap_backward.default, args)
 
 

@@ -21,6 +21,7 @@ from kernel_checks import (
     outcome,
     plain,
     poisoned,
+    with_vector,
 )
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cuda.common import merge, pixel_layout, reasons
 from classbalance_losses.kernels.forms.cuda import parameters
 from classbalance_losses.kernels.forms.reference import (
+    Adjusted,
     CrossEntropy,
     DualCrossEntropy,
     DualFocal,
@@ -47,6 +49,7 @@ FORMS: list[Form] = [
     Focal(2.0),
     Focal(0.5),
     Smoothed(0.1, torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0])),
+    Adjusted(torch.tensor([1.0, -2.0, 0.0, 30.0, -0.5])),
     DualCrossEntropy(1.0, 0.5),
     DualCrossEntropy(0.01, 2.0),
     DualFocal(0.5, 0.5, 2.0, 1.0),
@@ -233,7 +236,7 @@ def test_no_pixels(shape: tuple[int, ...]) -> None:
 
 
 def moved(form: Form) -> Form:
-    return form._replace(weight=form.weight.to(DEVICE)) if isinstance(form, Smoothed) else form
+    return with_vector(form, lambda vector: vector.to(DEVICE))
 
 
 def values_of(form: Form) -> Loss:
@@ -252,14 +255,24 @@ def test_forms_are_no_worse_than_the_reference(form: Form, name: str) -> None:
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_forms_of_half_logits_and_few_or_many_classes(form: Form) -> None:
     for num_classes, dtype in ((2, torch.float16), (37, torch.bfloat16), (1, torch.float32)):
-        if isinstance(form, Smoothed):
-            form = form._replace(weight=torch.linspace(0, 2, num_classes))
+        form = with_vector(form, lambda vector, number=num_classes: torch.linspace(0, 2, number))  # type: ignore[misc]
         input, of = logits(2, num_classes, 3, 5, dtype=dtype), labels((2, 3, 5), num_classes)
         no_worse(values_of(form), by_reference(form), input, of)
 
 
-@pytest.mark.parametrize("form", [Focal(0.5), Focal(1.0), Focal(2.0), Focal(3.5)], ids=str)
-def test_focal_keeps_the_digits_of_what_is_small(form: Focal) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        Focal(0.5),
+        Focal(1.0),
+        Focal(2.0),
+        Focal(3.5),
+        Adjusted(torch.tensor([0.0, -3.0])),
+        Adjusted(torch.zeros(2)),
+    ],
+    ids=str,
+)
+def test_digits_of_what_is_small_are_kept(form: Form) -> None:
     """Value and the other class's slope, of losses from 10⁻³⁰ to 10⁴, relative to themselves."""
     margin = torch.tensor([69.0, 30, 17, 8, 3, 1, 0, -1, -5, -20, -99, -1e4], device=DEVICE)
     input = torch.stack([margin, torch.zeros_like(margin)], 1)

@@ -20,6 +20,7 @@ from kernel_checks import (
     outcome,
     plain,
     poisoned,
+    with_vector,
 )
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from classbalance_losses.kernels.call import Labels, Logits, Resize
 from classbalance_losses.kernels.cuda.common import reasons
 from classbalance_losses.kernels.forms.cuda import parameters
 from classbalance_losses.kernels.forms.reference import (
+    Adjusted,
     CrossEntropy,
     DualCrossEntropy,
     DualFocal,
@@ -45,6 +47,7 @@ FORMS: list[Form] = [
     Focal(1.0),
     Focal(0.5),
     Smoothed(0.1, torch.tensor([0.5, 2.0])),
+    Adjusted(torch.tensor([0.5, 2.0])),
     DualCrossEntropy(1.0, 0.5),
     DualFocal(0.5, 0.5, 2.0, 1.0),
 ]
@@ -58,9 +61,7 @@ def logits(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def of_classes(form: Form, num_classes: int) -> Form:
-    if isinstance(form, Smoothed):
-        return form._replace(weight=torch.linspace(0, 2, num_classes, device=DEVICE))
-    return form
+    return with_vector(form, lambda _: torch.linspace(0, 2, num_classes, device=DEVICE))
 
 
 def kernel(form: Form | None, **read: Any) -> Loss:

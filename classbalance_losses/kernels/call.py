@@ -114,6 +114,8 @@ class Pass(NamedTuple):
     """φ of each pixel (N, *), with its gradient."""
     error: Tensor | None
     """‖p - e_y‖² of each pixel (N, *), constant."""
+    other: Tensor | None = None
+    """Another form's φ, with its gradient."""
 
 
 class WeightedSums(NamedTuple):

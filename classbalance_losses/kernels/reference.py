@@ -29,6 +29,7 @@ __all__ = [
     "cross_entropy_and_error",
     "error_sums",
     "kth_largest",
+    "loss_and_form",
     "over_classes",
     "pixel_values",
     "project",
@@ -58,15 +59,34 @@ def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Ten
 
 
 def values_and_overlap(
-    logits: Logits, labels: Labels, form: Form | None, weight: Tensor | None, *, with_error: bool = False
+    logits: Logits,
+    labels: Labels,
+    form: Form | None,
+    weight: Tensor | None,
+    *,
+    with_error: bool = False,
+    other: Form | None = None,
 ) -> Pass:
-    """Return the sums of probabilities, weighted by q, and φ and the error if a form, or the error, is asked for."""
+    """Return the sums of probabilities, weighted by q, and φ, the error and another φ if they are asked for."""
     full, value, error = Logits(logits.full_size()), None, None
     if with_error:
         value, error = cross_entropy_and_error(full, labels)
     elif form is not None:
         value = pixel_values(full, labels, form)
-    return Pass(_overlap(full.input, labels, weight), value, error)
+    beside = None if other is None else pixel_values(full, labels, other)
+    return Pass(_overlap(full.input, labels, weight), value, error, beside)
+
+
+def loss_and_form(
+    logits: Logits, labels: Labels, loss: CrossEntropy, form: Form, *, with_error: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return ℓ, the error if it is asked for, and φ of a form."""
+    full, error = Logits(logits.full_size()), None
+    if with_error:
+        value, error = cross_entropy_and_error(full, labels)
+    else:
+        value = pixel_values(full, labels, loss)
+    return value, error, pixel_values(full, labels, form)
 
 
 def _overlap(input: Tensor, labels: Labels, weight: Tensor | None) -> Overlap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ class PixelLoss(Loss):
     @property
     def needs(self) -> Needs:
         """What `of` asks of the logits: of most losses, ℓ."""
-        return Needs(loss=not getattr(self, "label_smoothing", 0))
+        is_smooth = bool(getattr(self, "label_smoothing", 0))
+        return Needs(loss=not is_smooth, form=is_smooth)
 
     def of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch that was checked, which the terms of a sum share."""
@@ -164,7 +166,8 @@ class SumLoss(Loss):
     r"""A weighted sum of losses on the same logits, :math:`L = \sum_t a_t L_t`, as ``DyCELoss() + 0.5 * DiceLoss()``.
 
     Cross-entropies of all kinds, focal, DyCE, GBW and the overlap losses share one pass over the logits, and one back;
-    the dual losses, label smoothing and adjusted logits take one each, as do soft labels.
+    so does one dual or smoothed loss, on the CPU beside overlap losses alone, and one of adjusted logits, but for the
+    CPU. Others take a pass each, as do soft labels.
 
     Args:
         terms: pairs of a weight :math:`a_t \ge 0` and a loss. The losses agree on ``task``, ``ignore_index``,
@@ -246,9 +249,12 @@ class SumLoss(Loss):
         learned = tuple(weight for loss in losses for weight in loss.learned)
         common = losses[0].common
         batch = batch_for(input, target, pixel_weight, common, learned=learned, needs=self._needs())
-        values = [loss.of(batch.reduced(loss.reduction)) for loss in losses]
-        self.terms = {name: value.detach() for name, value in zip(self.names, values, strict=True)}
-        return torch.stack([w * value for w, value in zip(self.weights, values, strict=True)]).sum()
+        # Those that have a form of their own come first, and bring it into the pass.
+        order = sorted(range(len(losses)), key=lambda term: not losses[term].needs.form)
+        values = {term: losses[term].of(batch.reduced(losses[term].reduction)) for term in order}
+        self.terms = {name: values[term].detach() for term, name in enumerate(self.names)}
+        terms = (values[term] if w == 1 else w * values[term] for term, w in enumerate(self.weights))
+        return reduce(torch.add, terms)
 
     def extra_repr(self) -> str:
         """Show the weights."""

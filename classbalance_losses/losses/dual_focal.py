@@ -107,8 +107,8 @@ class DualFocalLoss(PixelLoss):
 
     @property
     def needs(self) -> Needs:
-        """Nothing that others need, too."""
-        return Needs()
+        """A form of its own."""
+        return Needs(form=True)
 
     def of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch that was checked."""

@@ -158,7 +158,8 @@ class DyCELoss(PixelLoss):
     @property
     def needs(self) -> Needs:
         """ℓ, so that equal ones tie."""
-        return Needs(loss=not self.label_smoothing, ranked=True)
+        is_smooth = self.label_smoothing > 0
+        return Needs(loss=not is_smooth, ranked=True, form=is_smooth)
 
     def of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch that was checked."""

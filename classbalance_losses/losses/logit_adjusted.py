@@ -14,7 +14,6 @@ from typing_extensions import Unpack
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import Numbers, as_class_vector, check_range, class_vector_of_call
-from classbalance_losses.kernels.forms.reference import CrossEntropy
 from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.batch import Batch
@@ -40,7 +39,7 @@ def logit_adjusted_loss(
 
 def _loss(batch: Batch, prior: Numbers, tau: float) -> Tensor:
     bias = _bias(_positive(batch.class_vector("prior", prior)).view(batch.groups, -1), tau)
-    return batch.biased(bias).mean_of(CrossEntropy())
+    return batch.adjusted_mean(bias)
 
 
 def adjust_logits(input: Tensor, prior: Numbers, tau: float = 1.0) -> Tensor:
@@ -122,8 +121,8 @@ class LogitAdjustedLoss(VectorLoss):
 
     @property
     def needs(self) -> Needs:
-        """Nothing that others need, too."""
-        return Needs()
+        """A form of its own."""
+        return Needs(form=True)
 
     @shows_options
     def __init__(self, prior: Numbers, *, tau: float = 1.0, **common: Unpack[Common]) -> None:

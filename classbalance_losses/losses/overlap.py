@@ -9,6 +9,7 @@ Salehi et al., "Tversky loss function for image segmentation using 3D fully conv
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,13 +26,14 @@ from classbalance_losses._validate import (
     check_range,
     class_vector_of_call,
 )
+from classbalance_losses.kernels import tversky
+from classbalance_losses.kernels.tversky import Index, total_missed
 from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.soft import batch_for
-from classbalance_losses.ops.sums import ImageSums, Needs
+from classbalance_losses.ops.sums import ImageSums, Needs, over_rows
 
 _POWERS = {"inverse": 1, "inverse_square": 2}
-_ROUNDING = 1e-12
 
 
 class Tversky(NamedTuple):
@@ -58,58 +60,54 @@ class Tversky(NamedTuple):
 
     def loss(self, batch: Batch, class_weight: Numbers | None) -> Tensor:
         """Return the loss of a batch."""
-        sums = batch.image_sums()
-        if not (self.include_background or batch.logits.single):
-            sums = ImageSums(*(of[:, 1:] for of in sums))
-        if not self.per_image:
-            sums = ImageSums(*(_over_ranks(of, batch) for of in sums))
-        present = sums.pixels > 0
-        part = present if self.classes == "present" else torch.ones_like(present)
-        weight = self._weight(class_weight, batch, part)
-        own, union = sums.own, self._union(sums)
+        sums, index = self._sums(batch), Index(self.alpha, self.beta, self.gamma, self.smooth)
+        weight, mean = self._weight(class_weight, batch, sums.pixels), batch.reduction == "mean"
+        if self.generalized is None and batch.reduction != "none":
+            mean_missed = getattr(batch.backend, "mean_missed", tversky.mean_missed)
+            rows = mean_missed(sums.probability, sums.own, sums.number, weight, index, mean=mean)
+            return self._over_rows(rows, weight, batch)
+        own, union = sums.own, index.union(sums.probability, sums.own, sums.number)
         if self.generalized is not None:
-            is_there = sums.number > 0
-            number = torch.where(is_there, sums.number, 1).to(batch.dtype)
-            inside = is_there * number ** -_POWERS[self.generalized]
-            own, union = ((inside * of).sum(1, keepdim=True) for of in (own, union))
+            own, union = self._ratio(sums.number, own, union)
             weight = torch.ones_like(own)
-        return self._reduced(batch, self._missed(own, union), weight)
+        missed = index.missed(own, union)
+        if batch.reduction != "none":
+            return self._over_rows(total_missed(missed, weight, mean=mean), weight, batch)
+        weighted = weight * missed
+        return weighted if self.per_image else weighted.squeeze(0)
 
-    def _union(self, sums: ImageSums) -> Tensor:
-        """Return I + α (P - I) + β (n - I), of which Dice's has no term in I."""
-        number = self.beta * sums.number.to(sums.own.dtype)
-        union = torch.add(number, sums.probability, alpha=self.alpha)
-        left = 1 - self.alpha - self.beta
-        return union if abs(left) < _ROUNDING else torch.add(union, sums.own, alpha=left)
+    def _sums(self, batch: Batch) -> ImageSums:
+        """Return the sums of each image, or of the batch on all ranks, over the classes that may count."""
+        sums = batch.image_sums() if self.per_image else _over_ranks(batch.sums_of_all(), batch)
+        if self.include_background or batch.logits.single:
+            return sums
+        return ImageSums(*(of[:, 1:] for of in sums))
 
-    def _missed(self, own: Tensor, union: Tensor) -> Tensor:
-        """Return (1 - T)^γ, 0 of an empty union; the power's slope at a perfect overlap is not asked for."""
-        total = union + self.smooth if self.smooth else union
-        missed = (union - own) / total.clamp(min=torch.finfo(total.dtype).tiny)
-        if self.gamma == 1:
-            return missed
-        return torch.where(missed > 0, torch.where(missed > 0, missed, 1) ** self.gamma, 0)
+    def _ratio(self, number: Tensor, *sums: Tensor) -> Iterator[Tensor]:
+        """Return sums (R, C) as one of each row, (R, 1), each class by its share."""
+        assert self.generalized is not None
+        is_there = number > 0
+        count = torch.where(is_there, number, 1).to(sums[0].dtype)
+        share = is_there * count ** -_POWERS[self.generalized]
+        return ((share * of).sum(1, keepdim=True) for of in sums)
 
-    def _weight(self, class_weight: Numbers | None, batch: Batch, part: Tensor) -> Tensor:
+    def _weight(self, class_weight: Numbers | None, batch: Batch, pixels: Tensor) -> Tensor:
         """Return w (R, C), 0 for what is left out."""
+        part = pixels > 0 if self.classes == "present" else torch.ones_like(pixels, dtype=torch.bool)
         if class_weight is None:
             return part.to(batch.dtype)
         classes = (batch.groups if batch.logits.single else batch.labels.num_classes,)
         vector = class_vector_of_call("class_weight", class_weight, batch.logits.input, classes)
         return torch.where(part, vector.to(batch.dtype)[-part.shape[1] :], 0)
 
-    def _reduced(self, batch: Batch, losses: Tensor, weight: Tensor) -> Tensor:
-        if batch.reduction == "none":
-            weighted = weight * losses
-            return weighted if self.per_image else weighted.squeeze(0)
-        norm = weight.sum(1, keepdim=True)
-        if batch.reduction == "mean":
-            weight = weight / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-        total = (weight * losses).sum()
+    def _over_rows(self, losses: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+        """Return the loss from that of the batch, or of each image (R,)."""
+        total = over_rows(losses)
         if not self.per_image:
             return _of_joined_sums(total, batch)
         if batch.reduction == "mean":
-            total = total / all_reduce_sum((norm > 0).sum(), batch.process_group).clamp(min=1)
+            counted = (weight.sum(1) > 0).sum()
+            total = total / all_reduce_sum(counted, batch.process_group).clamp(min=1)
         return joined_value(total, batch.process_group)
 
 
@@ -316,12 +314,11 @@ class JaccardLoss(TverskyLoss):
         super().__init__(**_with(1.0, options))
 
 
-def _over_ranks(sums: Tensor, batch: Batch) -> Tensor:
-    """Return sums over the images of all ranks (1, C), with the gradient of this rank's."""
-    own = sums.sum(0, keepdim=True)
+def _over_ranks(sums: ImageSums, batch: Batch) -> ImageSums:
+    """Return the sums of all ranks, with the gradient of this rank's."""
     if world_size(batch.process_group) == 1:
-        return own
-    return own + (all_reduce_sum(own, batch.process_group) - own).detach()
+        return sums
+    return ImageSums(*(own + (all_reduce_sum(own, batch.process_group) - own).detach() for own in sums))
 
 
 def _of_joined_sums(loss: Tensor, batch: Batch) -> Tensor:

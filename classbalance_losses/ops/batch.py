@@ -12,7 +12,7 @@ from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum, joined_value, resolve
 from classbalance_losses.kernels.call import ClassSums, Hard, WeightedSums
-from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Mixed
+from classbalance_losses.kernels.forms.reference import Adjusted, AnyForm, CrossEntropy, Mixed
 from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.kernels.reference import (
     indices,
@@ -105,6 +105,13 @@ class Batch(Pixels):
             return self.mean(self.values(form), weight, over)
         assert table.value is not None
         return self._mean(over_classes(table.number[0], table.value[0], weight, over), over)
+
+    def adjusted_mean(self, bias: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits plus constants (G, C'), in the pass of a sum's terms where it can."""
+        needs = self._needs
+        if needs is not None and self.groups == 1 and self.shares_forms and self._joins(needs):
+            return self.mean_of(Adjusted(bias[0].to(self.dtype)))
+        return self.biased(bias).mean_of(CrossEntropy())
 
     def sum_of(self, form: AnyForm, weight: Tensor | None = None) -> Tensor:
         """Return the sum that `mean_of` divides; or the terms."""

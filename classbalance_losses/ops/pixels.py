@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,9 @@ from classbalance_losses._validate import check_target_range, class_vector_of_ca
 from classbalance_losses._validate_tasks import check_call
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Labels, accumulation_dtype
-from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Mixed, Smoothed
+from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Form, Mixed, Smoothed
 from classbalance_losses.kernels.plain import can_read_values, is_constant
-from classbalance_losses.kernels.reference import (
-    indices,
-)
+from classbalance_losses.kernels.reference import indices
 from classbalance_losses.ops.sums import ImageSums, Needs, block_diagonal
 from classbalance_losses.ops.tasks import Reading, grouped, read
 
@@ -154,7 +154,23 @@ class Pixels:
             return form.value(self.logits.full_size(), *indices(self.labels))
         if isinstance(form, Smoothed) and form.weight.numel() != self.labels.num_classes:
             return self._smoothed_by_group(form)
+        if self._needs is not None and self._joins(self._needs):
+            return self._run(self._needs, form)["form"]
         return self.backend.pixel_values(self.logits, self.labels, form)
+
+    def _joins(self, needs: Needs) -> bool:
+        """Whether a form that is no function of ℓ can share the pass of a sum's terms, which is still to come."""
+        return not self._has(needs) and (self.shares_forms or not (needs.loss or needs.error))
+
+    @property
+    def shares_forms(self) -> bool:
+        """Whether the backend has any form beside ℓ in one pass."""
+        return hasattr(self.backend, "loss_and_form")
+
+    def _has(self, needs: Needs) -> bool:
+        """Whether a pass has been over the logits that found all that the losses need."""
+        asked = {"loss": needs.loss, "error": needs.error, "probability": needs.overlap}
+        return all(name in self._found for name, is_asked in asked.items() if is_asked)
 
     def _fused(self, form: AnyForm) -> AnyForm:
         """Return the form that a pass has, of cross-entropy mixed with that of all classes."""
@@ -189,40 +205,57 @@ class Pixels:
     def image_sums(self) -> ImageSums:
         """Return the sums of probabilities and labels over each image's pixels, (N, C), or (N, L) where labels are."""
         found = self._run(self._needs or Needs(overlap=True))
-        rows = self.labels.target.shape[0]
+        return self._by_image(found["probability"], found["own"], *self._counts(self.labels.target.shape[0]))
+
+    def sums_of_all(self) -> ImageSums:
+        """Return the same over the pixels of the batch, (1, C) or (1, L)."""
+        if self.soft is not None or self.groups > 1:
+            return ImageSums(*(of.sum(0, keepdim=True) for of in self.image_sums()))
+        found = self._run(self._needs or Needs(overlap=True))
+        both = (found[name].sum(0, keepdim=True) for name in ("probability", "own"))
+        return self._by_image(*both, *self._counts(1))
+
+    def _counts(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return the sums of weights, and of pixels, of each row and class."""
         counts = self.backend.class_sums(self.labels, self.pixel_weight, rows=max(rows, 1))
         count = counts.number[:rows]
-        number = count if counts.value is None else counts.value[:rows]
-        return self._by_image(found["probability"], found["own"], number, count)
+        return count if counts.value is None else counts.value[:rows], count
 
     def _by_image(self, *sums: Tensor) -> ImageSums:
         """Return sums of rows and their classes, (M, C'), as they are or, of labels present, by image and label."""
         if self.logits.single:
-            sums = tuple(table[:, 1].reshape(self.num_images, self.groups) for table in sums)
+            sums = tuple(table[:, 1].reshape(-1, self.groups) for table in sums)
         return ImageSums(*sums)
 
-    def _run(self, needs: Needs) -> dict[str, Tensor]:
-        """Pass over the logits, once, for all that the losses need."""
-        asked = {"loss": needs.loss, "error": needs.error, "probability": needs.overlap}
-        if all(name in self._found for name, is_asked in asked.items() if is_asked):
+    def _run(self, needs: Needs, other: Form | None = None) -> dict[str, Tensor]:
+        """Pass over the logits, once, for all that the losses need, another form among it."""
+        if self._has(needs):
             return self._found
         form = CrossEntropy(ranked=needs.ranked)
         found: dict[str, Tensor | None] = {}
-        if needs.overlap:
-            sums, found["loss"], found["error"] = self.backend.values_and_overlap(
-                self.logits,
-                self.labels,
-                form if needs.loss else None,
-                self.pixel_weight,
-                with_error=needs.error,
-            )
-            found |= sums._asdict()
+        if needs.overlap or other is not None:
+            found |= self._run_shared(needs, form if needs.loss or needs.error else None, other)
         elif needs.error:
             found["loss"], found["error"] = self.backend.cross_entropy_and_error(self.logits, self.labels)
         else:
             found["loss"] = self.backend.pixel_values(self.logits, self.labels, form)
         self._found.update({name: value for name, value in found.items() if value is not None})
         return self._found
+
+    def _run_shared(
+        self, needs: Needs, loss: CrossEntropy | None, other: Form | None
+    ) -> dict[str, Tensor | None]:
+        backend: Any = self.backend  # loss and another form: where `_joins` says so
+        if not needs.overlap:
+            found = backend.loss_and_form(self.logits, self.labels, loss, other, with_error=needs.error)
+            return dict(zip(("loss", "error", "form"), found, strict=True))
+        pass_over = partial(backend.values_and_overlap, self.logits, self.labels)
+        if loss is None:
+            sums, form, *_ = pass_over(other, self.pixel_weight)
+            return {**sums._asdict(), "form": form}
+        beside = {} if other is None else {"other": other}
+        sums, value, error, form = pass_over(loss, self.pixel_weight, with_error=needs.error, **beside)
+        return {**sums._asdict(), "loss": value, "error": error, "form": form}
 
     def probability(self) -> Tensor:
         """Return p (M, C', *), of pixels that do not count any numbers."""

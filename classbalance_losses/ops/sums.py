@@ -45,6 +45,8 @@ class Needs(NamedTuple):
     """ℓ so that equal losses tie."""
     error: bool = False
     overlap: bool = False
+    form: bool = False
+    """φ of a form that is no function of ℓ: the first to be asked for shares the pass."""
 
 
 def over_rows(table: Tensor | None) -> Tensor:

@@ -7,11 +7,12 @@ from torch import Tensor
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cuda.classes import class_sums, weighted_sums
 from classbalance_losses.kernels.cuda.common import reasons
-from classbalance_losses.kernels.cuda.overlap import values_and_overlap
+from classbalance_losses.kernels.cuda.overlap import loss_and_form, values_and_overlap
 from classbalance_losses.kernels.cuda.pixel import pixel_pass
 from classbalance_losses.kernels.cuda.probe import failure
 from classbalance_losses.kernels.cuda.project import project
 from classbalance_losses.kernels.cuda.select import kth_largest
+from classbalance_losses.kernels.cuda.tversky import mean_missed
 from classbalance_losses.kernels.cuda.upsample import upsampled_pass
 from classbalance_losses.kernels.forms.cuda import OF_LOSS, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
@@ -23,6 +24,8 @@ __all__ = [
     "error_sums",
     "failure",
     "kth_largest",
+    "loss_and_form",
+    "mean_missed",
     "pixel_values",
     "project",
     "reasons",

@@ -13,6 +13,7 @@ from classbalance_losses.kernels.cuda.device import (
     address,
     as_class,
     at_most,
+    exp,
     exp2,
     labels,
     load_class,
@@ -21,6 +22,7 @@ from classbalance_losses.kernels.cuda.device import (
     place,
     with_bias,
 )
+from classbalance_losses.kernels.forms.cuda import as_tensors, slope, sums, total_slope
 
 
 @triton.jit
@@ -81,19 +83,21 @@ def join_overlap(partial_ptr, probability_ptr, own_ptr, parts, plane, block: tl.
     tl.store(own_ptr + cell, add_up(partial_ptr + plane, parts, block))
 
 
-@triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
+@triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index", "table_step"])
 def overlap_backward(
-    output_ptr, input_ptr, target_ptr, bias_ptr, q_ptr, norm_ptr, probability_ptr, own_ptr, grad_ptr,
-    outer_count, inner_count, blocks, ignore_index, row_size,
+    output_ptr, input_ptr, target_ptr, bias_ptr, weight_ptr, q_ptr, norm_ptr,
+    probability_ptr, own_ptr, grad_ptr, other_ptr,
+    outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3, table_step,
     stride_c, stride_outer, stride_row, stride_pixel,
     out_stride_c, out_stride_outer, out_stride_row, out_stride_pixel,
-    in_rows: tl.constexpr, with_slope: tl.constexpr, single: tl.constexpr, num_classes: tl.constexpr,
-    unrolled: tl.constexpr, block: tl.constexpr,
+    in_rows: tl.constexpr, with_slope: tl.constexpr, kind: tl.constexpr, single: tl.constexpr,
+    num_classes: tl.constexpr, unrolled: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     r"""Write p_k (a_k − Σ_j p_j a_j) of a_k = q (G_k + [k = y] H_k), and the form's (p_k − [k = y]) dφ/dℓ g.
 
-    G, H and g are the gradients of P, I and φ. With s = Σ_j p_j G_j + p_y H_y that is
-    p_k (q G_k + dφ/dℓ g − q s) + [k = y] (q p_y H_y − dφ/dℓ g).
+    G, H and g are the gradients of P, I and φ; with a ``table_step`` of 0, all images share G and H. With
+    s = Σ_j p_j G_j + p_y H_y that is p_k (q G_k + dφ/dℓ g − q s) + [k = y] (q p_y H_y − dφ/dℓ g). To it comes the
+    gradient of another form, of all probabilities, if it is of a ``kind``.
     """
     image, inner, inside = place(inner_count, blocks, block)
     pixel = image * inner_count + inner
@@ -101,14 +105,15 @@ def overlap_backward(
     label, kept = labels(target_ptr, pixel, inside, ignore_index, checked=True)
     of_own = as_class(label, num_classes)
     top = tl.load(norm_ptr + pixel, mask=inside, other=0.0)
-    log_total = tl.load(norm_ptr + plane + pixel, mask=inside, other=0.0) * LOG2E
+    log_norm = tl.load(norm_ptr + plane + pixel, mask=inside, other=0.0)
+    log_total = log_norm * LOG2E
     logits = address(input_ptr, image, inner, row_size, stride_outer, stride_row, stride_pixel, in_rows)
     output = address(
         output_ptr, image, inner, row_size, out_stride_outer, out_stride_row, out_stride_pixel, in_rows
     )
     step = tl.cast(stride_c, tl.int64)
     out_step = tl.cast(out_stride_c, tl.int64)
-    table = image * num_classes
+    table = image * table_step
 
     grad = tl.zeros((block,), tl.float32)
     if grad_ptr is not None:
@@ -132,22 +137,29 @@ def overlap_backward(
         )  # fmt: skip
     rest = grad - q * mean
     target = of_own  # of pixels that do not count nothing is left
-    left: tl.constexpr = num_classes % unrolled
-    for start in range(0, num_classes - left, unrolled):
-        for first in tl.static_range(0, unrolled, 4):
-            k = start + first
-            x0, x1, x2, x3 = load_classes(logits + k * step, bias_ptr, k, 4, step, inside)
-            _write(
-                x0, x1, x2, x3, 4, output + k * out_step, out_step, probability_ptr, k, inside, kept,
-                target - k, q, rest, of_own_class, top, log_total,
-            )  # fmt: skip
-    for k in tl.static_range(num_classes - left + single, num_classes, 4):
-        at = logits + (k - single) * step
-        x0, x1, x2, x3 = load_classes(at, bias_ptr, k, num_classes - k, step, inside)
-        _write(
-            x0, x1, x2, x3, num_classes - k, output + (k - single) * out_step, out_step, probability_ptr, k,
-            inside, kept, target - k, q, rest, of_own_class, top, log_total,
+    if kind != "":
+        of_other = of_kept(tl.load(other_ptr + pixel, mask=inside, other=0.0), kept, log_norm)
+        _write_all(
+            kind, logits, output, bias_ptr, step, out_step, inside, target, kept, of_other, top, log_norm,
+            weight_ptr, n0, n1, n2, n3, probability_ptr, q, rest, of_own_class, single, num_classes, block,
         )  # fmt: skip
+    else:
+        left: tl.constexpr = num_classes % unrolled
+        for start in range(0, num_classes - left, unrolled):
+            for first in tl.static_range(0, unrolled, 4):
+                k = start + first
+                x0, x1, x2, x3 = load_classes(logits + k * step, bias_ptr, k, 4, step, inside)
+                _write(
+                    x0, x1, x2, x3, 4, output + k * out_step, out_step, probability_ptr, k, inside, kept,
+                    target - k, q, rest, of_own_class, top, log_total,
+                )  # fmt: skip
+        for k in tl.static_range(num_classes - left + single, num_classes, 4):
+            at = logits + (k - single) * step
+            x0, x1, x2, x3 = load_classes(at, bias_ptr, k, num_classes - k, step, inside)
+            _write(
+                x0, x1, x2, x3, num_classes - k, output + (k - single) * out_step, out_step, probability_ptr, k,
+                inside, kept, target - k, q, rest, of_own_class, top, log_total,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -219,3 +231,30 @@ def _write_class(x, output, table_ptr, k, inside, kept, own, q, rest, of_own_cla
         rest += q * tl.load(table_ptr + k)
     found = _probability(x, top, log_total) * rest + tl.where(own, of_own_class, 0.0)
     tl.store(output, tl.where(kept, found, 0.0).to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _write_all(
+    kind: tl.constexpr, logits, output, bias_ptr, step, out_step, inside, target, kept, grad, top, log_norm,
+    weight_ptr, n0, n1, n2, n3, table_ptr, q, rest, of_own_class,
+    single: tl.constexpr, num_classes, block: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient with that of a form of all classes, (u_k - p_k Σ_j u_j) ``grad``."""
+    n0, n1, n2, n3 = as_tensors(n0, n1, n2, n3, block)
+    s0, s1, s2, s3, s4 = sums(
+        kind, True, logits, bias_ptr, step, inside, target, top, log_norm, weight_ptr,
+        n0, n1, n2, n3, single, num_classes, block,
+    )  # fmt: skip
+    total = total_slope(kind, n0, n1, n2, n3, s0, s1, s2, s3, s4)
+    for k in range(single, num_classes):
+        log_p = (load_class(logits, bias_ptr, k, step, inside, single) - top) - log_norm
+        weight = 1.0
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + k)
+        of_form = slope(kind, log_p, target == k, weight, n0, n1, n2, n3, s0, s1, s2, s3, s4)
+        every = rest - total * grad
+        if table_ptr is not None:
+            every += q * tl.load(table_ptr + k)
+        found = exp(log_p) * every + of_form * grad + tl.where(target == k, of_own_class, 0.0)
+        found = tl.where(kept, found, 0.0).to(output.dtype.element_ty)
+        tl.store(output + (k - single) * out_step, found, mask=inside)

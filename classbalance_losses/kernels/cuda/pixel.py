@@ -128,7 +128,7 @@ def _forward(
         return _forward(input.contiguous(), target, *how)
     value, norm, *error = outputs = _outputs(input, target, *how)
     fits = all_fit(input.device)
-    maps = value, error[0] if error else None, norm
+    maps = value, None, error[0] if error else None, norm
     plan(input, target.contiguous(), bias, weight, None, *maps, None, fits)
     check_fit(fits, classes(input.shape, single))
     return outputs

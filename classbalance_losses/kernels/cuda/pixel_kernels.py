@@ -25,18 +25,18 @@ from classbalance_losses.kernels.cuda.device import (
     with_bias,
 )
 from classbalance_losses.kernels.cuda.overlap_kernels import write_parts
-from classbalance_losses.kernels.forms.cuda import add, of_loss, slope, total_slope, value
+from classbalance_losses.kernels.forms.cuda import as_tensors, of_loss, slope, sums, total_slope, value
 
 
 @triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
 def forward(
-    input_ptr, target_ptr, bias_ptr, weight_ptr, q_ptr, value_ptr, error_ptr, norm_ptr, partial_ptr, fits_ptr,
+    input_ptr, target_ptr, bias_ptr, weight_ptr, q_ptr, value_ptr, loss_ptr, error_ptr, norm_ptr, partial_ptr, fits_ptr,
     outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
     stride_c, stride_outer, stride_row, stride_pixel,
     in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, single: tl.constexpr,
     num_classes: tl.constexpr, unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Write what is asked of φ, ‖p − e_y‖² and parts of overlap sums, what backward needs, and whether a label is none.
+    """Write what is asked of φ, ℓ, ‖p − e_y‖² and parts of overlap sums, what backward needs, and if a label is none.
 
     Of a ``single`` logit a pixel, 1 and not 0, class 0 has no place in memory.
     """
@@ -80,14 +80,16 @@ def forward(
         found, of_form = of_loss(kind, loss, p, missed, n0)
         tl.store(norm_ptr + 2 * plane + pixel, of_form, mask=inside)
     else:
-        n0, n1, n2, n3 = _tensors(n0, n1, n2, n3, block)
-        s0, s1, s2, s3, s4 = _sums(
+        n0, n1, n2, n3 = as_tensors(n0, n1, n2, n3, block)
+        s0, s1, s2, s3, s4 = sums(
             kind, False, logits, bias_ptr, step, inside, target, top, log_total, weight_ptr,
             n0, n1, n2, n3, single, num_classes, block,
         )  # fmt: skip
         found = value(kind, loss, n0, n1, n2, n3, s0, s1, s2, s3, s4)
     if value_ptr is not None:
         tl.store(value_ptr + pixel, tl.where(kept, found, 0.0), mask=inside)
+    if loss_ptr is not None:
+        tl.store(loss_ptr + pixel, tl.where(kept, loss, 0.0), mask=inside)
     if with_error:
         tl.store(error_ptr + pixel, tl.where(kept, error, 0.0), mask=inside)
     tl.store(norm_ptr + pixel, top, mask=inside)
@@ -97,33 +99,6 @@ def forward(
             logits, bias_ptr, q_ptr, partial_ptr, outer_count, outer, blocks, pixel, inside, target, kept,
             top, log_total, step, single, num_classes, block,
         )  # fmt: skip
-
-
-@triton.jit
-def _tensors(n0, n1, n2, n3, block: tl.constexpr):
-    """Return numbers as tensors, which the interpreter of Triton 3.2 needs where they are compared."""
-    zero = tl.zeros((block,), tl.float32)
-    return zero + n0, zero + n1, zero + n2, zero + n3
-
-
-@triton.jit
-def _sums(
-    kind: tl.constexpr, with_slope: tl.constexpr, logits, bias_ptr, step, inside, target, top, log_total,
-    weight_ptr, n0, n1, n2, n3, single: tl.constexpr, num_classes, block: tl.constexpr,
-):  # fmt: skip
-    """Return the sums over all classes of a form that needs such."""
-    s0 = tl.zeros((block,), tl.float32)
-    s1, s2, s3 = s0, s0, s0
-    s4 = tl.full((block,), LOWEST, tl.float32)
-    for k in range(num_classes):
-        x = load_class(logits, bias_ptr, k, step, inside, single)
-        weight = 1.0
-        if weight_ptr is not None:
-            weight = tl.load(weight_ptr + k)
-        s0, s1, s2, s3, s4 = add(
-            kind, with_slope, (x - top) - log_total, target == k, weight, n0, n1, n2, n3, s0, s1, s2, s3, s4
-        )
-    return s0, s1, s2, s3, s4
 
 
 @triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
@@ -199,8 +174,8 @@ def _write_all(
     weight_ptr, n0, n1, n2, n3, single: tl.constexpr, num_classes, block: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of a form of all classes, going over them twice."""
-    n0, n1, n2, n3 = _tensors(n0, n1, n2, n3, block)
-    s0, s1, s2, s3, s4 = _sums(
+    n0, n1, n2, n3 = as_tensors(n0, n1, n2, n3, block)
+    s0, s1, s2, s3, s4 = sums(
         kind, True, logits, bias_ptr, step, inside, target, top, log_total, weight_ptr,
         n0, n1, n2, n3, single, num_classes, block,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -67,8 +67,8 @@ def parameters(form: reference.Form | None) -> tuple[int, list[float], Tensor | 
         return NO_FORM, [], None
     if isinstance(form, reference.Smoothed):
         return SMOOTHED, [form.label_smoothing], form.weight.contiguous()
-    code = _CODES[type(form)]
-    return code, [] if code == CROSS_ENTROPY else list(form), None
+    code, numbers = _CODES[type(form)], cast("Sequence[float]", form)
+    return code, [] if code == CROSS_ENTROPY else list(numbers), None
 
 
 def form_of(code: int, numbers: Sequence[float], weight: Tensor | None) -> reference.Form:

@@ -19,7 +19,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from classbalance_losses.kernels.cuda.device import LOG2E, at_most, divide, exp, exp2, log1p
+from classbalance_losses.kernels.cuda.device import (
+    LOG2E,
+    LOWEST,
+    at_most,
+    divide,
+    exp,
+    exp2,
+    load_class,
+    log1p,
+)
 from classbalance_losses.kernels.forms import reference
 from classbalance_losses.kernels.forms.reference import Form
 
@@ -29,6 +38,7 @@ _KINDS: dict[str, Any] = {
     "smoothed": reference.Smoothed,
     "dual cross entropy": reference.DualCrossEntropy,
     "dual focal": reference.DualFocal,
+    "adjusted": reference.Adjusted,
 }
 _KIND_OF = {form: kind for kind, form in _KINDS.items()}
 OF_LOSS = ("cross entropy", "focal")
@@ -36,9 +46,10 @@ _SURE = tl.constexpr(reference.SURE)
 
 
 def parameters(form: Form) -> tuple[str, list[float], Tensor | None]:
-    """Return what stands for a form where operators take it: its kind, its numbers and its weight."""
+    """Return what stands for a form where operators take it: its kind, its numbers and its weight or bias."""
     kind, numbers = _KIND_OF[type(form)], [float(number) for number in form if not isinstance(number, Tensor)]
-    return kind, [] if kind == "cross entropy" else numbers, getattr(form, "weight", None)
+    vector = next((vector for vector in form if isinstance(vector, Tensor)), None)
+    return kind, [] if kind == "cross entropy" else numbers, vector
 
 
 def form_of(kind: str, numbers: Sequence[float], weight: Tensor | None) -> Form:
@@ -87,7 +98,7 @@ def add(
 ):  # fmt: skip
     """Take a class into the sums, which start from 0, 0, 0, 0 and LOWEST. ``own``: whether it is the pixel's.
 
-    Those that the slope needs and those that the value needs differ. ``weight`` is the class's.
+    Those that the slope needs and those that the value needs differ. ``weight`` is the class's, or its bias.
     """
     p = exp(log_p)
     if kind == "smoothed":
@@ -99,6 +110,9 @@ def add(
             s0 += tl.where(own, -1.0, n1 * divide(p, p + n3))
         else:
             s0 += tl.where(own, 0.0, log1p(p * n0))
+    elif kind == "adjusted":
+        s2 += tl.where(own, log_p + weight, 0.0)
+        s3, s4 = _add_power(tl.where(own, float("-inf"), log_p + weight), s3, s4)
     else:
         sure = log_p > _SURE
         s0 += tl.where(own, 0.0, _power(log_p, n2))
@@ -107,10 +121,41 @@ def add(
         s1 += tl.where(own | (sure & (n3 == 1.0)), 0.0, room)
         s2 += tl.where(own, log_p, 0.0)
         # Σ p over the others than a sure one, as s3 · e^s4: its logarithm is to stay finite.
-        unsure = tl.where(sure, float("-inf"), log_p)
-        largest = tl.maximum(s4, unsure)
-        s3 = s3 * exp(s4 - largest) + exp(unsure - largest)
-        s4 = largest
+        s3, s4 = _add_power(tl.where(sure, float("-inf"), log_p), s3, s4)
+    return s0, s1, s2, s3, s4
+
+
+@triton.jit
+def _add_power(x, total, largest):
+    """Return a sum of e^x, as total · e^largest, with one x more."""
+    new = tl.maximum(largest, x)
+    return total * exp(largest - new) + exp(x - new), new
+
+
+@triton.jit
+def as_tensors(n0, n1, n2, n3, block: tl.constexpr):
+    """Return numbers as tensors, which the interpreter of Triton 3.2 needs where they are compared."""
+    zero = tl.zeros((block,), tl.float32)
+    return zero + n0, zero + n1, zero + n2, zero + n3
+
+
+@triton.jit
+def sums(
+    kind: tl.constexpr, with_slope: tl.constexpr, logits, bias_ptr, step, inside, target, top, log_total,
+    weight_ptr, n0, n1, n2, n3, single: tl.constexpr, num_classes, block: tl.constexpr,
+):  # fmt: skip
+    """Return the sums over all classes, of the logits there."""
+    s0 = tl.zeros((block,), tl.float32)
+    s1, s2, s3 = s0, s0, s0
+    s4 = tl.full((block,), LOWEST, tl.float32)
+    for k in range(num_classes):
+        x = load_class(logits, bias_ptr, k, step, inside, single)
+        weight = 1.0
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + k)
+        s0, s1, s2, s3, s4 = add(
+            kind, with_slope, (x - top) - log_total, target == k, weight, n0, n1, n2, n3, s0, s1, s2, s3, s4
+        )
     return s0, s1, s2, s3, s4
 
 
@@ -121,6 +166,9 @@ def value(kind: tl.constexpr, loss, n0, n1, n2, n3, s0, s1, s2, s3, s4):
         found = n0 * tl.where((s2 == 0.0) & (loss == float("inf")), 0.0, s2 * loss) + n1 * s0
     elif kind == "dual cross entropy":
         found = loss + (n1 * s0 + n2)
+    elif kind == "adjusted":
+        _, odds = _odds(s2, s3, s4)
+        found = tl.maximum(odds, 0.0) + log1p(exp(-tl.abs(odds)))
     else:
         missed, log_rest, mistaken = _missed(s2, s3, s4, n2, n3)
         room = s1 + tl.where(mistaken, log_rest, 0.0)
@@ -136,6 +184,8 @@ def total_slope(kind: tl.constexpr, n0, n1, n2, n3, s0, s1, s2, s3, s4):
         total = -n0 * s2 - n1 * s1
     elif kind == "dual cross entropy":
         total = s0
+    elif kind == "adjusted":
+        total = s3 * 0.0
     else:
         own, given, _ = _slopes_of_rest(n0, n1, n2, n3, s2, s3, s4)
         total = s1 + n0 * n2 * s0 + own + tl.where(s3 > 0.0, given, 0.0)
@@ -150,6 +200,10 @@ def slope(kind: tl.constexpr, log_p, own, weight, n0, n1, n2, n3, s0, s1, s2, s3
         found = -n1 * weight - tl.where(own, n0 * weight, 0.0)
     elif kind == "dual cross entropy":
         found = tl.where(own, -1.0, n1 * divide(p, p + n3))
+    elif kind == "adjusted":
+        rest, odds = _odds(s2, s3, s4)
+        log_total = tl.maximum(rest, s2) + log1p(exp(-tl.abs(odds)))
+        found = tl.where(own, -divide(1.0, 1.0 + exp(-odds)), exp(log_p + weight - log_total))
     else:
         sure = log_p > _SURE
         of_own, given, log_rest = _slopes_of_rest(n0, n1, n2, n3, s2, s3, s4)
@@ -157,6 +211,13 @@ def slope(kind: tl.constexpr, log_p, own, weight, n0, n1, n2, n3, s0, s1, s2, s3
         found = tl.where(own, of_own, room + n0 * n2 * _power(log_p, n2))
         found += tl.where(sure | (s3 == 0.0), 0.0, given * exp(log_p - log_rest))
     return found
+
+
+@triton.jit
+def _odds(own, rest, largest):
+    """Return the logarithm of the others' sum, and by how much it is above that of the label's part."""
+    log_rest = largest + tl.log(rest)
+    return log_rest, log_rest - own
 
 
 @triton.jit

@@ -85,6 +85,17 @@ class Smoothed(NamedTuple):
         return own * loss + self.label_smoothing * spread
 
 
+class Adjusted(NamedTuple):
+    """Cross-entropy of logits plus constants: of a sum's other terms, which see the logits themselves, a form."""
+
+    bias: Tensor  # (C,), in the loss's dtype
+
+    def value(self, input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        """Return φ (N, *), 0 where not kept."""
+        bias = self.bias.view(-1, *[1] * (input.ndim - 2))
+        return CrossEntropy().value(input.to(bias.dtype) + bias, target, keep)
+
+
 class DualCrossEntropy(NamedTuple):
     r""":math:`\ell + \beta \sum_{j \ne y} \log(\alpha + p_j)`."""
 
@@ -120,7 +131,9 @@ class DualFocal(NamedTuple):
         return loss + self.alpha * (missed + spilt)
 
 
-Form = CrossEntropy | Focal | Smoothed | DualCrossEntropy | DualFocal
+Form = (
+    CrossEntropy | Focal | Smoothed | DualCrossEntropy | DualFocal | Adjusted
+)  # of which the CPU lacks the last
 
 
 class Mixed(NamedTuple):
