@@ -147,7 +147,7 @@ class Engine(Resumable):
         """Entropy of the final prediction; and weak to strong, of the encoder's own one or of the final one."""
         config, images = self.config, unlabelled.image
         size = (images.shape[-2], images.shape[-1])
-        values = {}
+        values: dict[str, Tensor] = {}
         if config.weights.entropy:
             values["entropy"] = entropy_loss(prediction.logits(size))
         if config.weights.consistency:
@@ -179,7 +179,7 @@ class Engine(Resumable):
         """L_div, L_topo and L_anchor, those that have a weight and something to look at."""
         weights, options = self.config.weights, self.config.loss
         queries, prototypes = self.network.queries(text), self.network.text.prototypes
-        values = {}
+        values: dict[str, Tensor] = {}
         if queries is None:
             return values
         if weights.diversity and self.network.filters:
@@ -210,7 +210,7 @@ class Engine(Resumable):
         seeds = self._seeds(labelled, _HIDDEN, 0) + self._seeds(unlabelled, _HIDDEN, 1)
         hidden, cells = occluded(labels, whole.shape[-2:], seeds, IGNORE_INDEX)
         features, region = self.network.vision(hide(images, hidden))[-1], cells != IGNORE_INDEX
-        values = {}
+        values: dict[str, Tensor] = {}
         if weights.mask:
             values["mask"] = masked_consistency_loss(features, whole, region, process_group="world")
         if weights.align:
