@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from examples.common.scenes.domain import Domain
 from examples.common.vision import VisionEncoder
 
-_DECAY = 1.0  # of the probe's weights, on standardised features
+_DECAY = (
+    1.0  # of the probe's weights, on features of unit length on average: a few images decide no class alone
+)
 _STEPS = 100  # of L-BFGS, which converges in fewer
 _FLAT = 1e-3  # below it a feature is the same in all images
 
@@ -98,7 +100,7 @@ def _pooled(vision: VisionEncoder, images: Tensor) -> Tensor:
 def _regression(features: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Logistic regression with a squared penalty on the weights: (N, F) and (N, K) -> (K, F), (K,)."""
     spread, mean = torch.std_mean(features, dim=0, correction=0)
-    scale = 1 / spread.clamp(min=_FLAT)
+    scale = 1 / (spread.clamp(min=_FLAT) * features.shape[1] ** 0.5)
     standard = (features - mean) * scale
     weight = features.new_zeros(wanted.shape[1], features.shape[1], requires_grad=True)
     bias = features.new_zeros(wanted.shape[1], requires_grad=True)
