@@ -14,8 +14,8 @@ with Dynamic Text-Spatial Query Alignment", arXiv 2506.13925, version 2:
     \qquad
     L_{\text{prompt}} = L_{\text{topo}} + L_{\text{anchor}}
 
-They see no pixels. No code by the authors could be found, and the paper gives no weights for these terms: what it
-leaves open is settled in the docstrings.
+They see no pixels. Φ is a perceptron of two layers in the paper. No code by the authors could be found, and the paper
+gives no weights for these terms: what it leaves open is settled in the docstrings.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def anchor_loss(
     ‖Φ‖ is about K − 1, far from prototypes of length 1; so the default scales both to length 1.
 
     Args:
-        projected: Φ(t), shape (K, D), floating point. Φ is the caller's: a linear layer, as a rule.
+        projected: Φ(t), shape (K, D), floating point. Φ is the caller's: in the paper a perceptron of two layers,
+            whose widths it does not give, on the embeddings t at length 1.
         prototypes: :math:`t^C`, shape (K, D); constant.
         normalize: scale projected and prototypes to length 1 first. False takes both as they are.
         reduction: "sum" as above; "mean" divides it by K.
@@ -258,8 +259,9 @@ class AnchorLoss(FeatureLoss):
         TypeError: for dtypes.
 
     Examples:
-        >>> project, text = torch.nn.Linear(256, 512), torch.randn(19, 256)
-        >>> AnchorLoss()(project(text), torch.randn(19, 512)).backward()
+        >>> linear = torch.nn.Linear
+        >>> phi = torch.nn.Sequential(linear(256, 512), torch.nn.ReLU(), linear(512, 512))
+        >>> AnchorLoss()(phi(torch.randn(19, 256)), torch.randn(19, 512)).backward()
     """
 
     _shown = ("normalize", "reduction")
@@ -291,8 +293,9 @@ class PromptLoss(FeatureLoss):
         TypeError: for dtypes.
 
     Examples:
-        >>> project, text = torch.nn.Linear(256, 512), torch.randn(19, 256, requires_grad=True)
-        >>> PromptLoss()(text, project(text), torch.randn(19, 512)).backward()
+        >>> linear, text = torch.nn.Linear, torch.randn(19, 256, requires_grad=True)
+        >>> phi = torch.nn.Sequential(linear(256, 512), torch.nn.ReLU(), linear(512, 512))
+        >>> PromptLoss()(text, phi(text), torch.randn(19, 512)).backward()
     """
 
     _shown = ("normalize", "reduction")

@@ -12,7 +12,8 @@ with Dynamic Text-Spatial Query Alignment", arXiv 2506.13925, version 2:
 .. math::
     L_{\text{vl}} = L_{\text{align}} + \lambda_{\text{mask}} L_{\text{mask}}
 
-over a region M of the pixels. No code by the authors could be found; neither τ nor λ is in the paper.
+over a region M of the pixels: in the paper all pixels of one class, drawn at random, which are hidden in the input of
+the encoder that learns. No code by the authors could be found; neither τ nor λ is in the paper.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def masked_consistency_loss(
     Args:
         masked: features of the masked images, shape (N, D, *), floating point.
         reference: features of the whole images, of the same shape; constant.
-        mask: the region M, shape (N, *), bool; ``None`` for all pixels. Features outside are inert, and may be NaN.
+        mask: the region M, shape (N, *), bool: the pixels that were hidden, in the paper all those of one class;
+            ``None`` for all pixels. Features outside are inert, and may be NaN.
         reduction: "mean" over M; "sum"; "none" for the terms, shape (N, *), 0 outside M.
         process_group: ``None`` for this process, ``"world"`` or a group to count M over all its ranks.
 
@@ -100,8 +102,9 @@ def text_alignment_loss(
     :math:`\partial \ell / \partial x = (I - u u^\top) \sum_k (p_k - 1[k = y])\, \hat t_k / (\tau \lVert x \rVert)`. The
     gradient goes to the text as well, for prompts that learn; detach it where the text is frozen.
 
-    Readings: the paper names one frozen text encoder and learnt prompts in the same place, so both are possible
-    here, and it does not give τ. The default 0.07 is where CLIP's own training starts; it is this library's.
+    In the paper t is CLIP's text embedding of the class, M the pixels of one class. Readings: its symbol for t is that
+    of the embedding with learnt prompts, so both are possible here, and it does not give τ. The default 0.07 is where
+    CLIP's own training starts; it is this library's.
 
     Args:
         features: x, shape (N, D, *), floating point.

@@ -76,10 +76,53 @@ class TextEncoder(nn.Module):
         lengths = torch.tensor([len(row) for row in rows], device=tokens.device)
         return Text(tokens, torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None])
 
+    @property
+    def token_width(self) -> int:
+        """Of the embeddings that the network reads in the place of tokens."""
+        width: int = self.model.get_input_embeddings().weight.shape[1]
+        return width
+
+    def prompted(self, captions: Sequence[str], prompt: Tensor) -> Tensor:
+        """One vector a caption, (N, D), with learnt tokens between the mark that begins a text and its first word.
+
+        The gradient goes to the prompt, through the frozen network.
+
+        Args:
+            captions: N texts.
+            prompt: input embeddings (P, `token_width`).
+
+        Raises:
+            ValueError: the encoder is not pooled, so that it has no one vector for a caption.
+        """
+        if not self.pooled:
+            raise ValueError("learnt prompts need an encoder that is pooled")
+        ids, mask = (x.to(prompt.device) for x in self._tokenize(captions))
+        number = len(prompt)
+        # The first mark stands where the learnt tokens go. CLIP finds a text's end by its mark, so that may not.
+        ids = torch.cat([ids[:, :1].expand(-1, number), ids], dim=1)
+        mask = torch.cat([mask[:, :1].expand(-1, number), mask], dim=1)
+
+        def learnt(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+            own = prompt.to(embedded.dtype).expand(len(embedded), -1, -1)
+            return torch.cat([embedded[:, :1], own, embedded[:, 1 + number :]], dim=1)
+
+        hook = self.model.get_input_embeddings().register_forward_hook(learnt)
+        try:
+            tokens, _ = self._read(ids, mask)
+        finally:
+            hook.remove()
+        return tokens[:, 0].float()
+
     def _encode(self, caption: str) -> Tensor:
         """One caption, alone: in company its last bits would depend on the others, and resuming would not be exact."""
         device = next(self.model.parameters()).device
         ids, mask = (x.to(device) for x in self._tokenize([caption]))
+        tokens, mask = self._read(ids, mask)
+        row: Tensor = tokens[0][mask[0].bool()].float()
+        return row
+
+    def _read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids -> vectors (N, L, D) and their mask; L = 1 where the encoder is pooled."""
         output = self.model(input_ids=ids, attention_mask=mask)
         tokens = output.last_hidden_state
         if self.pooled:
@@ -89,9 +132,7 @@ class TextEncoder(nn.Module):
                 weight = mask[..., None].to(tokens.dtype)
                 tokens = (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
             mask = mask[:, :1]
-        tokens = tokens if self.project is None else self.project(tokens)
-        row: Tensor = tokens[0][mask[0].bool()].float()
-        return row
+        return tokens if self.project is None else self.project(tokens), mask
 
 
 def build_text(name: str, max_tokens: int, *, pooled: bool = False) -> TextEncoder:

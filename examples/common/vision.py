@@ -32,9 +32,14 @@ DENSE = ("values", "tokens")
 
 
 class VisionEncoder(nn.Module):
-    """(N, 3, H, W) in [0, 1] -> feature maps (N, channels[i], h_i, w_i)."""
+    """(N, 3, H, W) in [0, 1] -> feature maps (N, channels[i], h_i, w_i).
+
+    Where images and texts share a space, `joint_scale` is what their cosines are multiplied by in a softmax, and
+    `embedding` gives one vector an image; elsewhere it is None.
+    """
 
     channels: tuple[int, ...]
+    joint_scale: float | None = None
     mean: Tensor
     std: Tensor
 
@@ -46,6 +51,14 @@ class VisionEncoder(nn.Module):
     def normalized(self, image: Tensor) -> Tensor:
         """The image as the pretrained weights expect it."""
         return (image - self.mean) / self.std
+
+    def embedding(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, D), in the space of the texts.
+
+        Raises:
+            TypeError: the encoder shares no space with a text encoder.
+        """
+        raise TypeError(f"{type(self).__name__} shares no space with a text encoder")
 
 
 class ClipVision(VisionEncoder):
@@ -68,6 +81,8 @@ class ClipVision(VisionEncoder):
     Raises:
         ValueError: another `dense`.
     """
+
+    joint_scale = 100.0  # where CLIP's training ends: it clips the scale there
 
     def __init__(self, model: Any, projection: nn.Linear, dense: str = "values") -> None:
         super().__init__(MEAN, STD)
@@ -93,6 +108,13 @@ class ClipVision(VisionEncoder):
             self.projection(self.model.post_layernorm(last)),
         ]
         return _maps(tokens, image, self.patch)
+
+    def embedding(self, image: Tensor) -> Tensor:
+        """CLIP's own: its class token, projected; of the image at the size that CLIP was trained with."""
+        side: int = self.model.config.image_size
+        square = F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+        embedded: Tensor = self.projection(self.model(self.normalized(square.clamp(0, 1))).pooler_output)
+        return embedded
 
     def _values(self, tokens: Tensor) -> Tensor:
         """The last layer, with every token's own value in place of what attention mixes of them."""
@@ -151,6 +173,8 @@ class AlignedEfficientNet(EfficientNetVision):
         width: of that space.
     """
 
+    joint_scale = 1 / 0.07  # of its pre-training
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.projection = nn.Conv2d(EfficientNetVision.channels[-1], width, 1)
@@ -168,6 +192,10 @@ class AlignedEfficientNet(EfficientNetVision):
         """(N, 3, H, W) in [0, 1] -> four maps."""
         *finer, last = super().forward(image)
         return [*finer, self.projection(last)]
+
+    def embedding(self, image: Tensor) -> Tensor:
+        """The mean of the last map over its positions, as in its pre-training."""
+        return self(image)[-1].mean((2, 3))
 
 
 def build_vision(name: str, dense: str = "values") -> VisionEncoder:

@@ -38,23 +38,32 @@ class DataConfig:
 class ComponentConfig:
     """The parts of the network, which the ablation of the components switches off (Table 3)."""
 
-    generator: bool = True  # hierarchical queries; off: one query a class, a linear map of its text
-    relevance: bool = True  # the generator's filter: queries of classes that the image lacks are damped
-    refinement: bool = True  # pixel-text refinement; off: queries and features go to the decoder as they are
-    object_queries: bool = True  # the second kind of query; off: the text queries alone
-    consistency: bool = True  # training on the unlabelled images; off: they are seen by L_mask alone
+    text_queries: Literal["hierarchical", "plain", "none"] = (
+        "hierarchical"  # HTQG; one linear map of the text and no relevance; object queries alone
+    )
+    refinement: bool = True  # PTRM; off: queries and features go to the decoder as they are
+    object_queries: bool = True  # learnt queries; off: the text's alone
+    joint: bool = True  # DQTD: both kinds in one decoder; off: each by itself, in the same one
+
+    def __post_init__(self) -> None:
+        if self.text_queries == "none" and self.refinement:
+            raise ValueError("components.refinement needs text queries")
+        if self.text_queries == "none" and not self.object_queries:
+            raise ValueError("components leave no query: text_queries or object_queries must be there")
 
 
 @dataclass(frozen=True)
 class WeightConfig:
     """The weights of the losses, which the ablation of the losses sets to 0 (Table 4). The paper gives none."""
 
+    encoder: float = 1.0  # cross-entropy of the encoder's own prediction
+    consistency: float = 1.0
+    entropy: float = 0.01  # of unlabelled images
     diversity: float = 0.1
     topology: float = 1.0
     anchor: float = 0.1
     align: float = 0.1
     mask: float = 0.1  # λ_mask times the weight of L_vl
-    consistency: float = 1.0
     mask_bce: float = 5.0  # L_seg's three, as Mask2Former has them
     mask_dice: float = 5.0
     classes: float = 2.0
@@ -67,20 +76,22 @@ class WeightConfig:
 class ModelConfig:
     """The networks."""
 
-    vision: str = "efficientnet-lite0"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
+    vision: str = "efficientnet-lite0"  # or "clip:PATH-OR-HUB-NAME", "efficientnet-lite0:FILE", "clip-tiny"
     train_vision: bool = True
     text: str = "minilm"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
-    template: str = "a photo of a {}."
-    learn_text: bool = True  # learnt prompts: an offset to each class's embedding
-    levels: int = 3  # L
-    object_queries: int = 20
-    width: int = 64  # of queries and features; a multiple of 32, which Mask2Former's norms want
-    heads: int = 4
-    pixel_layers: int = 1  # deformable attention layers of the pixel decoder
-    decoder_layers: int = 3  # of the transformer decoder; each gives an auxiliary prediction
+    template: str = "a photo of a {}."  # of the fixed text embeddings
+    prompt_tokens: int = 8
+    presence: Literal["softmax", "sigmoid"] = "softmax"  # how zero-shot similarities become s_k
+    object_queries: int = 100  # M
+    width: int = 256  # of queries and features; a multiple of 32, which Mask2Former's norms want
+    heads: int = 8
+    pixel_layers: int = 6  # M: deformable attention layers of the pixel decoder, each with PTRM behind it
+    decoder_layers: int = 9  # N: masked attention layers; each gives an auxiliary prediction
+    inference: Literal["largest", "sum"] = "largest"  # mask decides a pixel; "sum" is Mask2Former's
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "levels", "object_queries", "heads", "pixel_layers", "decoder_layers")
+        at_least(self, 1, "prompt_tokens", "object_queries", "heads", "pixel_layers")
+        at_least(self, 0, "decoder_layers")
         if self.width % 32 or self.width % self.heads:
             raise ValueError(f"model.width must be a multiple of 32 and of model.heads, got {self.width}")
         if "{}" not in self.template:
@@ -95,25 +106,23 @@ class LossConfig:
     pairs: Literal["ordered", "unordered"] = "ordered"
     normalize: bool = True  # Φ's output, in L_anchor
     temperature: float = 0.07  # τ of L_align
-    mask_ratio: float = 0.5  # share of the patches that are masked
-    mask_patch: int = 32  # pixels
+    align_text: Literal["fixed", "prompted"] = "fixed"  # t of L_align
     points: int = 12544  # at which masks are compared, drawn anew for each image and step
     no_object: float = 0.1  # weight of "no object" in the class loss
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "mask_patch", "points")
-        if not 0 <= self.mask_ratio <= 1:
-            raise ValueError(f"loss.mask_ratio must be in [0, 1], got {self.mask_ratio}")
+        at_least(self, 1, "points")
 
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
     """Weak to strong, as SemiVL does it on UniMatch: pseudo-labels of the weak view, where they are sure."""
 
+    prediction: Literal["encoder", "final"] = "encoder"  # of which the views have to agree
     threshold: float = 0.95
     views: int = 2  # strong views of each unlabelled image
     strength: float = 0.5  # of their colours
-    cutmix: bool = True  # a box of each view comes from the next image of the batch
+    cutmix: bool = True  # a box of each view comes from the next image of the rank's batch
 
     def __post_init__(self) -> None:
         at_least(self, 1, "views")

@@ -23,21 +23,21 @@ def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str,
 
 
 @torch.no_grad()
-def predict(engine: Engine, image: Tensor) -> Tensor:
-    """Logits (K, H, W) of one image (3, H, W)."""
-    recipe = engine.config.training
+def predict(engine: Engine, image: Tensor, text: Tensor) -> Tensor:
+    """Scores of the classes (K, H, W) of one image (3, H, W), with the text embeddings of `Engine.text`."""
+    recipe, rule = engine.config.training, engine.config.model.inference
 
     def network(window: Tensor) -> Tensor:
-        logits: Tensor = engine.network(window).logits((window.shape[-2], window.shape[-1]))
-        return logits
+        return engine.predict(window, text).scores((window.shape[-2], window.shape[-1]), rule)
 
     return sliding_window(network, image[None].to(engine.device), recipe.window, recipe.stride)[0]
 
 
 def _confusion(engine: Engine, domain: Domain, num_classes: int, *, progress: bool) -> Tensor:
     engine.network.eval()
+    text = engine.text()
     return confusion_of(
-        lambda _, image: predict(engine, image),
+        lambda _, image: predict(engine, image, text),
         domain,
         num_classes,
         IGNORE_INDEX,

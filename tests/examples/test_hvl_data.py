@@ -1,4 +1,4 @@
-"""HVL's data: Pascal VOC's and Cityscapes' layouts, published splits, streams, masked patches and pasted boxes."""
+"""HVL's data: Pascal VOC's and Cityscapes' layouts, published splits, streams, hidden pixels and pasted boxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("kornia")
 from examples.common.scenes.batches import Steps
 from examples.hvl.config import DataConfig, load_config
 from examples.hvl.data.task import load_task, streams
-from examples.hvl.data.views import at_size, boxes, hide, labels_at_size, masked_patches, pasted
+from examples.hvl.data.views import boxes, hide, labels_at_size, pasted
 from examples.hvl.data.voc import CLASSES, pascal_voc, read_names, read_split
 
 SIZE = (12, 16)
@@ -148,20 +148,9 @@ def test_the_unlabelled_stream_reads_no_label(street_folder: Path, tmp_path: Pat
         assert set(batch["unlabelled"].names) <= set(task.unlabelled.names)
 
 
-def test_patches_are_whole_and_of_their_share() -> None:
-    hidden = masked_patches((48, 64), 16, 0.5, [3, 4])
-    cells = hidden.view(2, 3, 16, 4, 16)
-    assert (cells.amin((2, 4)) == cells.amax((2, 4))).all()
-    assert cells[:, :, 0, :, 0].sum((1, 2)).tolist() == [6, 6]
-    assert not torch.equal(hidden[0], hidden[1])
-    assert torch.equal(hidden, masked_patches((48, 64), 16, 0.5, [3, 4]))
-    assert masked_patches((50, 70), 16, 1.0, [0]).all()
-    assert not masked_patches((50, 70), 16, 0.0, [0]).any()
-
-
 def test_hidden_pixels_say_nothing_and_the_others_stay() -> None:
     images = torch.rand(2, 3, 8, 8)
-    hidden = masked_patches((8, 8), 4, 0.5, [0, 1])
+    hidden = torch.rand(2, 8, 8) < 0.4
     shown = hide(images, hidden)
     keep = ~hidden[:, None].expand_as(images)
     assert torch.equal(shown[keep], images[keep])
@@ -170,9 +159,7 @@ def test_hidden_pixels_say_nothing_and_the_others_stay() -> None:
         torch.testing.assert_close(image[:, mask][:, 0], whole.mean((1, 2)))
 
 
-def test_masks_and_labels_at_a_feature_maps_size() -> None:
-    hidden = masked_patches((32, 48), 16, 0.5, [0])
-    assert torch.equal(at_size(hidden, (2, 3)), hidden[:, ::16, ::16])
+def test_labels_at_a_feature_maps_size() -> None:
     label = torch.tensor([[[0, 255], [7, 3]]]).repeat_interleave(4, 1).repeat_interleave(4, 2)
     assert torch.equal(labels_at_size(label, (2, 2)), torch.tensor([[[0, 255], [7, 3]]]))
 

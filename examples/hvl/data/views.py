@@ -1,4 +1,4 @@
-"""Views that training makes of a batch: masked images, and boxes pasted from one image into the next."""
+"""Views that training makes of a batch: hidden pixels, and boxes pasted from one image into the next."""
 
 from __future__ import annotations
 
@@ -12,32 +12,10 @@ _SMALLEST, _LARGEST = 0.1, 0.5  # share of the image that a pasted box covers
 _ASPECT = 2.0  # its longest side over its shortest one
 
 
-def masked_patches(size: tuple[int, int], patch: int, ratio: float, seeds: Sequence[int]) -> Tensor:
-    """Whole patches, drawn for each seed: (N, H, W), True where the image is hidden.
-
-    Exactly round(ratio · patches) of an image's patches are hidden; those at the right and bottom may be cut.
-    """
-    grid = tuple(-(-side // patch) for side in size)
-    number = grid[0] * grid[1]
-    hidden = torch.zeros(len(seeds), number, dtype=torch.bool)
-    for row, seed in zip(hidden, seeds, strict=True):
-        row[
-            torch.randperm(number, generator=torch.Generator().manual_seed(seed))[: round(ratio * number)]
-        ] = True
-    pixels = hidden.view(-1, *grid).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
-    return pixels[:, : size[0], : size[1]]
-
-
 def hide(images: Tensor, hidden: Tensor) -> Tensor:
     """The images (N, 3, H, W) with the mean colour of each where `hidden` (N, H, W) is true."""
     colour = images.mean((2, 3), keepdim=True)
     return torch.where(hidden.unsqueeze(1), colour, images)
-
-
-def at_size(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask (N, H, W) at the size of a feature map: true where at least half of a cell is."""
-    share = F.adaptive_avg_pool2d(mask[:, None].float(), tuple(size))
-    return share[:, 0] >= 0.5
 
 
 def labels_at_size(labels: Tensor, size: Sequence[int]) -> Tensor:

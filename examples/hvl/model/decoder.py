@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +16,16 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerTransformerModule,
 )
 
-LEVELS = 3  # scales that Mask2Former's transformer decoder attends to
+LEVELS = 3  # L: maps that both decoders of Mask2Former attend to, 1/32, 1/16 and 1/8 of the image
 _STRIDES = (4, 8, 16, 32)
 
 
 class MaskTransformer(Mask2FormerPreTrainedModel):
     """Pixel decoder and transformer decoder.
+
+    Both have Mask2Former's layers: multi-scale deformable attention, which is also what the paper's pixel decoder is
+    made of, and masked attention. A query's mask is the dot product of its embedding, after Mask2Former's perceptron,
+    with the mask features.
 
     Args:
         channels: of the encoder's four maps, at 1/4 to 1/32 of the image.
@@ -55,10 +61,26 @@ class MaskTransformer(Mask2FormerPreTrainedModel):
         nn.init.kaiming_uniform_(self.pixel_decoder.mask_projection.weight, a=1)
         nn.init.zeros_(self.pixel_decoder.mask_projection.bias)
 
-    def pixels(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The encoder's maps, finest first -> mask features (N, C, H/4, W/4), and three maps, coarsest first."""
-        output = self.pixel_decoder(list(pyramid(features)), return_dict=True)
-        return output.mask_features, list(output.multi_scale_features)
+    def pixels(
+        self, features: Sequence[Tensor], queries: Tensor, refinement: nn.ModuleList | None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The encoder's maps through the pixel decoder, its layers interleaved with PTRM.
+
+        Args:
+            features: finest first.
+            queries: of K classes at each of the three maps, the coarsest first, (N, K, L, C).
+            refinement: for each layer a list of one module a map; None leaves pixels and queries apart.
+
+        Returns:
+            Mask features (N, C, H/4, W/4), the three maps, and the aligned queries (N, K, L, C).
+        """
+        levels = list(queries.unbind(2))
+        with ExitStack() as hooks:
+            for layer, modules in zip(self.pixel_decoder.encoder.layers, refinement or (), strict=False):
+                hook = layer.register_forward_hook(_refining(modules, levels), with_kwargs=True)
+                hooks.callback(hook.remove)
+            output = self.pixel_decoder(list(pyramid(features)), return_dict=True)
+        return output.mask_features, list(output.multi_scale_features), torch.stack(levels, dim=2)
 
     def decode(
         self, queries: Tensor, positions: Tensor, mask_features: Tensor, scales: Sequence[Tensor]
@@ -112,9 +134,39 @@ def pyramid_channels(channels: Sequence[int]) -> tuple[int, ...]:
     return tuple(channels) if len(channels) == len(_STRIDES) else (*channels, channels[-1])
 
 
-def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Mask2Former's semantic inference: Σ_q p_q(c) · sigmoid(mask_q), (N, K, h, w); "no object" is the last class."""
-    return torch.einsum("nqk,nqhw->nkhw", class_logits.softmax(-1)[..., :-1], mask_logits.sigmoid())
+def _refining(modules: Any, levels: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """A hook behind a layer of deformable attention: refines its pixels map by map, and `levels` in place."""
+
+    def refine(layer: nn.Module, args: Any, kwargs: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        pixels, *rest = output
+        parts = pixels.split([height * width for height, width in kwargs["spatial_shapes_list"]], dim=1)
+        refined = [
+            module(*pair) for module, pair in zip(modules, zip(parts, levels, strict=True), strict=True)
+        ]
+        levels[:] = [queries for _, queries in refined]
+        return torch.cat([part for part, _ in refined], dim=1), *rest
+
+    return refine
+
+
+class EncoderHead(nn.Module):
+    """The encoder's own prediction: a linear map of each of its maps to the classes, added up at the finest size.
+
+    Args:
+        channels: of the encoder's maps, finest first.
+        num_classes: K.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList([nn.Conv2d(width, num_classes, 1) for width in channels])
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Maps -> logits (N, K, h, w)."""
+        first, *others = [one(feature) for one, feature in zip(self.maps, features, strict=True)]
+        size = first.shape[-2:]
+        resized = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in others]
+        return torch.stack([first, *resized]).sum(0)
 
 
 class ClassHead(nn.Linear):
