@@ -25,6 +25,7 @@ from examples.hvl.config import Config
 from examples.hvl.data.views import at_size, boxes, hide, labels_at_size, masked_patches, pasted
 from examples.hvl.losses import consistency_loss, set_loss
 from examples.hvl.model.network import build_network
+from examples.hvl.schedule import polynomial
 
 # Streams of random numbers beside those of the batches: strong views, boxes, hidden patches, points.
 _STRONG, _BOXES, _HIDDEN, _POINTS = 12, 13, 14, 15
@@ -80,6 +81,8 @@ class Engine(Resumable):
         size = (unlabelled.image.shape[-2], unlabelled.image.shape[-1])
         with torch.no_grad(), _evaluating(self.network):
             wanted = self.network(unlabelled.image).logits(size)
+            if unlabelled.padding is not None:  # equal logits are sure of nothing
+                wanted = wanted.masked_fill(unlabelled.padding[:, None], 0)
         views, targets = [], []
         for view in range(config.consistency.views):
             strong = self.strong(unlabelled.image, self._seeds(unlabelled, _STRONG, view))
@@ -175,4 +178,4 @@ def _scheduler(optimizer: torch.optim.Optimizer, config: Config) -> torch.optim.
     if recipe.schedule == "one_cycle":
         rates = [group["lr"] for group in optimizer.param_groups]
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=recipe.iterations + 1)
-    return torch.optim.lr_scheduler.PolynomialLR(optimizer, recipe.iterations, recipe.power)
+    return polynomial(optimizer, recipe.iterations, recipe.power, recipe.warmup)
