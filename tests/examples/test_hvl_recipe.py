@@ -224,6 +224,17 @@ def test_a_run_by_the_recipe(config: Config, tmp_path: Path) -> None:
     assert again["scores"] == metrics["scores"]  # resumed to the same bits
 
 
+def test_padding_is_never_sure(street_folder: Path, tmp_path: Path) -> None:
+    """Of crops twice as high and wide as their images a quarter is image; random networks are sure of any of it."""
+    overrides = ["data.budget=2", "data.crop=[48, 64]", "consistency.cutmix=false", "training.iterations=1"]
+    found = load_config("smoke", [*overrides, "data.scale=1.0", "training.eval_every=0"])
+    config = replace(found, data=replace(found.data, folder=str(street_folder)))
+    train(config, tmp_path / "run", tmp_path / "kept", progress=False)
+    with (tmp_path / "run" / "log.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert 0.1 < float(row["confident"]) <= 0.25
+
+
 # The encoders
 
 
