@@ -40,9 +40,10 @@ def test_commands_name_every_published_configuration() -> None:
     assert all(load_config("voc", given) for given in overrides)
 
 
-def test_commands_name_every_grid() -> None:
+def test_commands_name_every_published_grid() -> None:
+    """Those of the paper's data; what is run on CamVid is told with its results."""
     text = PAGE.read_text()
-    for path in GRIDS.glob("*.toml"):
+    for path in {*GRIDS.glob("*.toml")} - {*GRIDS.glob("camvid*.toml")}:
         assert re.search(rf"grid run .*\b{path.stem}\b", text), path
     assert all((GRIDS / f"{name}.toml").is_file() for name in re.findall(r"grid run (\w+)", text))
 
