@@ -17,6 +17,7 @@ def load_clip(name: str) -> Any:
     projection from another key of the configuration, and where that differs start it anew with a note in the log.
 
     Raises:
+        ValueError: it is another kind of model, such as EVA02-CLIP.
         OSError: transformers finds no model there.
     """
     from transformers import CLIPModel  # noqa: PLC0415 (seconds)
@@ -24,12 +25,29 @@ def load_clip(name: str) -> Any:
     if name == "clip-tiny":
         return CLIPModel(_tiny_config())
     where = name.removeprefix("clip:")
+    _check_kind(where)
     return CLIPModel.from_pretrained(where, **local(where))
 
 
 def local(where: str) -> dict[str, Any]:
     """What keeps transformers from asking the network about a model that is a folder."""
     return {"local_files_only": True} if Path(where).is_dir() else {}
+
+
+def _check_kind(where: str) -> None:
+    """Raise ValueError where the model is no CLIP: `CLIPModel` would start it at random, with a warning alone."""
+    from transformers import AutoConfig, __version__  # noqa: PLC0415
+
+    remedy = (
+        f"clip: takes what transformers' CLIPModel reads, and transformers {__version__} has no EVA02-CLIP. "
+        "clip:openai/clip-vit-large-patch14 has its size and patches, clip:openai/clip-vit-base-patch16 is ViT-B/16"
+    )
+    try:
+        kind = AutoConfig.from_pretrained(where, **local(where)).model_type
+    except ValueError as error:
+        raise ValueError(f"{where} is of a kind that transformers does not know: {remedy}") from error
+    if kind != "clip":
+        raise ValueError(f"{where} is a {kind}: {remedy}")
 
 
 def _tiny_config() -> Any:

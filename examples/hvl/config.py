@@ -16,22 +16,31 @@ CONFIGS = Path(__file__).parent / "configs"
 class DataConfig:
     """Where images come from. Sizes are (height, width)."""
 
-    kind: Literal["voc", "cityscapes", "camvid"] = "camvid"
+    kind: Literal["voc", "coco", "ade20k", "cityscapes", "camvid"] = "camvid"
     folder: str = ""
-    splits: str = (
-        ""  # folder with labeled.txt and perhaps unlabeled.txt; "": one seeded shuffle, the first `budget`
+    splits: str = ""  # folder of published splits
+    split: str = (
+        ""  # its subfolder with labeled.txt, and perhaps unlabeled.txt; "": the first `budget` of a shuffle
     )
-    budget: int = 30  # labelled images, where `splits` is empty
+    budget: int = 30  # labelled images
     split_seed: int = 42
     size: tuple[int, int] | None = None  # of the training images; None: the files' own
     test_size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None  # None: whole images
+    scale: float = 1.0  # images are resized by a factor from [1/scale, scale] before they are cut
+    jitter: float = 0.0  # of the colours of labelled images
+    rare_class_sampling: bool = False  # of labelled images, as in DAFormer
+    rare_class_temperature: float = 0.01
     batch_size: int = 4  # of the labelled and of the unlabelled stream
-    train_split: str = "train_alt"  # of CamVid; for VOC a list of ImageSets/Segmentation, such as "trainaug"
+    train_split: str = (
+        "train_alt"  # of CamVid; VOC has lists, "trainaug", and the others folders, "train2017"
+    )
     test_splits: tuple[str, ...] = ("val_alt",)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "budget")
+        at_least(self, 1, "batch_size", "budget", "scale")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"data.jitter must be in [0, 1], got {self.jitter}")
 
 
 @dataclass(frozen=True)
@@ -133,11 +142,15 @@ class TrainingConfig:
     """The recipe."""
 
     iterations: int = 40_000
+    epochs: int = (
+        0  # passes through the unlabelled images, which then give `iterations`; 0: `iterations` as it is
+    )
     lr: float = 1e-4
     vision_lr: float = 0.1  # times lr, for the pretrained encoder
     weight_decay: float = 0.05
     schedule: Literal["poly", "one_cycle"] = "poly"
     power: float = 0.9
+    warmup: int = 0  # steps of "poly" in which the rates rise
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     workers: int = 0
@@ -149,7 +162,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "iterations", "log_every", "checkpoint_every")
-        at_least(self, 0, "eval_every", "workers")
+        at_least(self, 0, "epochs", "eval_every", "warmup", "workers")
 
 
 @dataclass(frozen=True)
@@ -168,8 +181,7 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
         content: dict[str, Any] = plain(asdict(self))
-        del content["data"]["folder"]
-        content["data"]["splits"] = Path(self.data.splits).name
+        del content["data"]["folder"], content["data"]["splits"]
         return content
 
 

@@ -30,6 +30,7 @@ from examples.hvl.model.network import build_network
 from examples.hvl.model.prediction import Prediction
 from examples.hvl.model.presence import Probe, from_labels
 from examples.hvl.occlusion import occluded
+from examples.hvl.schedule import polynomial
 
 # Streams of random numbers beside those of the batches: strong views, boxes, hidden classes, points.
 _STRONG, _BOXES, _HIDDEN, _POINTS = 12, 13, 14, 15
@@ -134,7 +135,8 @@ class Engine(Resumable):
         """The class of each unlabelled pixel, and where it is sure, by the prediction that has to be consistent."""
         logits = self._dense(prediction, unlabelled.image).detach()
         confidence, label = logits.softmax(1).max(1)
-        return label, confidence >= self.config.consistency.threshold
+        sure = confidence >= self.config.consistency.threshold
+        return label, sure if unlabelled.padding is None else sure & ~unlabelled.padding
 
     def _dense(self, prediction: Prediction, images: Tensor) -> Tensor:
         size = (images.shape[-2], images.shape[-1])
@@ -244,4 +246,4 @@ def _scheduler(optimizer: torch.optim.Optimizer, config: Config) -> torch.optim.
     if recipe.schedule == "one_cycle":
         rates = [group["lr"] for group in optimizer.param_groups]
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=recipe.iterations + 1)
-    return torch.optim.lr_scheduler.PolynomialLR(optimizer, recipe.iterations, recipe.power)
+    return polynomial(optimizer, recipe.iterations, recipe.power, recipe.warmup)

@@ -15,22 +15,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
 from examples.common.outcome import METRICS
-from examples.common.published import NONE, Table, beside, read_published
+from examples.common.published import NONE, Table, read_published
 from examples.common.scoring import RARE, rare_mean
 from examples.common.training import write_atomically
 from examples.hvl.config import Config, load_config
+from examples.hvl.tables import Run, overall, paper_sections, spread
 from examples.hvl.train import add_folders, train, with_folders
 
 GRIDS = Path(__file__).parent / "grids"
 PUBLISHED = Path(__file__).with_name("published.toml")
 _ONE = "†"  # marks a cell of one seed
-Run = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Grid:
     seeds: tuple[int, ...]
     rows: Mapping[str, tuple[str, ...]]  # label: overrides
     published: tuple[str, ...] = ()  # tables of published.toml
+    column: str = "mIoU"  # theirs that our means stand at
 
     def run(self, label: str, seed: int) -> Config:
         """The configuration of one run."""
@@ -60,7 +61,8 @@ def load_grid(name: str) -> Grid:
     try:
         rows = {row["label"]: tuple(row["set"]) for row in content["row"]}
         seeds, published = tuple(content["seeds"]), tuple(content.get("published", ()))
-        grid = Grid(path.stem, content["title"], content["config"], seeds, rows, published)
+        column = content.get("column", "mIoU")
+        grid = Grid(path.stem, content["title"], content["config"], seeds, rows, published, column)
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
     for label in rows:
@@ -88,10 +90,12 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
             config = grid.run(label, seed)
             path = run_folder(runs, grid.config, config.as_dict()) / METRICS
             if path.is_file():
-                recipe = {"steps": config.training.iterations, "batch_size": config.data.batch_size}
-                rows[label].append({"seed": seed, "recipe": recipe, **json.loads(path.read_text())})
+                metrics = json.loads(path.read_text())
+                recipe = {"steps": metrics["steps"], "batch_size": config.data.batch_size}
+                rows[label].append({"seed": seed, "recipe": recipe, **metrics})
     kind = grid.run(next(iter(grid.rows)), grid.seeds[0]).data.kind
-    return {"title": grid.title, "kind": kind, "published": list(grid.published), "rows": rows}
+    shown = {"published": list(grid.published), "column": grid.column}
+    return {"title": grid.title, "kind": kind, **shown, "rows": rows}
 
 
 def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
@@ -99,7 +103,7 @@ def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
     runs = [run for row in results["rows"].values() for run in row]
     lines = [f"# {results['title']}", ""]
     if not runs:
-        return "\n".join([*lines, "No run is finished.", *_beside(results, published, "", ""), ""])
+        return "\n".join([*lines, "No run is finished.", *paper_sections(results, published, "", ""), ""])
     hours = sum(run["seconds"] for run in runs) / 3600
     lines += [
         f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels, in percent; mean ± standard deviation "
@@ -115,31 +119,16 @@ def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
         main = next(iter(entry["mean_iou"]))
         lines += ["", f"## {test}, {main}", "", f"| | {main} / rarest {RARE} |", "| --- | --- |"]
         lines += [f"| {label} | {_cell(row, test, main)} |" for label, row in results["rows"].items()]
-        lines += _beside(results, published, test, main)
+        lines += paper_sections(results, published, test, main)
         lines += ["", f"## IoU of each class on {test}", "", *_class_table(results["rows"], test)]
     return "\n".join(lines) + "\n"
-
-
-def _beside(results: Mapping[str, Any], published: Mapping[str, Table], test: str, main: str) -> list[str]:
-    """The paper's tables; our means are in those that have a row of ours."""
-    ours = {label: [_overall(runs, test, main)] for label, runs in results["rows"].items()}
-    lines = []
-    for table in (published[key] for key in results["published"]):
-        shared = {*ours} & {*table.rows}
-        same = table.data == results["kind"]
-        lines += ["", *beside(table, ["mIoU"] if shared else [], ours if shared else {}, same=same)]
-    return lines
-
-
-def _overall(runs: Sequence[Run], test: str, main: str) -> str:
-    return _spread([run["scores"][test]["mean_iou"][main] for run in runs]) if runs else NONE
 
 
 def _cell(runs: Sequence[Run], test: str, main: str) -> str:
     if not runs:
         return NONE
-    rare = _spread([rare_mean(run["scores"][test]) for run in runs])
-    return f"{_overall(runs, test, main)} / {rare} ({_seeds(runs)})"
+    rare = spread([rare_mean(run["scores"][test]) for run in runs])
+    return f"{overall(runs, test, main)} / {rare} ({_seeds(runs)})"
 
 
 def _class_table(rows: Mapping[str, Sequence[Run]], test: str) -> list[str]:
@@ -159,11 +148,6 @@ def _class_table(rows: Mapping[str, Sequence[Run]], test: str) -> list[str]:
 
 def _seeds(runs: Sequence[Run]) -> str:
     return f"{len(runs)}{_ONE if len(runs) == 1 else ''}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{deviation}"
 
 
 def _distinct(runs: Sequence[Run], key: str) -> str:

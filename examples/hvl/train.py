@@ -31,6 +31,7 @@ from examples.hvl.data.task import Task, load_task, streams
 from examples.hvl.engine import Engine
 from examples.hvl.evaluation import evaluate
 from examples.hvl.pictures import write_claims
+from examples.hvl.schedule import with_steps
 
 RUNS = Path("runs/hvl")
 
@@ -52,7 +53,7 @@ def train(
     Args:
         config: the run.
         folder: its files.
-        kept: where runs share what is computed once: label splits.
+        kept: where runs share what is computed once: label splits, pixels of each class.
         device: of torch.
         stop_after: stop after this step with a checkpoint, and return nothing; 0 goes on to the end.
         progress: show progress bars.
@@ -65,12 +66,14 @@ def train(
     """
     if (folder / METRICS).is_file():
         return read_metrics(folder)
-    recipe, share = config.training, Share(rank(), world_size())
+    share = Share(rank(), world_size())
     share.places(config.data.batch_size)  # refuse now what no step could be made of
     with first_rank_first():
         task = load_task(config.data, kept)
+        sources = streams(task, config.data, config.training.seed, kept)
+    config = with_steps(config, len(task.unlabelled.names))
+    recipe = config.training
     engine, seconds = _engine(config, task, folder, torch.device(device))
-    sources = streams(task, config.data, recipe.seed)
     steps = in_order(
         Steps(sources, recipe.seed, engine.step, recipe.iterations, share), recipe.workers, device
     )
@@ -108,6 +111,8 @@ def _finish(
         "note": engine.config.note,
         "classes": list(task.classes),
         "labelled": len(task.labelled.names),
+        "unlabelled": len(task.unlabelled.names),
+        "steps": engine.step,
         "image_size": image_size,
         "scores": entries,
         **provenance(engine.device, seconds, world_size()),
@@ -118,12 +123,14 @@ def _finish(
 def add_folders(parser: argparse.ArgumentParser) -> None:
     """The options that say where data and runs lie."""
     parser.add_argument(
-        "--data", default="", help="the folder of VOC or Cityscapes, or one in CamVid's layout"
+        "--data",
+        default="",
+        help="the folder of VOC, COCO, ADE20K or Cityscapes, or one in CamVid's layout",
     )
     parser.add_argument(
         "--splits",
         default="",
-        help="a folder with labeled.txt, and perhaps unlabeled.txt, of a published split",
+        help="a data set's folder of published splits, where data.split names one with labeled.txt and unlabeled.txt",
     )
     parser.add_argument("--runs", type=Path, default=RUNS)
 

@@ -15,9 +15,10 @@ pytest.importorskip("kornia")
 
 from examples.common.scenes.batches import Steps
 from examples.hvl.config import DataConfig, load_config
+from examples.hvl.data.splits import read_names, read_split
 from examples.hvl.data.task import load_task, streams
 from examples.hvl.data.views import boxes, hide, labels_at_size, pasted
-from examples.hvl.data.voc import CLASSES, pascal_voc, read_names, read_split
+from examples.hvl.data.voc import CLASSES, pascal_voc
 
 SIZE = (12, 16)
 
@@ -97,21 +98,23 @@ def test_lists_in_every_published_form(tmp_path: Path) -> None:
 
 def test_a_split_belongs_to_its_data(tmp_path: Path) -> None:
     (tmp_path / "labeled.txt").write_text("b\n")
-    assert read_split(tmp_path, ("a", "b", "c")) == (("b",), ("a", "c"))
+    assert read_split(tmp_path, ("a", "b", "c"), 1) == (("b",), ("a", "c"))
     (tmp_path / "unlabeled.txt").write_text("c\n")
-    assert read_split(tmp_path, ("a", "b", "c")) == (("b",), ("c",))
+    assert read_split(tmp_path, ("a", "b", "c"), 1) == (("b",), ("c",))
+    with pytest.raises(ValueError, match=r"labels 1 images and data\.budget is 2"):
+        read_split(tmp_path, ("a", "b", "c"), 2)
     with pytest.raises(ValueError, match="does not have"):
-        read_split(tmp_path, ("b",))
+        read_split(tmp_path, ("b",), 1)
     (tmp_path / "unlabeled.txt").write_text("c\nb\n")
     with pytest.raises(ValueError, match="as labelled and as unlabelled"):
-        read_split(tmp_path, ("a", "b", "c"))
+        read_split(tmp_path, ("a", "b", "c"), 1)
 
 
 def test_a_task_of_each_kind(tmp_path: Path, street_folder: Path) -> None:
     (tmp_path / "split").mkdir()
     (tmp_path / "split" / "labeled.txt").write_text("JPEGImages/b.jpg SegmentationClass/b.png\n")
     voc = DataConfig(
-        "voc", str(write_voc(tmp_path / "voc")), str(tmp_path / "split"), train_split="trainaug",
+        "voc", str(write_voc(tmp_path / "voc")), str(tmp_path), "split", 1, train_split="trainaug",
         test_splits=("val",), crop=(8, 8), batch_size=2,
     )  # fmt: skip
     task = load_task(voc, tmp_path)

@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 
 from examples.hvl.config import CONFIGS, load_config
+from examples.hvl.grid import GRIDS
+from examples.hvl.schedule import with_steps
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproducing" / "hvl.md"
 
@@ -36,6 +38,27 @@ def test_commands_name_every_published_configuration() -> None:
     assert names == {path.stem for path in CONFIGS.glob("*.toml")} - {"smoke", "camvid"}
     assert any(overrides)
     assert all(load_config("voc", given) for given in overrides)
+
+
+def test_commands_name_every_published_grid() -> None:
+    """Those of the paper's data; what is run on CamVid is told with its results."""
+    text = PAGE.read_text()
+    for path in {*GRIDS.glob("*.toml")} - {*GRIDS.glob("camvid*.toml")}:
+        assert re.search(rf"grid run .*\b{path.stem}\b", text), path
+    assert all((GRIDS / f"{name}.toml").is_file() for name in re.findall(r"grid run (\w+)", text))
+
+
+def test_steps_of_the_page_are_those_of_the_epochs() -> None:
+    """The published splits have the rest of a data set as unlabelled."""
+    images = {"voc": 10_582, "coco": 118_287, "ade20k": 20_210, "cityscapes": 2_975}
+    rows = {}
+    for name in ("epochs", "steps with the fewest labels"):
+        (line,) = re.findall(rf"^\| {name} \|(.*)\|$", PAGE.read_text(), re.MULTILINE)
+        rows[name] = [int(cell.replace(" ", "")) for cell in line.split("|")]
+    for i, (name, number) in enumerate(images.items()):
+        config = load_config(name)
+        steps = with_steps(config, number - config.data.budget).training.iterations
+        assert (config.training.epochs, steps) == tuple(row[i] for row in rows.values())
 
 
 def test_every_switch_of_the_table_is_a_key() -> None:

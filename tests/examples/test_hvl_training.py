@@ -117,8 +117,8 @@ def test_a_checkpoint_of_another_configuration_is_refused(config: Config, tmp_pa
 def test_places_do_not_decide_a_runs_folder(config: Config, tmp_path: Path) -> None:
     moved = replace(config, data=replace(config.data, folder="elsewhere"))
     assert config.as_dict() == moved.as_dict()
-    split = replace(config, data=replace(config.data, splits="lists/92"))
-    again = replace(config, data=replace(config.data, splits="other/92"))
+    split = replace(config, data=replace(config.data, splits="lists", split="92"))
+    again = replace(config, data=replace(config.data, splits="others", split="92"))
     assert split.as_dict() == again.as_dict() != config.as_dict()
 
 
@@ -261,7 +261,7 @@ def test_a_grid_runs_and_reports(street_folder: Path, tmp_path: Path, monkeypatc
     assert "No run is finished." in capsys.readouterr().out
 
     entry = {"mean_iou": {"mIoU2": 0.5}, "iou": [0.75, 0.25], "pixel_accuracy": 0.9, "pixels": [90, 10]}
-    cost = {"labelled": 2, "seconds": 3600.0, "device": "a CPU", "threads": 1, "commit": "0123"}
+    cost = {"labelled": 2, "steps": 4, "seconds": 3600.0, "device": "a CPU", "threads": 1, "commit": "0123"}
 
     def finished(config: Config, folder: Path, kept: Path, **options: object) -> None:
         assert config.data.folder == str(street_folder)

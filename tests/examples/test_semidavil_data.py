@@ -84,9 +84,9 @@ def test_crops_cut_image_and_label_alike_and_pad_with_ignored_pixels():
         assert (label == 255).sum() == 3
         mirrored += int(label[0, 0] == 255)
     assert 8 < mirrored < 32
-    same, none = random_crop_flip(image, None, None, generator(0, 0, 0), flip=False)
-    assert none is None
+    same, whole = random_crop_flip(image, image[0].long(), None, generator(0, 0, 0), flip=False)
     assert torch.equal(same, image)
+    assert torch.equal(whole, image[0].long())
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +13,22 @@ from torch.utils.data import Dataset
 from examples.common.sampling import Sampler, generator
 from examples.common.scenes.augment import random_crop_flip
 from examples.common.scenes.domain import Domain, Size
+from examples.common.scenes.labels import IGNORE_INDEX
+
+
+class Augment(Protocol):
+    """How an image and its label are cut for training; see `random_crop_flip`."""
+
+    def __call__(
+        self,
+        image: Tensor,
+        label: Tensor,
+        size: Size | None,
+        generator: torch.Generator,
+        *,
+        flip: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """The same window of both."""
 
 
 @dataclass(frozen=True)
@@ -18,26 +36,30 @@ class Images:
     """`image` float32 (N, 3, H, W), `label` int64 (N, H, W) or None where there is none.
 
     `names` are the images' names, `positions` their places in the stream, which in all of training are theirs alone.
+    `padding` (N, H, W) is true where an image without a label was too small for its crop; labels say it by 255.
     """
 
     image: Tensor
     label: Tensor | None
     names: tuple[str, ...]
     positions: tuple[int, ...]
+    padding: Tensor | None = None
 
     def __getitem__(self, part: slice) -> Images:
-        label = None if self.label is None else self.label[part]
-        return Images(self.image[part], label, self.names[part], self.positions[part])
+        images = self._each(lambda plane: plane[part])
+        return replace(images, names=self.names[part], positions=self.positions[part])
 
     def to(self, device: torch.device) -> Images:
         """The same on another device."""
-        label = None if self.label is None else self.label.to(device, non_blocking=True)
-        return replace(self, image=self.image.to(device, non_blocking=True), label=label)
+        return self._each(lambda plane: plane.to(device, non_blocking=True))
 
     def pin_memory(self) -> Images:
         """The same in pinned memory: DataLoader asks for it."""
-        label = None if self.label is None else self.label.pin_memory()
-        return replace(self, image=self.image.pin_memory(), label=label)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Images:
+        label, padding = (None if plane is None else change(plane) for plane in (self.label, self.padding))
+        return replace(self, image=change(self.image), label=label, padding=padding)
 
 
 @dataclass(frozen=True)
@@ -78,21 +100,25 @@ class Stream:
     crop: Size | None
     labelled: bool
     flip: bool = True
+    augment: Augment = random_crop_flip
 
     def batch(self, step: int, seed: int, share: Share = Share()) -> Images:
         """The images of a step, or a share of them: positions step · batch_size and on."""
         positions = tuple(step * self.batch_size + place for place in share.places(self.batch_size))
-        images, labels, names = [], [], []
+        images, planes, names = [], [], []
         for position in positions:
             index = self.sampler(position)
-            label = self.domain.label(index) if self.labelled else None
+            image = self.domain.image(index)
+            label = self.domain.label(index) if self.labelled else torch.zeros(image.shape[-2:]).long()
             draws = generator(seed, position, 8 + self.number)
-            image, label = random_crop_flip(self.domain.image(index), label, self.crop, draws, flip=self.flip)
+            image, label = self.augment(image, label, self.crop, draws, flip=self.flip)
             images.append(image)
-            labels.append(label)
+            planes.append(label)
             names.append(self.domain.names[index])
-        joined = torch.stack([x for x in labels if x is not None]) if self.labelled else None
-        return Images(torch.stack(images), joined, tuple(names), positions)
+        image, plane = torch.stack(images), torch.stack(planes)
+        if self.labelled:
+            return Images(image, plane, tuple(names), positions)
+        return Images(image, None, tuple(names), positions, plane == IGNORE_INDEX)
 
 
 class Steps(Dataset[dict[str, Images]]):
