@@ -33,10 +33,12 @@ class Line:
 
 def semidavil() -> list[Line]:
     """Streets → CamVid with some labels of CamVid: cross-entropy and DyCE in the whole pipeline."""
-    rows = _read("semidavil/camvid_losses")["rows"]
+    rows = _read("semidavil/camvid_components")["rows"]
+    without, having = rows["CT + VLP + DLG"], rows["CT + DyCE + VLP + DLG"]
     return [
-        Line(f"{budget} labels of CamVid", _miou(rows["CE"][budget]), _miou(rows["DyCE"][budget]))
-        for budget in rows["CE"]
+        Line(f"{budget} labels of CamVid", _miou(without[budget]), _miou(having[budget]))
+        for budget in without
+        if without[budget] and having[budget]
     ]
 
 

@@ -12,6 +12,7 @@ efficientnet-lite0:FILE     the same after `python -m examples.semidavil.pretrai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -182,7 +183,15 @@ class AlignedEfficientNet(EfficientNetVision):
 
     @classmethod
     def load(cls, path: str) -> AlignedEfficientNet:
-        """From a file of its weights."""
+        """From a file of its weights.
+
+        Raises:
+            FileNotFoundError: no such file.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"weights not found: {path}; `python -m examples.semidavil.pretrain` writes them"
+            )
         state = torch.load(path, weights_only=True, map_location="cpu")
         vision = cls(len(state["projection.weight"]))
         vision.load_state_dict(state)

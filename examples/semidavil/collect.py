@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,6 +13,7 @@ from examples.common.outcome import METRICS
 from examples.semidavil.grid import Grid
 
 Run = Mapping[str, Any]
+CONFIDENT = "confident"  # the column of the log, and the curve
 
 
 def collect(grid: Grid, runs: Path) -> dict[str, Any]:
@@ -20,7 +21,8 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
 
     A run has its seed, its recipe and everything in its `metrics.json`: `scores` with the IoU of each class, and, for
     runs that recorded them, commit, versions, seconds and device. `confident` is the share of pixels that passed
-    equation 4's threshold, the mean over the logged steps, of runs with consistency training.
+    equation 4's threshold, the mean over the logged steps, of runs with consistency training. `curves` has the same
+    against the steps, and the main mean IoU of each test set: [[step, share], ...].
     """
     found: dict[str, Any] = {
         "title": grid.title,
@@ -45,14 +47,27 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
                         "accumulation": config.training.accumulation,
                     }
                     metrics = json.loads((folder / METRICS).read_text())
-                    cell.append({"seed": seed, "recipe": recipe, **metrics, **_confident(folder)})
+                    cell.append(
+                        {"seed": seed, "recipe": recipe, **metrics, **_logged(folder, metrics["scores"])}
+                    )
     return found
 
 
-def _confident(folder: Path) -> dict[str, float]:
-    """What a run's log says of its confident pixels; nothing where consistency training was off."""
+def _logged(folder: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's logs say: its curves, and how many pixels were confident where consistency training was on."""
+    curves = {
+        test: _curve(read_log(folder / f"scores_{test}.csv"), next(iter(entry["mean_iou"])))
+        for test, entry in scores.items()
+    }
     rows = read_log(folder / "log.csv")
-    return {"confident": mean(row["confident"] for row in rows)} if rows and "confident" in rows[0] else {}
+    if not rows or CONFIDENT not in rows[0]:
+        return {"curves": curves}
+    shares = _curve(rows, CONFIDENT)
+    return {CONFIDENT: mean(share for _, share in shares), "curves": curves | {CONFIDENT: shares}}
+
+
+def _curve(rows: Sequence[Mapping[str, float]], key: str) -> list[list[float]]:
+    return [[int(row["step"]), row[key]] for row in rows]
 
 
 def all_runs(results: Mapping[str, Any]) -> list[Run]:

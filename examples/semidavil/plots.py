@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from examples.common.scoring import RARE, by_rarity, rare_mean
 from examples.common.training import write_atomically
-from examples.semidavil.collect import Run, all_runs, class_gain, paired, shares, tests
+from examples.semidavil.collect import CONFIDENT, Run, all_runs, class_gain, paired, shares, tests
 
 _DPI = 110
 
@@ -26,10 +27,11 @@ def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str
         drawings = {
             f"{name}_scores_{test}.png": (scores(results, test, main), f"scores of each row on {test}"),
             f"{name}_gain_{test}.png": (gain(results, test), f"gain of DyCE on each class of {test}"),
+            f"{name}_curves_{test}.png": (curves(results, test, main), f"learning curves on {test}"),
         }
         for file, (figure, title) in drawings.items():
             if figure is not None:
-                _save(figure, folder / file)
+                save(figure, folder / file)
                 titles[file] = title
     return titles
 
@@ -94,7 +96,32 @@ def gain(results: Mapping[str, Any], test: str) -> Figure | None:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def curves(results: Mapping[str, Any], test: str, main: str) -> Figure | None:
+    """Two panels against the steps, mean IoU and the share of confident pixels: a colour a row, a line a run.
+
+    None where no run was scored more than once.
+    """
+    if not any(len(run.get("curves", {}).get(test, ())) > 1 for run in all_runs(results)):
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), squeeze=False)
+    panels = [(test, f"{main} on {test}, %"), (CONFIDENT, "pixels above the threshold of equation 4, %")]
+    for panel, (key, title) in zip(axes[0], panels, strict=True):
+        for number, (label, row) in enumerate(results["rows"].items()):
+            for dashes, (budget, runs) in zip(cycle(("-", "--", ":", "-.")), row.items(), strict=False):
+                lines = [run["curves"][key] for run in runs if key in run.get("curves", {})]
+                for first, points in enumerate(lines):
+                    steps, values = zip(*points, strict=True)
+                    text = f"{label}, {budget} labels" if first == 0 else None
+                    shares = [100 * value for value in values]
+                    panel.plot(steps, shares, dashes, color=f"C{number}", linewidth=1.2, label=text)
+        panel.set(xlabel="step", ylabel=title)
+        panel.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(f"{results['title']}: a line is a run")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
     """A PNG without a date or a version in it, so that equal plots are equal files."""
     write_atomically(
         path,

@@ -1,97 +1,114 @@
 """Vision-language pre-training in miniature, equation 1, where CLIP's weights cannot be had.
 
-    python -m examples.semidavil.pretrain camvid --target FOLDER --out vlp.pt
-    python -m examples.semidavil.train camvid --target FOLDER --vision efficientnet-lite0:vlp.pt
+    python -m examples.semidavil.pretrain --target FOLDER
+    python -m examples.semidavil.train camvid --target FOLDER
 
 The image encoder starts from ImageNet's weights and learns to tell which caption belongs to which generated street;
 the text encoder, MiniLM, is frozen. Captions say what a street shows and where, by its label. What it learnt is scored
 on the target's test images without any training on labels: each position takes the class whose text is nearest.
+
+RUNS/pretraining-HASH/config.json      what is run: of it `data`, `training`, and `text` and `scene` of `model`
+RUNS/pretraining-HASH/log.csv          loss, share of right matches, learning rate, throughput, memory
+RUNS/pretraining-HASH/scores_SET.csv   the zero-shot scores by step; at step 0 the projection is random
+RUNS/pretraining-HASH/checkpoint.pt    where a run that was stopped goes on
+RUNS/pretraining-HASH/metrics.json     the final scores, commit, versions, cost; it exists when the run is finished
+runs/semidavil/vlp.pt                  the weights, or where --out says
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from examples.common.sampling import Shuffled
-from examples.common.scenes.domain import Domain
-from examples.common.scenes.labels import IGNORE_INDEX
-from examples.common.scenes.task import Task, load_task
-from examples.common.scoring import confusion_of, scores_entry
-from examples.common.text import TextEncoder, build_text
-from examples.common.training import write_atomically
-from examples.common.vision import AlignedEfficientNet, VisionEncoder, freeze
+from examples.common.config import run_folder
+from examples.common.logs import Logs
+from examples.common.loop import carry_out, restored
+from examples.common.outcome import METRICS, read_metrics, write_outcome
+from examples.common.provenance import provenance
+from examples.common.scenes.batches import Steps
+from examples.common.scenes.task import Task, load_task, streams
+from examples.common.training import in_order, write_atomically
 from examples.semidavil.config import Config, load_config
-from examples.semidavil.model.captions import Captioner, PredictedCaptions, class_texts
-from examples.semidavil.train import add_folders, with_folders
+from examples.semidavil.pretraining.engine import Engine
+from examples.semidavil.pretraining.zero_shot import class_captions, zero_shot
+from examples.semidavil.train import RUNS, add_folders, with_folders
 
 CLIP = "openai/clip-vit-base-patch16"
-_TEMPERATURE = 0.07  # where CLIP's starts; the paper names none
-
-
-def contrastive_loss(image: Tensor, text: Tensor, temperature: float = _TEMPERATURE) -> Tensor:
-    """Equation 1 of embeddings (N, D): cross-entropy of each image over all texts, summed over the images."""
-    cosine = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
-    return F.cross_entropy(
-        cosine / temperature, torch.arange(len(image), device=image.device), reduction="sum"
-    )
+WEIGHTS = RUNS / "vlp.pt"  # where configs/camvid.toml looks for them
 
 
 def pretrain(
-    source: Domain,
-    captioner: Captioner,
-    text: TextEncoder,
+    config: Config,
+    folder: Path,
+    kept: Path,
+    weights: Path,
     *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-) -> AlignedEfficientNet:
-    """An encoder that is trained to match images of a labelled domain with captions of their labels.
+    device: str = "cpu",
+    stop_after: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Carry a pre-training out in one process, or go on with it, and return its metrics.
 
-    An image's embedding is the mean of the last map over its positions, so that the map lives in the texts' space.
+    Args:
+        config: the run, of which `loss`, `components` and `consistency` say nothing here.
+        folder: its files.
+        kept: where runs share what is computed once, such as the rendered streets.
+        weights: the file of the encoder's weights.
+        device: of torch.
+        stop_after: stop after this step with a checkpoint, and return nothing; 0 goes on to the end.
+        progress: show a progress bar.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
-    torch.manual_seed(seed)
-    vision = AlignedEfficientNet(text.channels).to(next(text.model.parameters()).device).train()
-    optimizer = torch.optim.AdamW(vision.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
-    sampler = Shuffled(len(source.names), seed, 0)
-    for step in range(steps):
-        chosen = [sampler(step * batch_size + place) for place in range(batch_size)]
-        images = torch.stack([source.image(i) for i in chosen]).to(vision.mean.device)
-        labels = torch.stack([source.label(i) for i in chosen])
-        captions = captioner([source.names[i] for i in chosen], lambda labels=labels: labels)  # type: ignore[misc]
-        loss = contrastive_loss(vision(images)[-1].mean((2, 3)), text(captions).tokens[:, 0])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % max(steps // 10, 1) == 0:
-            print(f"step {step + 1}: {float(loss.detach()) / batch_size:.3f} per image", flush=True)
-    freeze(vision)
-    return vision
+    if (folder / METRICS).is_file() and weights.is_file():
+        return read_metrics(folder)
+    recipe = config.training
+    task = load_task(config.data, kept)
+    found = streams(task, config.data, kept, recipe.seed, unlabelled=False, flip=config.data.flip)
+    torch.manual_seed(recipe.seed)
+    engine = Engine(config, task.classes, len(task.source.names), torch.device(device))
+    seconds = restored(engine, folder)
+    texts = class_captions(task.classes, config.model.scene)
+
+    def evaluate() -> dict[str, dict[str, Any]]:
+        return zero_shot(engine.vision, engine.text, task, texts)
+
+    if engine.step == 0:
+        with Logs(folder, 0) as logs:
+            for name, entry in evaluate().items():
+                logs.write(f"scores_{name}", 0, entry["mean_iou"])
+    steps = Steps({"source": found["source"]}, recipe.seed, engine.step, recipe.iterations)
+    outcome = carry_out(
+        engine,
+        in_order(steps, 0, device),
+        folder,
+        seconds,
+        evaluate,
+        stop_after=stop_after,
+        progress=progress,
+    )
+    if not outcome.finished:
+        return {}
+    write_atomically(weights, lambda path: torch.save(engine.vision.state_dict(), path))
+    _finish(engine, task, folder, outcome.entries, outcome.seconds)
+    return read_metrics(folder)
 
 
-def zero_shot(vision: VisionEncoder, text: TextEncoder, task: Task) -> Mapping[str, Any]:
-    """Scores on each test set of a task, where each position takes the class whose text is nearest to its feature."""
-    names = F.normalize(text(class_texts(task.classes)).tokens[:, 0], dim=1)
-    device = names.device
-
-    def predict(_: str, image: Tensor) -> Tensor:
-        feature = F.normalize(vision(image[None].to(device))[-1], dim=1)
-        return torch.einsum("nchw,kc->nkhw", feature, names)[0]
-
-    number = len(task.classes)
-    return {
-        name: scores_entry(confusion_of(predict, test, number, IGNORE_INDEX, device), task.means)
-        for name, test in task.tests.items()
+def _finish(engine: Engine, task: Task, folder: Path, entries: dict[str, Any], seconds: float) -> None:
+    metrics = {
+        "note": engine.config.note,
+        "config": engine.config.as_dict(),
+        "classes": list(task.classes),
+        "scores": entries,
+        **provenance(engine.device, seconds, 1),
     }
+    write_outcome(folder, metrics, next(iter(task.means.values())))
 
 
 def clip_at_hand(name: str = CLIP) -> bool:
@@ -106,40 +123,35 @@ def clip_at_hand(name: str = CLIP) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("config", help="a file, or a name in examples/semidavil/configs")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="as in examples.semidavil.train"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the file of weights")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--clip", default=CLIP, help="a folder or a hub name: with its weights, nothing is trained"
-    )
-    add_folders(parser)
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     if clip_at_hand(given.clip):
         print(f"CLIP's weights are here: --vision clip:{given.clip} needs no pre-training")
         return
-    config: Config = with_folders(load_config(given.config, given.set), given)
-    task = load_task(config.data, given.runs / "kept")
-    text = build_text(config.model.text, config.model.max_tokens, pooled=True).to(given.device)
-    freeze(text)
-    recipe = {
-        "steps": given.steps,
-        "batch_size": given.batch_size,
-        "lr": given.lr,
-        "seed": config.training.seed,
-    }
-    captioner = PredictedCaptions(task.classes, config.model.scene)
-    vision = pretrain(task.source, captioner, text, **recipe)
-    write_atomically(given.out, lambda partial: torch.save(vision.state_dict(), partial))
-    for name, entry in zero_shot(vision, text, task).items():
+    config = with_folders(load_config(given.config, given.set), given)
+    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
+    metrics = pretrain(config, folder, given.runs / "kept", given.out, device=given.device)
+    for name, entry in metrics["scores"].items():
         means = ", ".join(f"{key} {100 * value:.1f}" for key, value in entry["mean_iou"].items())
         print(f"zero-shot on {name}: {means}")
+    print(f"{given.out}, of {folder}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    options = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    options.add_argument(
+        "config", nargs="?", default="pretraining", help="a file, or a name in examples/semidavil/configs"
+    )
+    options.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="as in examples.semidavil.train"
+    )
+    options.add_argument("--out", type=Path, default=WEIGHTS, help="the file of weights")
+    options.add_argument("--device", default="cpu")
+    options.add_argument(
+        "--clip", default=CLIP, help="a folder or a hub name: with its weights, nothing is trained"
+    )
+    add_folders(options)
+    return options
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,11 +13,12 @@ from examples.common.markdown import distinct, markdown_table, spread
 from examples.common.published import NONE, Table, beside, read_published, remarks
 from examples.common.scoring import RARE, by_rarity, rare_mean
 from examples.common.training import write_atomically
-from examples.semidavil.collect import Run, all_runs, class_gain, collect, paired, shares, tests
+from examples.semidavil.collect import CONFIDENT, Run, all_runs, class_gain, collect, paired, shares, tests
 from examples.semidavil.grid import Grid
 from examples.semidavil.plots import write_plots
 
 PUBLISHED = Path(__file__).with_name("published.toml")
+_PARTS = 5  # of training, in the table of confident pixels by step
 _ONE = "†"  # marks a cell of one seed
 
 
@@ -106,19 +108,43 @@ def _beside(results: Mapping[str, Any], published: Mapping[str, Table]) -> list[
 
 def _confident_table(results: Mapping[str, Any]) -> list[str]:
     """How much equation 4 had to say; nothing where no run logged it."""
-    if not any("confident" in run for run in all_runs(results)):
+    if not any(CONFIDENT in run for run in all_runs(results)):
         return []
     budgets = list(next(iter(results["rows"].values())))
     rows = []
     for label, row in results["rows"].items():
-        known = [[100 * run["confident"] for run in runs if "confident" in run] for runs in row.values()]
+        known = [[100 * run[CONFIDENT] for run in runs if CONFIDENT in run] for runs in row.values()]
         rows.append([label, *(f"{mean(values):.2f}" if values else "–" for values in known)])
     head = (
         "Pixels of the unlabelled images that passed the threshold of equation 4, in percent: the mean over the logged "
         "steps and the seeds. At 0 consistency training did nothing. –: it was off, or not recorded."
     )
     table = markdown_table(["", *(f"{budget} labels" for budget in budgets)], rows)
-    return ["", "## Confident pixels", "", head, "", *table]
+    return ["", "## Confident pixels", "", head, "", *table, *_confident_by_step(results)]
+
+
+def _confident_by_step(results: Mapping[str, Any]) -> list[str]:
+    """The same in each fifth of training: a threshold may let nothing pass at first, and much at the end."""
+    rows = []
+    for label, row in results["rows"].items():
+        for budget, runs in row.items():
+            known = [
+                _by_parts(run["curves"][CONFIDENT]) for run in runs if CONFIDENT in run.get("curves", {})
+            ]
+            if known:
+                parts = (f"{100 * mean(shares):.2f}" for shares in zip(*known, strict=True))
+                rows.append([f"{label}, {budget} labels", *parts])
+    heads = ["", *(f"{100 * k // _PARTS} to {100 * (k + 1) // _PARTS} %" for k in range(_PARTS))]
+    return ["", "By how much of training was done:", "", *markdown_table(heads, rows)] if rows else []
+
+
+def _by_parts(curve: Sequence[Sequence[float]]) -> list[float]:
+    """A curve's mean within each of `_PARTS` equal parts of its steps; NaN in one without a logged step."""
+    last = curve[-1][0]
+    parts: list[list[float]] = [[] for _ in range(_PARTS)]
+    for step, value in curve:
+        parts[int((step - 1) * _PARTS // last)].append(value)
+    return [mean(part) if part else nan for part in parts]
 
 
 def _class_table(

@@ -83,7 +83,11 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
     assert "32×48; seeds 0, 1; " in text
     assert "## Confident pixels" in text
     rows = json.loads((tmp_path / "out" / "tiny.json").read_text())["rows"]
-    assert 0 <= rows["CE"]["2"][0]["confident"] <= 1
+    run = rows["CE"]["2"][0]
+    assert 0 <= run["confident"] <= 1
+    assert run["curves"]["confident"] == [[1, run["confident"]]]
+    assert run["curves"]["val_alt"] == [[1, run["scores"]["val_alt"]["mean_iou"]["mIoU11"]]]
+    assert "By how much of training was done:" in text
     assert [run["seed"] for run in rows["CE"]["2"]] == [0, 1]
     assert len(rows["CE"]["2"][0]["scores"]["val_alt"]["iou"]) == 11
     assert {"commit", "versions", "seconds", "device", "threads", "ranks"} <= rows["CE"]["2"][0].keys()

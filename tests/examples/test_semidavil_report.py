@@ -23,7 +23,7 @@ from examples.common.scoring import by_rarity
 from examples.semidavil.collect import all_runs
 from examples.semidavil.config import load_config
 from examples.semidavil.grid import GRIDS, load_grid
-from examples.semidavil.plots import gain, scores, write_plots
+from examples.semidavil.plots import curves, gain, scores, write_plots
 from examples.semidavil.report import PUBLISHED, report
 
 CLASSES = ["road", "sky", "pole", "car", "tree", "traffic_sign", "nothing"]
@@ -169,6 +169,30 @@ def test_the_page_says_how_many_pixels_were_confident(results):
     results["rows"]["DyCE"]["30"][0]["confident"] = 0.0
     table = "| CE | 3.00 | – |\n| WCE | – | – |\n| DyCE | 0.00 | – |\n"
     assert table in report(results, read_published(PUBLISHED))
+
+
+def test_the_page_says_when_pixels_were_confident(results):
+    for run, last in zip(results["rows"]["CE"]["30"], (0.5, 0.7), strict=True):
+        points = [[step, 0.0] for step in range(10, 81, 10)] + [[90, last], [100, last - 0.1]]
+        run |= {"confident": 0.1, "curves": {"confident": points}}
+    text = report(results, read_published(PUBLISHED))
+    assert "|  | 0 to 20 % | 20 to 40 % | 40 to 60 % | 60 to 80 % | 80 to 100 % |" in text
+    assert "| CE, 30 labels | 0.00 | 0.00 | 0.00 | 0.00 | 55.00 |\n" in text
+
+
+def test_curves_are_drawn_of_runs_that_were_scored_more_than_once(results, tmp_path):
+    assert curves(results, "val", "mIoU7") is None
+    run = results["rows"]["DyCE"]["100"][0]
+    run["curves"] = {"val": [[5, 0.25]], "confident": [[5, 0.0], [10, 0.5]]}
+    assert curves(results, "val", "mIoU7") is None
+    run["curves"]["val"].append([10, 0.5])
+    figure = curves(results, "val", "mIoU7")
+    (score,), (confident,) = (panel.lines for panel in figure.axes)
+    assert (list(score.get_xdata()), list(score.get_ydata())) == ([5, 10], [25.0, 50.0])
+    assert (list(confident.get_xdata()), list(confident.get_ydata())) == ([5, 10], [0.0, 50.0])
+    assert score.get_label() == "DyCE, 100 labels"
+    plt.close("all")
+    assert "toy_curves_val.png" in write_plots(results, tmp_path, "toy")
 
 
 def test_a_run_for_all_budgets_counts_once(results):
