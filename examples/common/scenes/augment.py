@@ -11,15 +11,15 @@ from examples.common.scenes.labels import IGNORE_INDEX
 
 
 def random_crop_flip(
-    image: Tensor, label: Tensor, size: Size | None, generator: torch.Generator, *, flip: bool = True
-) -> tuple[Tensor, Tensor]:
+    image: Tensor, label: Tensor | None, size: Size | None, generator: torch.Generator, *, flip: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """One window of `size`, mirrored half of the time.
 
     What an image lacks is padded, black and ignored, at its right and bottom.
 
     Args:
         image: (3, H, W).
-        label: (H, W); of an unlabelled image any constant, to see where it was padded.
+        label: (H, W), or None: the same draws are made. Any constant shows where an image was padded.
         size: (height, width) of the window; None takes the whole image.
         generator: where the draws come from.
         flip: whether to mirror at all.
@@ -37,4 +37,4 @@ def random_crop_flip(
     def cut(plane: Tensor) -> Tensor:
         return plane[window].flip(-1) if mirrored else plane[window]
 
-    return cut(image), cut(F.pad(label, padding, value=IGNORE_INDEX))
+    return cut(image), None if label is None else cut(F.pad(label, padding, value=IGNORE_INDEX))
