@@ -25,7 +25,9 @@ def load_clip(name: str) -> Any:
     if name == "clip-tiny":
         return CLIPModel(_tiny_config())
     where = name.removeprefix("clip:")
-    _check_kind(where)
+    # Of a folder without a model what follows says what is missing.
+    if not Path(where).is_dir() or (Path(where) / "config.json").exists():
+        _check_kind(where)
     return CLIPModel.from_pretrained(where, **local(where))
 
 
