@@ -33,7 +33,8 @@ QUICK = Settings(quick=True, seconds=0, warm_up=0, min_rounds=2)
 # The Tversky and Jaccard losses are Dice with other constants, adjusted logits a cross-entropy with an offset.
 ALIKE = {"TverskyLoss", "JaccardLoss", "LogitAdjustedLoss"}
 LOSSES = {name for name in classbalance_losses.__all__ if name.endswith("Loss")} - ALIKE
-ON_FEATURES = {case.contender.loss for case in command.all_cases(QUICK) if case.family in ("pull", "text")}
+WITHOUT_LABELS = ("pull", "text", "entropy")  # families of losses that take no label of each pixel
+UNLABELLED = {case.contender.loss for case in command.all_cases(QUICK) if case.family in WITHOUT_LABELS}
 CASES = list(command.all_cases(QUICK))
 # Compiling takes seconds, as interpreting kernels does, and other people's packages are slow to import: `make bench`
 # has them. Of interpreted kernels that enlarge, which take longest, one case stands for all.
@@ -46,7 +47,7 @@ SWIFT = [
     and case.contender.origin != "peer"
     and (case.dtype == "float32" if case.family != "layout" else case.contender.backend != "cuda")
     and case.family
-    in ("pixel", "head", "pull", "text", "mining", "upsample", "layout", "binary", "overlap", "soft")
+    in (*WITHOUT_LABELS, "pixel", "head", "mining", "upsample", "layout", "binary", "overlap", "soft")
 ]
 
 
@@ -67,7 +68,7 @@ def test_every_public_loss_competes() -> None:
     covered = {case.contender.loss for case in CASES}
     assert covered - {""} == LOSSES, "add the loss to benchmarks/speed/tasks.py"
     per_pixel = {c.loss for task in (*PIXEL_TASKS, *OVERLAP_TASKS) for c in task.contenders}
-    assert per_pixel - {""} == LOSSES - ON_FEATURES
+    assert per_pixel - {""} == LOSSES - UNLABELLED
 
 
 def test_a_new_case_is_a_new_name() -> None:
@@ -348,7 +349,7 @@ def test_pytest_benchmark_runs_a_group(tmp_path: Path) -> None:
     """In a process of its own, as `make bench` does it."""
     code, entries = command.measure_group("pieces", 1e9, options(tmp_path))
     assert code == 0
-    assert {entry.family for entry in entries} == {"class weights", "head", "mining", "pull", "text"}
+    assert {entry.family for entry in entries} == {"class weights", "head", "mining", *WITHOUT_LABELS}
     assert any(entry.timed for entry in entries)
     assert {entry.status for entry in entries} <= {"timed", "skipped"}
 

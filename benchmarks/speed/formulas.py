@@ -152,6 +152,12 @@ def head_cross_entropy(problem: Head) -> Tensor:
     return F.cross_entropy(logits, problem.target, ignore_index=IGNORE_INDEX)
 
 
+def entropy(problem: Pixels) -> Tensor:
+    """Mean of −Σ p log p."""
+    log_p = problem.input.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1).mean()
+
+
 def pull_infonce(problem: Vectors) -> Tensor:
     """(1/C) Σ_c w_c mean_{y=c} −log(e^{q·k⁺/τ} / (e^{q·k⁺/τ} + Σ e^{q·k⁻/τ})), a class at a time."""
     query, keys = (F.normalize(x, dim=1) for x in (problem.queries, problem.prototypes))

@@ -25,7 +25,7 @@ from examples.common.scenes.strong import StrongView
 from examples.hvl.config import Config
 from examples.hvl.data.task import Task
 from examples.hvl.data.views import boxes, hide, pasted
-from examples.hvl.losses import consistency_loss, dense_cross_entropy, entropy_loss, set_loss
+from examples.hvl.losses import consistency_loss, dense_cross_entropy, entropy_share, set_loss
 from examples.hvl.model.network import build_network
 from examples.hvl.model.prediction import Prediction
 from examples.hvl.model.presence import Probe, from_labels
@@ -151,7 +151,7 @@ class Engine(Resumable):
         size = (images.shape[-2], images.shape[-1])
         values: dict[str, Tensor] = {}
         if config.weights.entropy:
-            values["entropy"] = entropy_loss(prediction.logits(size))
+            values["entropy"] = entropy_share(prediction.logits(size), unlabelled.padding)
         if config.weights.consistency:
             views, labels, trusted = [], [], []
             for view in range(config.consistency.views):

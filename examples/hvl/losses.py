@@ -6,6 +6,7 @@ batch of all ranks.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from classbalance_losses.functional import entropy_loss
 from examples.common.distributed import all_sum, joined_sum, world_size
 from examples.hvl.config import LossConfig, WeightConfig
 from examples.hvl.model.prediction import Prediction
@@ -165,14 +167,13 @@ def consistency_loss(student: Tensor, label: Tensor, sure: Tensor) -> tuple[Tens
     return _joined_mean(torch.where(sure, loss, 0)), _joined_mean(sure.float())
 
 
-def entropy_loss(logits: Tensor) -> Tensor:
-    """The entropy of each pixel's classes, as a share of the largest there is, log K; the mean over all pixels.
+def entropy_share(logits: Tensor, padding: Tensor | None = None) -> Tensor:
+    """The entropy of each pixel's classes, as a share of the largest there is, log K; the mean, but for the padding.
 
     The paper takes entropy minimisation from another work (MaskAdapt) and does not print it; this is its common form.
     """
-    chances = logits.log_softmax(1)
-    entropy = -(chances.exp() * chances).sum(1)
-    return _joined_mean(entropy / torch.tensor(float(logits.shape[1])).log())
+    mask = None if padding is None else ~padding
+    return entropy_loss(logits, mask=mask, process_group="world") / math.log(logits.shape[1])
 
 
 def _joined_mean(values: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.strong import StrongView
 from examples.common.things import feature_distance, thing_cells, thing_classes
+from examples.common.windows import Box, draw_box
 from examples.t2s_da.build import build_student, build_teacher
 from examples.t2s_da.config import Config, TrainingConfig
 from examples.t2s_da.decoders import resize
-from examples.t2s_da.hrda import Box, draw_box
 from examples.t2s_da.mixing import Mixed, class_masks, confident_shares, mixed_loss, visible_blocks
 from examples.t2s_da.model import Judged, Outputs, Segmenter, shrink
 from examples.t2s_da.pull import Labelled, Pull

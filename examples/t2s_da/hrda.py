@@ -6,32 +6,15 @@ feature distance.
 
 from __future__ import annotations
 
-from itertools import product
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
+from examples.common.windows import Box, covering_boxes
 from examples.t2s_da.config import ModelConfig
 from examples.t2s_da.decoders import PyramidDecoder, resize
 from examples.t2s_da.model import Judged, Look, Seen, Segmenter, draw_weights
 
 _ATTENTION = 3  # whose initial weights are drawn apart
-_GRID = 8  # windows start at multiples of it: two cells of the low resolution's finest map
-
-
-class Box(NamedTuple):
-    """A window of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def place(self) -> tuple[object, slice, slice]:
-        """The window as an index of (..., H, W)."""
-        return (..., slice(self.top, self.top + self.height), slice(self.left, self.left + self.width))
 
 
 class TwoResolutions(Segmenter):
@@ -88,20 +71,3 @@ class TwoResolutions(Segmenter):
         """Logits (N, C, h, w) of a window at full size."""
         maps = self.vision(images[box.place])
         return resize(self.classify(Seen(maps, self.decoder(maps))), (box.height, box.width))
-
-
-def draw_box(height: int, width: int, generator: torch.Generator) -> Box:
-    """A window of half the sides, at a random place."""
-    top, left = (
-        _GRID * int(torch.randint((side - side // 2) // _GRID + 1, (1,), generator=generator))
-        for side in (height, width)
-    )
-    return Box(top, left, height // 2, width // 2)
-
-
-def covering_boxes(height: int, width: int) -> list[Box]:
-    """Windows of half the sides that cover an image; each begins at half of the former one."""
-    tops, lefts = (
-        sorted({*range(0, side - side // 2, max(side // 4, 1)), side - side // 2}) for side in (height, width)
-    )
-    return [Box(top, left, height // 2, width // 2) for top, left in product(tops, lefts)]

@@ -137,7 +137,7 @@ class FeatureDistanceConfig:
     """daformer: keep the source's features of things near to those of the first, pretrained encoder."""
 
     weight: float = 0.005
-    # "": those of the data set, see data.THINGS
+    # "": those of the data set, see `examples/common/things.py`
     classes: tuple[str, ...] = ()
     share: float = 0.75  # a cell belongs to a class that has at least this share of its pixels
 

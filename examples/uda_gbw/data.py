@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,23 +14,6 @@ from examples.common.scenes.sampling import SOURCE, UNLABELLED, RareClassSampler
 from examples.common.scenes.task import Task
 from examples.common.scenes.task import load_task as load_adaptation
 from examples.uda_gbw.config import DataConfig
-
-THINGS: Mapping[str, tuple[str, ...]] = {
-    "cityscapes": (
-        "traffic light",
-        "traffic sign",
-        "person",
-        "rider",
-        "car",
-        "truck",
-        "bus",
-        "train",
-        "motorcycle",
-        "bicycle",
-    ),
-    "camvid": ("sign_symbol", "car", "pedestrian", "bicyclist"),
-}
-"""The classes whose features daformer keeps near to ImageNet's: things, which ImageNet has, and no stuff."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +81,3 @@ def streams(task: Task, classes: Classes, config: DataConfig, seed: int) -> dict
         "source": Stream(SOURCE, task.source, sampler, size, crop, labelled=True),
         "target": Stream(UNLABELLED, target, others, size, crop, labelled=False),
     }
-
-
-def thing_classes(names: tuple[str, ...], chosen: tuple[str, ...]) -> list[int]:
-    """The indices of the thing classes, those chosen or the data set's own.
-
-    Raises:
-        ValueError: a chosen class does not exist.
-    """
-    if unknown := [name for name in chosen if name not in names]:
-        raise ValueError(f"feature_distance.classes must be among {', '.join(names)}, got {unknown[0]!r}")
-    things = chosen or next(group for group in THINGS.values() if set(group) <= set(names))
-    return [names.index(name) for name in things]

@@ -17,7 +17,7 @@ from examples.hvl.losses import (
     at_points,
     consistency_loss,
     dense_cross_entropy,
-    entropy_loss,
+    entropy_share,
     pair_losses,
     set_loss,
 )
@@ -152,13 +152,15 @@ def test_consistency_counts_confident_pixels_over_all() -> None:
 
 
 def test_entropy_is_a_share_of_the_largest() -> None:
-    assert float(entropy_loss(torch.zeros(2, 5, 3, 3))) == pytest.approx(1)
+    assert float(entropy_share(torch.zeros(2, 5, 3, 3))) == pytest.approx(1)
     certain = torch.zeros(2, 5, 3, 3)
     certain[:, 1] = 90
-    assert float(entropy_loss(certain)) == pytest.approx(0, abs=1e-6)
+    assert float(entropy_share(certain)) == pytest.approx(0, abs=1e-6)
     logits = torch.tensor([0.25, 0.75]).log().view(1, 2, 1, 1)
     expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / math.log(2)
-    assert float(entropy_loss(logits)) == pytest.approx(expected)
+    assert float(entropy_share(logits)) == pytest.approx(expected)
+    padded = torch.cat([logits, torch.zeros_like(logits)], 3)
+    assert float(entropy_share(padded, torch.tensor([[[False, True]]]))) == pytest.approx(expected)
 
 
 # The hidden class

@@ -17,8 +17,9 @@ from examples.common.things import THINGS, feature_distance, thing_cells, thing_
 def test_things_are_the_data_sets_own_or_those_chosen():
     assert [CLASSES[c] for c in thing_classes(CLASSES)] == list(THINGS["cityscapes"])
     assert {STREETS[c] for c in thing_classes(STREETS)} == set(THINGS["camvid"])
+    assert thing_classes(("sky", "car", "pedestrian", "sign_symbol", "bicyclist")) == [3, 1, 2, 4]
     assert thing_classes(CLASSES, ("bus",)) == [CLASSES.index("bus")]
-    with pytest.raises(ValueError, match="must be among road"):
+    with pytest.raises(ValueError, match=r"feature_distance\.classes must be among road, .*, got 'boat'"):
         thing_classes(CLASSES, ("boat",))
 
 
@@ -47,4 +48,18 @@ def test_the_distance_is_the_mean_norm_over_cells_and_moves_no_other():
     torch.testing.assert_close(value, torch.stack(chosen).mean())
     value.backward()
     assert torch.equal(now.grad.abs().sum(1) > 0, cells)
-    assert feature_distance(now, first, torch.zeros_like(cells)) == 0
+    now.grad = None
+    nothing = feature_distance(now, first, torch.zeros_like(cells))
+    nothing.backward()
+    assert nothing == 0
+    assert not now.grad.any()
+
+
+def test_a_share_of_a_cell_is_enough_or_not():
+    label = torch.zeros(1, 4, 8, dtype=torch.long)
+    label[0, :, 4:] = 2
+    label[0, 0, 4] = 255
+    label[0, 3, 0] = 2
+    assert thing_cells(label, [2], 3, (1, 2), 0.75).tolist() == [[[False, True]]]  # 15 of 16 pixels
+    assert not thing_cells(label, [2], 3, (1, 2), 0.95).any()
+    assert not thing_cells(label, [1], 3, (1, 2), 0.5).any()

@@ -18,15 +18,15 @@ from classbalance_losses.functional import (
     solve_class_weights,
 )
 from examples.common.scenes.batches import Images
+from examples.common.windows import covering_boxes, draw_box
 from examples.uda_gbw.config import WeightingConfig, load_config
-from examples.uda_gbw.data import Classes, thing_classes
+from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods import build_method
-from examples.uda_gbw.methods.daformer import masked_mean, thing_cells
 from examples.uda_gbw.methods.entropy import self_information
 from examples.uda_gbw.mixing import block_mask, class_mask, class_mix
 from examples.uda_gbw.networks.discriminators import SOURCE, TARGET, says
 from examples.uda_gbw.networks.encoders import build_encoder
-from examples.uda_gbw.networks.fusion import TwoResolutions, covering_boxes, draw_box
+from examples.uda_gbw.networks.fusion import TwoResolutions
 from examples.uda_gbw.weighting import ClassWeightedEntropy, ClassWeightedLoss, per_pixel
 
 READINGS = ("pixel_mean", "class_logits", "official", "bias", "loss")
@@ -329,33 +329,6 @@ class Take(nn.Module):
 
     def forward(self, maps):
         return maps[0]
-
-
-def test_cells_of_things():
-    label = torch.zeros(1, 4, 8, dtype=torch.long)
-    label[0, :, 4:] = 2
-    label[0, 0, 4] = 255
-    label[0, 3, 0] = 2
-    cells = thing_cells(label, [2], 3, torch.Size((1, 2)), 0.75)
-    assert cells.tolist() == [[[False, True]]]  # 15 of 16 pixels
-    assert not thing_cells(label, [2], 3, torch.Size((1, 2)), 0.95).any()
-    assert not thing_cells(label, [1], 3, torch.Size((1, 2)), 0.5).any()
-
-
-def test_the_mean_over_no_cells_is_0_in_the_graph():
-    values = torch.tensor([1.0, 3.0, float("inf")], requires_grad=True)
-    assert masked_mean(values, torch.tensor([True, True, False])) == 2
-    nothing = masked_mean(values, torch.zeros(3, dtype=torch.bool))
-    nothing.backward()
-    assert nothing == 0
-    assert values.grad.tolist() == [0, 0, 0]
-
-
-def test_thing_classes():
-    assert thing_classes(("sky", "car", "pedestrian", "sign_symbol", "bicyclist"), ()) == [3, 1, 2, 4]
-    assert thing_classes(("sky", "car"), ("car",)) == [1]
-    with pytest.raises(ValueError, match=r"feature_distance\.classes must be among sky, car, got 'lion'"):
-        thing_classes(("sky", "car"), ("lion",))
 
 
 def test_pretrained_mit_is_read_from_a_folder(tmp_path):

@@ -28,11 +28,11 @@ from examples.common.ema import ema_teacher
 from examples.common.sampling import generator, seed_of
 from examples.common.scenes.batches import Images
 from examples.common.scenes.strong import StrongView
+from examples.common.windows import draw_box
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods.base import Method, labels_of, present
 from examples.uda_gbw.mixing import Mixed, block_mask, class_mask, class_mix
-from examples.uda_gbw.networks.fusion import draw_box
 from examples.uda_gbw.networks.segmenter import Seen
 
 # The streams of random numbers; those of the data are 0 to 2 and 8 to 10.

@@ -16,14 +16,12 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from examples.common.distributed import all_sum, joined_sum
 from examples.common.scenes.batches import Images
-from examples.common.scenes.labels import IGNORE_INDEX
+from examples.common.things import feature_distance, thing_cells, thing_classes
 from examples.uda_gbw.config import Config
-from examples.uda_gbw.data import Classes, thing_classes
+from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods.base import labels_of
 from examples.uda_gbw.methods.dacs import Dacs
 from examples.uda_gbw.networks.decoders import resized
@@ -58,7 +56,7 @@ class DAFormer(Dacs):
         with torch.no_grad():
             before = self._first_features(source.image)
         cells = thing_cells(labels_of(source), self.things, self.num_classes, now.shape[-2:], rule.share)
-        return rule.weight * masked_mean((before - now).float().norm(dim=1), cells)
+        return rule.weight * feature_distance(now, before, cells)
 
     def _first_features(self, images: Tensor) -> Tensor:
         """The first encoder's coarsest features, at the resolution that the network has seen."""
@@ -67,17 +65,3 @@ class DAFormer(Dacs):
         x = (images - self.student.mean) / self.student.std
         features: Tensor = self.first(x)[-1]
         return features
-
-
-def thing_cells(label: Tensor, things: list[int], num_classes: int, size: torch.Size, share: float) -> Tensor:
-    """Which cells of a feature map belong to a thing: (N, H, W) -> bool (N, *size)."""
-    codes = torch.where(label == IGNORE_INDEX, num_classes, label)
-    planes = F.one_hot(codes, num_classes + 1).permute(0, 3, 1, 2).float()
-    most, cell = F.adaptive_avg_pool2d(planes, size).max(1)
-    return torch.isin(cell, torch.tensor(things, device=label.device)) & (most >= share)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the chosen cells of all ranks; 0, in the graph, where there are none."""
-    count = all_sum(mask.sum()).clamp(min=1)
-    return joined_sum(torch.where(mask, values, 0).sum() / count)

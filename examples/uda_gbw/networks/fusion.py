@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 from torch import Tensor, nn
 
+from examples.common.windows import Box, covering_boxes
 from examples.uda_gbw.networks.decoders import resized
-from examples.uda_gbw.networks.segmenter import Box, Seen, Segmenter
-
-_GRID = 8  # boxes start at multiples of it: two cells of the context's finest features
+from examples.uda_gbw.networks.segmenter import Seen, Segmenter
 
 
 class TwoResolutions(Segmenter):
@@ -56,24 +53,3 @@ class TwoResolutions(Segmenter):
         logits = self.decode(features, (height, width))
         attention = resized(self.attention(features).sigmoid(), (height, width))
         return logits, attention, features
-
-
-def draw_box(height: int, width: int, generator: torch.Generator) -> Box:
-    """A window of half the sides, at a random place."""
-    top, left = (
-        _GRID * int(torch.randint((side - side // 2) // _GRID + 1, (1,), generator=generator))
-        for side in (height, width)
-    )
-    return Box(top, left, height // 2, width // 2)
-
-
-def covering_boxes(height: int, width: int) -> list[Box]:
-    """Windows of half the sides that cover an image; each begins at half of the former one."""
-    tops, lefts = (
-        sorted({*range(0, side - side // 2, max(side // 4, 1)), side - side // 2}) for side in (height, width)
-    )
-    return [Box(top, left, height // 2, width // 2) for top, left in product(tops, lefts)]
-
-
-def _starts(side: int, window: int) -> list[int]:
-    return sorted({*range(0, side - window, max(window // 2, 1)), side - window})

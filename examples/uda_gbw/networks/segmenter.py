@@ -8,27 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from examples.common.windows import Box
 from examples.uda_gbw.networks.decoders import resized
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-
-
-class Box(NamedTuple):
-    """A window of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def place(self) -> tuple[object, slice, slice]:
-        """The window as an index of (..., H, W)."""
-        return (
-            ...,
-            slice(self.top, self.top + self.height),
-            slice(self.left, self.left + self.width),
-        )
 
 
 class Seen(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from examples.common import streets
 from examples.common.scenes.labels import CLASSES, IGNORE_INDEX, SUBSETS
-from examples.uda_gbw.data import THINGS
+from examples.common.things import THINGS
 
 _NUMBERS = 256  # of classes; the last, 255, is unlabelled
 
