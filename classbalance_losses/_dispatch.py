@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from types import TracebackType
@@ -14,7 +15,7 @@ from torch import Tensor
 from classbalance_losses._validate import check_choice
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels, Logits, Pass, Share, WeightedSums
-from classbalance_losses.kernels.forms.reference import Form
+from classbalance_losses.kernels.forms.reference import AnyForm, Form
 from classbalance_losses.kernels.plain import is_plain
 from classbalance_losses.kernels.selection import Joined
 
@@ -48,6 +49,19 @@ class Backend(Protocol):
 
     def soft_cross_entropy(self, logits: Logits, target: Tensor, weight: Tensor | None) -> Tensor:
         r"""Return :math:`\sum_c w_c t_{ic} (-\log p_{ic})` (N, *) of constant label vectors t (N, C, *) without NaN."""
+
+    def soft_sums(
+        self,
+        logits: Logits,
+        labels: Labels,
+        target: Tensor,
+        form: AnyForm,
+        weight: Tensor | None,
+        *,
+        with_error: bool = False,
+        choose: Callable[[Tensor], Hard] | None = None,
+    ) -> tuple[ClassSums, Hard | None]:
+        r"""Return Σ t, :math:`\sum q t \varphi` and the squared error's of each row and class, or over H's pixels."""
 
     def class_sums(
         self,
@@ -164,6 +178,18 @@ def backend_for_maps(labels: Labels, *others: Tensor | None) -> Backend:
     if any(other is not None and other.dtype != torch.float32 for other in others):
         reasons.append("a map is not float32")
     return _backend(None, labels, labels.target.numel() * labels.num_classes, reasons)
+
+
+def look_at_shares(target: Tensor) -> tuple[float, float, Tensor] | None:
+    """Return bounds of label vectors (N, C, *) and their sums (N, *) by one loop; ``None`` where it cannot run."""
+    is_small = target.ndim < 2 or target.numel() < _CPU_FROM
+    if is_small or target.dtype != torch.float32 or not target.is_contiguous() or not is_eager_on_cpu(target):
+        return None
+    if _chosen == "cuda" or not _HAS["cpu"] or _failure("cpu", "cpu") is not None:
+        return None
+    from classbalance_losses.kernels.cpu.shares import looked_at  # noqa: PLC0415
+
+    return looked_at(target)
 
 
 def is_eager_on_cpu(*tensors: Tensor) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses import _validate_remedies as remedies
+from classbalance_losses._dispatch import look_at_shares
 from classbalance_losses._options import Common
 from classbalance_losses._validate import (
     FLOATS,
@@ -25,8 +26,11 @@ from classbalance_losses.kernels.plain import can_read_values
 TASKS = ("multiclass", "binary", "multilabel")
 
 
-def check_call(input: Tensor, target: Tensor, pixel_weight: Tensor | None, options: Common) -> None:
+def check_call(input: Tensor, target: Tensor, pixel_weight: Tensor | None, options: Common) -> Tensor | None:
     """Check what every loss on logits is called with; ``options`` are complete.
+
+    Returns:
+        The sum of each pixel's shares, if the target has shares and they were looked at.
 
     Raises:
         ValueError: for shapes, devices or options that do not fit.
@@ -37,7 +41,7 @@ def check_call(input: Tensor, target: Tensor, pixel_weight: Tensor | None, optio
     check_choice("task", options["task"], TASKS)
     ignored = as_labels(options["ignore_index"])
     label = ignored if isinstance(ignored, int) else ignored[0]
-    upsample, is_single = options["upsample"], options["task"] != "multiclass"
+    upsample, is_single, total = options["upsample"], options["task"] != "multiclass", None
     if is_single:
         _check_labels_of_own(input, target, options["task"], upsample)
     elif not _is_soft(input, target, upsample):
@@ -49,11 +53,12 @@ def check_call(input: Tensor, target: Tensor, pixel_weight: Tensor | None, optio
         else:
             check_input_target(input, target, label, upsample)
     else:
-        _check_soft(input, target)
+        total = _check_soft(input, target)
     weighted = target
     if target.is_floating_point() and not is_single:  # one weight for all shares of a pixel
         weighted = target[0] if target.ndim == 1 else target[:, 0]
     check_pixel_weight(pixel_weight, weighted)
+    return total
 
 
 def _is_soft(input: object, target: object, upsample: str | None) -> bool:
@@ -68,7 +73,7 @@ def _is_soft(input: object, target: object, upsample: str | None) -> bool:
     return input.shape == target.shape
 
 
-def _check_soft(input: Tensor, target: Tensor) -> None:
+def _check_soft(input: Tensor, target: Tensor) -> Tensor | None:
     classes = input.shape[min(input.ndim - 1, 1)]
     if classes < 2:
         raise ValueError(
@@ -76,15 +81,23 @@ def _check_soft(input: Tensor, target: Tensor) -> None:
             f"{remedies.of_one_class(classes)}"
         )
     check_device("target", target, "input", input)
-    _check_range(target)
     if not (can_read_values(target) and target.numel()):
-        return
+        return None
     seen = target.detach()
-    if bool((seen.sum(min(target.ndim - 1, 1)) > 1.5).any()) and bool(((seen == 0) | (seen == 1)).all()):
+    found = look_at_shares(seen)
+    if found is None:
+        _check_range(target)
+        total = seen.sum(min(target.ndim - 1, 1))
+    else:
+        low, high, total = found
+        if low < 0 or high > 1:
+            _check_range(target)
+    if bool((total > 1.5).any()) and bool(((seen == 0) | (seen == 1)).all()):
         raise ValueError(
             f"Expected shares of the classes, got {tuple(target.shape)} of 0 and 1 with several 1 a pixel. "
             f"{label_remedies.of_shares(target)}"
         )
+    return total
 
 
 def _check_range(target: Tensor) -> None:

@@ -21,7 +21,7 @@ from classbalance_losses.kernels.call import Hard, Labels, Share
 pytest.importorskip("numba")
 
 from classbalance_losses.kernels.cpu import map_loops, maps, memory, select, threads
-from classbalance_losses.kernels.cpu.maps import class_sums, labels_outside, weighted_sums
+from classbalance_losses.kernels.cpu.maps import class_sums, labels_outside, narrowed, weighted_sums
 from classbalance_losses.kernels.cpu.select import kth_largest
 
 if threads.failure(torch.device("cpu")) is not None:
@@ -361,11 +361,21 @@ def values_of(kind: str, shape: tuple[int, ...]) -> Tensor:
     return value.pow(40)  # down to subnormal numbers
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "all pixels are the sample": {},
+    "few pixels are": {"_SAMPLE": 1 << 9},
+    "it misleads": {"_SAMPLE": 1 << 9, "_DEVIATIONS": 0, "_RARE": 1 << 12},
+    "digits": {"_near_sample": lambda *_: None},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["ties", "constant", "not finite", "wide"])
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.usefixtures("_threads")
-def test_selection(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_SHORT", 0)
+def test_selection(kind: str, rows: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_SHORT": 0, **WAYS[way]}.items():
+        monkeypatch.setattr(select, name, value)
     for shape in ((2, 40), (2, LARGE)):
         labels, ranked = some_labels(shape), values_of(kind, shape)
         labels.target[-1, : shape[1] // 2] = -100
@@ -402,11 +412,20 @@ def test_a_share_is_rounded_as_float64_rounds_it(monkeypatch: pytest.MonkeyPatch
 
 
 def test_short_rows_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_by_digits", None)
+    monkeypatch.setattr(select, "_of_row", None)
     labels, ranked = some_labels((300, 7)), torch.rand(300, 7)
     found = kth_largest(ranked, labels, 300, Share(0.5, 1), None)
     pairs = list(zip(found.bits.tolist(), found.share.tolist(), strict=True))
     assert pairs == by_sorting(ranked, labels, 300, Share(0.5, 1))
+
+
+def test_a_sample_spares_the_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "_by_digits", None)
+    monkeypatch.setattr(select, "_SAMPLE", 1 << 12)
+    labels, ranked = some_labels((LARGE,)), torch.rand(LARGE).log().neg()
+    for share in (Share(0.2, 1), Share(0.9, 1), Share(0, 1), Share(1, 1)):
+        found = kth_largest(ranked, labels, 1, share, None)
+        assert [(int(found.bits), float(found.share))] == by_sorting(ranked, labels, 1, share)
 
 
 class Ranks:
@@ -455,6 +474,11 @@ def test_ranks_find_the_threshold_of_the_joined_batch(other: Callable[..., Hard]
             assert torch.equal(found.share, expected.share)
 
 
+def test_classes_that_are_more_than_bytes_stay_as_they_are() -> None:
+    labels = some_labels((7,), 256)
+    assert narrowed(labels)[1].target is labels.target
+
+
 @over_dtypes
 @pytest.mark.usefixtures("_threads")
 def test_labels_outside(dtype: torch.dtype) -> None:
@@ -464,6 +488,11 @@ def test_labels_outside(dtype: torch.dtype) -> None:
     for ignored in (-100, 255, 4):
         expected = ((target < 0) | (target > 4)) & (target != ignored)
         assert labels_outside(target.to(dtype), 5, ignored) == expected.sum() > 0
+        number, labels = narrowed(Labels(target.to(dtype), 5, ignored))
+        assert number == expected.sum()
+        right = torch.where(target == ignored, labels.ignore_index, target)[~expected]
+        assert labels.target.dtype == torch.uint8
+        assert torch.equal(labels.target[~expected].long(), right)
     assert labels_outside(target[:0].to(dtype), 5, -100) == 0
 
 
@@ -518,7 +547,7 @@ def test_the_loops_stay_in_a_compiled_graph(dynamic: bool, monkeypatch: pytest.M
         )
         loss = call(value, *others)
         found.append([loss.detach(), *torch.autograd.grad(loss, value)])
-        assert ran.count(map_loops.digits) == 4  # two digits of two rows
+        assert ran.count(map_loops.between) == 2  # of two rows
         assert ran.count(map_loops.class_sums) == 3
         assert ran.count(map_loops.class_slopes) == 2
     for ours, theirs in zip(*found, strict=True):

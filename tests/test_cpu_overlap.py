@@ -324,8 +324,8 @@ def test_operators_are_what_they_say(dtype: torch.dtype) -> None:
         for code in (-1, 0):
             form, q = (255, None, code, [], None), torch.rand(target.shape)
             args = (input, target, *form, False, None, False, q, True)
-            torch.library.opcheck(pixel._FORWARD, args, test_utils=check)
-            value, _, log_sum, overlap = pixel._FORWARD(*args)
+            torch.library.opcheck(pixel.FORWARD, args, test_utils=check)
+            value, _, log_sum, overlap = pixel.FORWARD(*args)
             grad = None if code == -1 else torch.rand_like(value)
             args = (grad, input, target, log_sum, *form, None, False, q, torch.rand_like(overlap))
             torch.library.opcheck(pixel.BACKWARD, args, test_utils=check)

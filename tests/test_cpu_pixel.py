@@ -360,8 +360,8 @@ def test_operators_are_what_torch_expects(dtype: torch.dtype) -> None:
         weight = class_weight(7)
         tests = ("test_schema", "test_faketensor")
         form = (-100, None, 2, [0.1], weight)
-        torch.library.opcheck(pixel._FORWARD, (input, target, *form, False), test_utils=tests)
-        log_sum = pixel._FORWARD(input, target, *form, False)[2]
+        torch.library.opcheck(pixel.FORWARD, (input, target, *form, False), test_utils=tests)
+        log_sum = pixel.FORWARD(input, target, *form, False)[2]
         grad = torch.rand(target.shape)
         torch.library.opcheck(pixel.BACKWARD, (grad, input, target, log_sum, *form), test_utils=tests)
         torch.library.opcheck(pixel._ERROR_SUMS, (input, target, grad, -100, None, False), test_utils=tests)

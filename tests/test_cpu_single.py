@@ -249,7 +249,7 @@ def test_operators_are_what_they_say(dtype: torch.dtype) -> None:
     for with_error, with_overlap in product((False, True), repeat=2):
         form = (255, None, 1, [2.0], None)
         args = (logits.input, labels.target, *form, with_error, bias, True, grad, with_overlap)
-        torch.library.opcheck(pixel._FORWARD, args, test_utils=check)
+        torch.library.opcheck(pixel.FORWARD, args, test_utils=check)
         overlap_grad = torch.rand(2, 2, 2) if with_overlap else None
         args = (grad, logits.input, labels.target, torch.empty(0), *form, bias, True, grad, overlap_grad)
         torch.library.opcheck(pixel.BACKWARD, args, test_utils=check)

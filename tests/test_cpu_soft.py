@@ -1,7 +1,8 @@
-"""Cross-entropy of label vectors in compiled loops, against the reference in float64."""
+"""Values and sums of classes of label vectors in compiled loops, against the reference in float64."""
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -9,12 +10,15 @@ import torch
 from kernel_checks import WARNINGS
 from torch import Tensor
 
-from classbalance_losses.kernels.call import Logits, Resize
+from classbalance_losses import _dispatch
+from classbalance_losses.functional import weighted_cross_entropy_loss
+from classbalance_losses.kernels.call import Labels, Logits, Resize, Share
+from classbalance_losses.kernels.forms.reference import CrossEntropy, Focal, Form
 
 pytest.importorskip("numba")
 
 from classbalance_losses.kernels import cpu, reference
-from classbalance_losses.kernels.cpu import soft, strided, threads
+from classbalance_losses.kernels.cpu import shares, soft, strided, threads
 
 if threads.failure(torch.device("cpu")) is not None:
     pytest.skip("loops cannot run here", allow_module_level=True)
@@ -107,6 +111,156 @@ def test_layouts(channels: int, dtype: torch.dtype) -> None:
     check(logits._replace(input=inputs["channels last"]), target[:1].expand(2, -1, -1, -1), weight)
 
 
+def summed(
+    module: Any,
+    logits: Logits,
+    target: Tensor,
+    form: Form,
+    weight: Tensor | None = None,
+    *,
+    hard: Share | None = None,
+    rows: int = 1,
+) -> dict[str, Tensor]:
+    """All that the sums yield, over H if its share is given, and the gradient of other numbers for each class."""
+    leaf, keep = logits.input.detach().requires_grad_(), (target != 0).any(1)
+    labels = Labels(torch.where(keep, 0, -1), target.shape[1], -1)
+    asked: dict[str, Any] = {"with_error": hard is None}
+    if hard is not None:
+        asked["choose"] = lambda loss: module.kth_largest(loss, labels, rows, hard, None)
+    here = logits._replace(input=leaf)
+    sums, chosen = module.soft_sums(here, labels, target, form, weight, **asked)
+    assert (chosen is None) == (hard is None)
+    slope = torch.linspace(0.5, 2, sums.value.numel(), dtype=sums.value.dtype).view(sums.value.shape)
+    (gradient,) = torch.autograd.grad(sums.value, leaf, slope)
+    found = {"number": sums.number, "value": sums.value.detach(), "gradient": gradient}
+    return {**found, "squared": sums.squared} if hard is None else found
+
+
+def check_sums(
+    logits: Logits, target: Tensor, form: Form, weight: Tensor | None = None, **asked: Any
+) -> None:
+    bias = None if logits.bias is None else logits.bias.double()
+    twin = logits._replace(input=logits.input.double(), bias=bias)
+    q = None if weight is None else weight.double()
+    wanted = summed(reference, twin, target.double(), form, q, **asked)
+    plain, got = (summed(module, logits, target, form, weight, **asked) for module in (reference, cpu))
+    for name, truth in wanted.items():
+        assert got[name].shape == truth.shape
+        off, eager = (((of[name] - truth).abs() / (1 + truth.abs())).max() for of in (got, plain))
+        assert off <= 2 * eager + 3e-6, name
+
+
+FORMS = {"cross-entropy": CrossEntropy(), "focal": Focal(2.0), "focal, 0.5": Focal(0.5)}
+over_forms = pytest.mark.parametrize("name", FORMS)
+
+
+@over_forms
+@over_types
+@over_channels
+def test_sums_of_classes(channels: int, dtype: torch.dtype, name: str) -> None:
+    for scale in (0.1, 5, 60, 1e3):
+        logits, target, weight = problem(channels, dtype=dtype, scale=scale)
+        q = torch.rand(target[:, 0].shape).round(decimals=1)
+        for of in (logits, logits._replace(bias=torch.randn(len(weight)))):
+            check_sums(of, target, FORMS[name], q)
+            check_sums(of, target, FORMS[name])
+
+
+@over_types
+@over_channels
+@pytest.mark.parametrize("rows", [1, 2])
+def test_sums_over_the_hardest(channels: int, dtype: torch.dtype, rows: int) -> None:
+    logits, target, _ = problem(channels, dtype=dtype)
+    target = target.mul(4).round().div(4)
+    logits.input[:, :, :3], target[:, :, :3] = logits.input[:, :, :1], target[:, :, :1]  # ties
+    q = torch.rand(target[:, 0].shape).round(decimals=1)
+    for share in (Share(0.3, 1), Share(1.0, 1), Share(0.0, 0)):
+        for weight in (None, q):
+            check_sums(logits, target, CrossEntropy(), weight, hard=share, rows=rows)
+
+
+def test_sums_of_other_layouts() -> None:
+    logits, target, _ = problem()
+    last = target.contiguous(memory_format=torch.channels_last)
+    wide = logits.input.contiguous(memory_format=torch.channels_last)
+    for input, of in ((logits.input, last), (wide, target), (wide, last)):
+        check_sums(Logits(input), of, Focal(2.0), torch.rand(of[:, 0].shape))
+
+
+@pytest.mark.parametrize("size", [(0, 6, 9), (2, 0, 9)])
+def test_sums_of_no_pixels(size: tuple[int, ...]) -> None:
+    logits, target, _ = problem(shape=size)
+    found = summed(cpu, logits, target, Focal(2.0))
+    assert found["value"].shape == (size[0], 5)
+    assert not any(of.any() for of in found.values())
+
+
+def test_single_pixels_are_one_row() -> None:
+    logits, target, _ = problem()
+    one = Logits(logits.input[:, :, 0, 0]), target[:, :, 0, 0]
+    got, wanted = (summed(module, *one, CrossEntropy()) for module in (cpu, reference))
+    assert got["number"].shape == (1, 5)
+    for name in ("number", "value", "squared"):
+        torch.testing.assert_close(got[name][0], wanted[name].sum(0))
+
+
+def test_labels_are_looked_at_in_one_pass() -> None:
+    for shape in ((2, 5, 6, 9), (1, 3, 1100), (4, 2, 0), (3, 7)):
+        target = torch.rand(shape).sub(0.1)
+        low, high, total = shares.looked_at(target)
+        if target.numel():
+            assert (low, high) == (min(target.min().item(), 0), target.max().item())
+        torch.testing.assert_close(total, target.sum(1))
+    target[1, 2] = torch.nan
+    assert shares.looked_at(target)[:2] == (low, high)
+    assert shares.looked_at(target)[2].isnan().tolist() == [False, True, False]
+
+
+def test_wrong_shares_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "_CPU_FROM", 0)
+    logits, target, _ = problem()
+    for wrong in (1.5, -0.5, torch.inf):
+        broken = target.clone()
+        broken[0, 2, 3, 4] = wrong
+        with pytest.raises(ValueError, match="probabilities in"):
+            weighted_cross_entropy_loss(logits.input, broken)
+    with pytest.raises(ValueError, match="several 1 a pixel"):
+        weighted_cross_entropy_loss(logits.input, torch.ones_like(target))
+
+
+def test_pixels_without_a_label_add_nothing_and_others_hide_nothing() -> None:
+    logits, target, _ = problem()
+    out = ~(target != 0).any(1, keepdim=True)
+    wanted = summed(cpu, logits, target, Focal(2.0))
+    for value in (torch.nan, torch.inf, -torch.inf):
+        spoilt = logits._replace(input=logits.input.masked_fill(out, value))
+        q = torch.ones(target[:, 0].shape).masked_fill(out.squeeze(1), value)
+        got = summed(cpu, spoilt, target, Focal(2.0), q)
+        assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+        assert not got["gradient"][out.expand_as(target)].any()
+    target[0, :, 1, 1] = torch.tensor([0.5, 0.5, 0, 0, 0])
+    for value, k in product((torch.nan, torch.inf, -torch.inf), (0, 3)):
+        input = logits.input.clone()
+        input[0, k, 1, 1] = value
+        for hard in (None, Share(0.2, 1)):
+            got, plain = (
+                summed(of, Logits(input), target, CrossEntropy(), hard=hard) for of in (cpu, reference)
+            )
+            for name, theirs in plain.items():
+                torch.testing.assert_close(got[name], theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_sums_can_be_differentiated_twice() -> None:
+    logits, target, _ = problem(shape=(2, 3, 3))
+    labels, q, second = Labels(torch.where((target != 0).any(1), 0, -1), 5, -1), torch.rand(2, 3, 3), []
+    for module in (reference, cpu):
+        leaf = logits.input.clone().requires_grad_()
+        sums, _ = module.soft_sums(Logits(leaf), labels, target, Focal(2.0), q)
+        (first,) = torch.autograd.grad(sums.value.square().sum(), leaf, create_graph=True)
+        second.append(torch.autograd.grad(first.square().sum(), leaf)[0])
+    torch.testing.assert_close(*second, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(3, 4), (12, 5)])
 @over_channels
 def test_resized_first(channels: int, size: tuple[int, int]) -> None:
@@ -163,7 +317,8 @@ def test_one_thread_or_three_find_the_same_bits() -> None:
     former, found = torch.get_num_threads(), []
     for number in (1, 3):
         torch.set_num_threads(number)
-        found.append(ran(cpu, logits, target, weight))
+        sums = [summed(cpu, logits, target, Focal(2.0), hard=hard) for hard in (None, Share(0.2, 1))]
+        found.append([*ran(cpu, logits, target, weight), *sums[0].values(), *sums[1].values()])
     torch.set_num_threads(former)
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
@@ -210,11 +365,17 @@ def test_whole_in_a_compiled_graph(channels: int, monkeypatch: pytest.MonkeyPatc
 @over_channels
 def test_operators_are_what_they_say(channels: int, dtype: torch.dtype) -> None:
     logits, target, weight = problem(channels, dtype=dtype)
-    check, others = ("test_schema", "test_faketensor"), (weight, torch.zeros(len(weight)), logits.single)
-    args = (logits.input, target, *others)
+    check, bias, form = ("test_schema", "test_faketensor"), torch.zeros(len(weight)), (1, [2.0])
+    args = (logits.input, target, weight, bias, logits.single, *form)
     torch.library.opcheck(soft._FORWARD, args, test_utils=check)
     value, log_sum = soft._FORWARD(*args)
-    args = (torch.rand_like(value), logits.input, target, log_sum, *others)
+    for share, kept in ((None, None), (torch.rand_like(value), log_sum if log_sum.numel() else None)):
+        args = (logits.input, target, value, share, kept, share is None, bias, logits.single, *form)
+        torch.library.opcheck(soft._SUMS, args, test_utils=check)
+        slope = torch.rand(2, len(weight))
+        args = (logits.input, target, log_sum, None, None, share, value, slope, bias, logits.single, *form)
+        torch.library.opcheck(soft._BACKWARD, args, test_utils=check)
+    args = (logits.input, target, log_sum, value, weight, None, None, None, bias, logits.single, *form)
     torch.library.opcheck(soft._BACKWARD, args, test_utils=check)
 
 

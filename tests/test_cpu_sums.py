@@ -10,7 +10,7 @@ from forms import FORMS
 from kernel_checks import WARNINGS
 from torch import Tensor
 
-from classbalance_losses.kernels.call import ClassSums, Labels, Logits, Resize
+from classbalance_losses.kernels.call import ClassSums, Hard, Labels, Logits, Resize, Share
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 
 pytest.importorskip("numba")
@@ -88,6 +88,58 @@ def test_enlarged(kind: str) -> None:
     target = torch.randint(-1, CLASSES[kind], (3, *size), generator=torch.Generator().manual_seed(1))
     resized = logits._replace(resize=Resize(size, align_corners=False))
     same(resized, Labels(target, CLASSES[kind], -1), CrossEntropy(), None)
+
+
+@over_classes
+@over_weights
+@pytest.mark.parametrize("name", ["cross-entropy", "focal", "smoothed"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_over_the_hardest(kind: str, weighted: bool, name: str, rows: int) -> None:
+    logits, labels, weight = problem(kind)
+    form, q, found = FORMS[name](labels.num_classes), weight if weighted else None, []
+    of_ties = logits.input.round() if kind != "many" else logits.input
+    for fused in (True, False):
+        input = of_ties.clone().requires_grad_()
+
+        def choose(values: Tensor) -> Hard:
+            return cpu.kth_largest(values.detach(), labels, rows, Share(0.3, 1), None)
+
+        if fused:
+            sums, hard = cpu.mined_sums(logits._replace(input=input), labels, form, q, choose)
+        else:
+            values = cpu.pixel_values(logits._replace(input=input), labels, form)
+            hard = choose(values)
+            sums = ClassSums(*cpu.class_sums(labels, values, None, q, rows=rows, hard=hard))
+            sums = ClassSums(*(None if of is None else of.sum(0, keepdim=True) for of in sums))
+        (sums.value * torch.linspace(0.5, 2, labels.num_classes)).sum().backward()
+        found.append([sums.number, sums.value, hard.bits, hard.share, input.grad])
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@over_classes
+def test_over_the_hardest_enlarged_in_half_and_twice(kind: str) -> None:
+    logits, labels, _ = problem(kind, torch.bfloat16)
+    size, draw, found = (66, 123), torch.Generator().manual_seed(1), []
+    target = torch.randint(-1, CLASSES[kind], (3, *size), generator=draw)
+    of = labels._replace(target=target)
+    resize = Resize(size, align_corners=False)
+    ranked = cpu.pixel_values(logits._replace(resize=resize), of, CrossEntropy()).detach()
+    hard = cpu.kth_largest(ranked, of, 1, Share(0.3, 1), None)
+    for module in (cpu, reference):
+        input = logits.input.float().requires_grad_()
+        resized = logits._replace(input=input, resize=resize)
+        if module is cpu:
+            value = cpu.mined_sums(resized, of, CrossEntropy(), None, lambda _: hard)[0].value
+        else:
+            values = reference.pixel_values(resized, of, CrossEntropy())
+            value = reference.class_sums(of, values, None, None, hard=hard).value
+        (first,) = torch.autograd.grad(value.square().sum(), input, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), input, retain_graph=True)
+        (once,) = torch.autograd.grad(value.square().sum(), input)
+        found.append((value.detach(), first.detach(), once, second))
+    for got, wanted in zip(*found, strict=True):
+        assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
 def test_of_no_pixels() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from classbalance_losses import _dispatch, use_backend
 from classbalance_losses.kernels import selection
-from classbalance_losses.kernels.reference import members
+from classbalance_losses.kernels.factors import members
 from classbalance_losses.ops.counts import kept_labels
 from classbalance_losses.ops.mining import hardest
 

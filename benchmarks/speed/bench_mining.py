@@ -36,7 +36,7 @@ def _ours(problem: Losses) -> Step:
     try:
         from classbalance_losses._dispatch import backend_for_maps  # noqa: PLC0415
         from classbalance_losses.kernels.call import Labels  # noqa: PLC0415
-        from classbalance_losses.kernels.reference import members  # noqa: PLC0415
+        from classbalance_losses.kernels.factors import members  # noqa: PLC0415
         from classbalance_losses.ops.mining import hardest  # noqa: PLC0415
     except ImportError as error:
         raise Skipped(f"mining has moved: {error}") from error

@@ -15,8 +15,8 @@ from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._options import Common
 from classbalance_losses._recompute import is_recomputation
 from classbalance_losses.adapters._losses import terms_of
+from classbalance_losses.kernels.factors import indices, members
 from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
-from classbalance_losses.kernels.reference import indices, members
 from classbalance_losses.losses._base import PixelLoss, SumLoss
 from classbalance_losses.losses.dyce import DyCELoss
 from classbalance_losses.losses.focal import FocalLoss
@@ -113,7 +113,8 @@ class ClassRecorder:
     def _add(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> None:
         common: Common = {**next(iter(self._terms.values())).loss.common, "process_group": None}
         batch = batch_for(input.detach(), target, None, common)
-        number, sums, pixel_loss, _ = batch.class_sums(batch.values(CrossEntropy(ranked=True)))
+        pixel_loss = batch.values(CrossEntropy(ranked=True))
+        number, sums, *_ = batch.class_sums(pixel_loss)
         former = self._totals or (torch.zeros_like(sums), torch.zeros_like(number))
         self._totals = former[0] + sums, former[1] + number
         for name, term in self._terms.items():

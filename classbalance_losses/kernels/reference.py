@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,17 @@ from classbalance_losses.kernels.call import (
     WeightedSums,
     accumulation_dtype,
 )
-from classbalance_losses.kernels.forms.reference import CrossEntropy, Focal, Form
+from classbalance_losses.kernels.factors import (
+    class_rows,
+    indices,
+    kept_weight,
+    members,
+    per_pixel,
+    scaled,
+    shares_of,
+    sum_pixels,
+)
+from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Form, of_all_classes
 from classbalance_losses.kernels.operators import by_reference
 from classbalance_losses.kernels.plain import can_read_values, is_plain
 from classbalance_losses.kernels.selection import Joined, hard_count, infinite_bits, ordered_bits
@@ -34,6 +46,7 @@ __all__ = [
     "pixel_values",
     "project",
     "soft_cross_entropy",
+    "soft_sums",
     "values_and_overlap",
     "weighted_sums",
 ]
@@ -116,6 +129,40 @@ def soft_cross_entropy(logits: Logits, target: Tensor, weight: Tensor | None) ->
     if weight is not None:
         share = share * weight.view(-1, *[1] * (input.ndim - 2))
     return scaled(surprise, share).sum(1)
+
+
+def soft_sums(
+    logits: Logits,
+    labels: Labels,
+    target: Tensor,
+    form: AnyForm,
+    weight: Tensor | None,
+    *,
+    with_error: bool = False,
+    choose: Callable[[Tensor], Hard] | None = None,
+) -> tuple[ClassSums, Hard | None]:
+    r"""Return sums over the pixels of each row and class of label vectors, (M, C), and H.
+
+    Args:
+        logits: With their gradient.
+        labels: Which pixels count: those with a share of any class.
+        target: t (M, C, *), without NaN.
+        form: φ of each class's own cross-entropy.
+        weight: q (M, *), or ``None`` for 1.
+        with_error: Whether to sum :math:`(q t)^2 \lVert p - e_c \rVert^2`, too, over all pixels.
+        choose: Finds H, by whose shares h all is multiplied, from the pixels' losses; ``None`` for all pixels.
+    """
+    keep, input = indices(labels)[1], logits.full_size()
+    values, hard, share = of_all_classes(form, input, keep), None, None
+    if choose is not None:
+        hard = choose(scaled(values.detach(), target.detach()).sum(1))
+        share = shares_of(hard, keep).unsqueeze(1)
+    q, squared = kept_weight(weight, keep), None
+    part = target if q is None else target * q.unsqueeze(1)
+    if with_error:
+        squared = sum_pixels(_errors_of_all(input, keep) * part.detach().square())
+    number = sum_pixels(scaled(target.detach(), share))
+    return ClassSums(number, sum_pixels(scaled(values, part, share)), squared), hard
 
 
 def class_sums(
@@ -257,24 +304,6 @@ def _cross_entropy(input: Tensor, labels: Labels) -> Tensor:
     return loss.index_put(small, exact - loss.detach()[small], accumulate=True)
 
 
-def indices(labels: Labels) -> tuple[Tensor, Tensor]:
-    """Return the class indices as int64, and the mask of those that count.
-
-    Comparing a uint8 tensor with -100 would wrap the -100 round to 156; so it cannot.
-    """
-    target = labels.target.long()
-    return target, target != labels.ignore_index
-
-
-def members(hard: Hard, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which pixels are in H, as a whole or in part, and which in part, in the shape of ``keep`` (N, *)."""
-    rows = hard.bits.shape[0]
-    bits, keep_rows = ordered_bits(hard.ranked).reshape(rows, -1), keep.reshape(rows, -1)
-    threshold = hard.bits.unsqueeze(1)
-    tied = keep_rows & (bits == threshold) & (hard.share > 0).unsqueeze(1)
-    return (keep_rows & (bits > threshold) | tied).view(keep.shape), tied.view(keep.shape)
-
-
 def errors(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     r"""Return the constant :math:`\delta_i = p_i - e_{y_i}` (N, C, *), 0 where not kept."""
     probability = F.softmax(input.detach(), dim=1, dtype=accumulation_dtype(input.dtype))
@@ -283,38 +312,11 @@ def errors(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     return torch.where(keep.unsqueeze(1), error, 0)
 
 
-def class_rows(input: Tensor) -> Tensor:
-    """(N, C, *) → (N, C, P), a copy only where the strides of the spatial axes ask for it; (N, C) → (1, C, N)."""
-    if input.ndim == 2:
-        return input.T.unsqueeze(0)
-    return input.flatten(2)
-
-
-def per_pixel(class_weight: Tensor, target: Tensor, keep: Tensor) -> Tensor:
-    """Return each kept pixel's class weight, (N, *), and 0 elsewhere."""
-    table = F.pad(class_weight, (0, 1))  # the last entry is for pixels that are not kept
-    index = torch.where(keep, target, class_weight.shape[0])
-    return table.index_select(0, index.flatten()).view(index.shape)
-
-
-def kept_weight(pixel_weight: Tensor | None, keep: Tensor) -> Tensor | None:
-    """Return the pixel weights, 0 where not kept (a weight there may be NaN)."""
-    return None if pixel_weight is None else torch.where(keep, pixel_weight, 0)
-
-
-def scaled(loss: Tensor, *weights: Tensor | None) -> Tensor:
-    """Return the loss times those weights that are given, in the loss's dtype; 0 times an infinite loss is 0."""
-    for weight in weights:
-        if weight is not None:
-            loss = _finite_where_weightless(loss, weight) * weight.to(loss.dtype)
-    return loss
-
-
-def _finite_where_weightless(loss: Tensor, weight: Tensor) -> Tensor:
-    """Return the loss with 0 for inf where it has no weight; NaN stays NaN."""
-    if can_read_values(loss) and loss.numel() and bool(loss.detach().amax() < torch.inf):
-        return loss  # one look, where looking costs less than four new maps
-    return torch.where((weight == 0) & (loss == torch.inf), 0, loss)
+def _errors_of_all(input: Tensor, keep: Tensor) -> Tensor:
+    r"""Return the constant :math:`\lVert p_i - e_c \rVert^2` of each class (N, C, *)."""
+    input = torch.where(keep.unsqueeze(1), input.detach(), 0)
+    prob = F.softmax(input, 1, dtype=accumulation_dtype(input.dtype))
+    return prob.square().sum(1, keepdim=True) - 2 * prob + 1
 
 
 class _Table:

@@ -60,10 +60,10 @@ def _loss(
     label_smoothing: float,
 ) -> Tensor:
     batch = batch.without_weightless()
-    loss = batch.values(smoothed(CrossEntropy(ranked=True), label_smoothing))
-    hard = batch.hardest(loss, fraction=hard_fraction, min_kept=min_kept, scope=scope)
-    sums = batch.class_sums(loss, hard)  # f_c = Σ h_i and Σ h_i q_i ℓ_i
-    coefficient = inverse_power(sums.number, 1 - omega, loss.dtype)  # f_c^-(1-ω)
+    form = smoothed(CrossEntropy(ranked=True), label_smoothing)
+    # f_c = Σ h_i and Σ h_i q_i ℓ_i
+    sums = batch.mined_sums(form, fraction=hard_fraction, min_kept=min_kept, scope=scope)
+    coefficient = inverse_power(sums.number, 1 - omega, batch.dtype)  # f_c^-(1-ω)
     f_hard = sums.number.sum()
     normalizer = f_hard**omega if normalize == "paper" else (coefficient * sums.number).sum()
     return batch.weighted(sums, coefficient, normalizer)

@@ -28,7 +28,7 @@ from classbalance_losses._validate import (
 )
 from classbalance_losses._validate_unlabelled import check_unlabelled
 from classbalance_losses.kernels.call import accumulation_dtype
-from classbalance_losses.kernels.reference import class_rows
+from classbalance_losses.kernels.factors import class_rows
 from classbalance_losses.losses._base import FeatureLoss
 from classbalance_losses.ops.projection import solve_class_weights
 from classbalance_losses.ops.reduction import reduce_loss

@@ -31,7 +31,7 @@ from classbalance_losses._validate_features import (
     check_pull_vectors,
     check_same_width,
 )
-from classbalance_losses.kernels.reference import per_pixel
+from classbalance_losses.kernels.factors import per_pixel
 from classbalance_losses.losses._base import FeatureLoss
 from classbalance_losses.ops.prototypes import (
     class_confidence,

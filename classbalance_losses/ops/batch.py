@@ -7,21 +7,18 @@ left is arithmetic on C numbers.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum, joined_value, resolve
 from classbalance_losses.kernels.call import ClassSums, Hard, WeightedSums
+from classbalance_losses.kernels.factors import indices, kept_weight, members, per_pixel, scaled
 from classbalance_losses.kernels.forms.reference import Adjusted, AnyForm, CrossEntropy, Mixed
 from classbalance_losses.kernels.plain import is_constant
-from classbalance_losses.kernels.reference import (
-    indices,
-    kept_weight,
-    members,
-    over_classes,
-    per_pixel,
-    scaled,
-)
+from classbalance_losses.kernels.reference import over_classes
 from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.mining import hardest
 from classbalance_losses.ops.pixels import Pixels
@@ -37,19 +34,24 @@ class Batch(Pixels):
 
         ``None`` where a map of φ is there or needed, or no pass sums on its way: see `class_sums` and `squared_sums`.
         """
-        is_loss, sums_of_pass = isinstance(form, CrossEntropy), getattr(self.backend, "pixel_sums", None)
-        needs_map = self.reduction == "none" or self._needs is not None or (is_loss and "loss" in self._found)
-        form = self._fused(form)
-        if needs_map or sums_of_pass is None or self.groups > 1 or isinstance(form, Mixed):
-            return None
-        if is_loss and self._table is not None:
-            return self._table
+        is_loss, form = isinstance(form, CrossEntropy), self._fused(form)
+        sums_of_pass = self._pass("pixel_sums", form)
+        if sums_of_pass is None or (is_loss and self._table is not None):
+            return None if sums_of_pass is None else self._table
         table: ClassSums = sums_of_pass(
             self.logits, self.labels, form, self.pixel_weight, with_error=with_error
         )
         if is_loss:
             self._table = table
         return table
+
+    def _pass(self, name: str, form: AnyForm) -> Any:
+        """Return the backend's pass that sums on its way, if it has one, where no other term needs a map of φ."""
+        has_map = isinstance(form, CrossEntropy) and "loss" in self._found
+        needs_map = self.reduction == "none" or self._needs is not None or has_map
+        if needs_map or self.groups > 1 or isinstance(form, Mixed):
+            return None
+        return getattr(self.backend, name, None)
 
     def hardest(self, loss: Tensor, *, fraction: float, min_kept: int, scope: str) -> Hard:
         """Return H, the pixels with the largest losses of the batch, on all ranks together, or of each image."""
@@ -61,8 +63,19 @@ class Batch(Pixels):
             min_kept=min_kept,
             rows=rows,
             process_group=self.process_group if scope == "batch" else None,
-            backend=self.backend,
+            backend=self._fast,
         )
+
+    def mined_sums(self, form: AnyForm, *, fraction: float, min_kept: int, scope: str) -> Sums:
+        """Sum a form over the pixels of each class in H, those whose values are the largest, see `hardest`."""
+        choose = partial(self.hardest, fraction=fraction, min_kept=min_kept, scope=scope)
+        fused = self._fused(form)
+        sums_of_pass = self._pass("mined_sums", fused)
+        if sums_of_pass is None or (scope == "image" and self.logits.input.ndim == 2):
+            values = self.values(form)
+            return self.class_sums(values, choose(values))
+        sums, hard = sums_of_pass(self.logits, self.labels, fused, self.pixel_weight, choose)
+        return Sums(all_reduce_sum(sums.number[0], self.process_group), sums.value[0], None, hard)
 
     def class_sums(self, values: Tensor, hard: Hard | None = None) -> Sums:
         """Sum a map over the pixels of each class, or over those of H."""
@@ -122,6 +135,7 @@ class Batch(Pixels):
         if self.reduction != "none":
             total = (coefficient * sums.value).sum()
             return self._joined(total, normalizer)
+        assert sums.values is not None
         keep = indices(self.classes)[1]
         share = None
         if sums.hard is not None:

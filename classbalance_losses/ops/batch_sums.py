@@ -8,7 +8,7 @@ from torch import Tensor
 from classbalance_losses._dispatch import Backend, backend_for_maps
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses.kernels.call import Labels
-from classbalance_losses.kernels.reference import indices
+from classbalance_losses.kernels.factors import indices
 from classbalance_losses.ops.image_counts import image_class_counts
 
 

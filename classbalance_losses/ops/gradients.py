@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum
-from classbalance_losses.kernels.reference import class_rows, indices, scaled
+from classbalance_losses.kernels.factors import class_rows, indices, scaled
 from classbalance_losses.kernels.simplex import class_means
 from classbalance_losses.ops.batch import Batch
 

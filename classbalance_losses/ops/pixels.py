@@ -19,9 +19,9 @@ from classbalance_losses._validate import check_target_range, class_vector_of_ca
 from classbalance_losses._validate_tasks import check_call
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Labels, accumulation_dtype
+from classbalance_losses.kernels.factors import indices
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Form, Mixed, Smoothed
 from classbalance_losses.kernels.plain import can_read_values, is_constant
-from classbalance_losses.kernels.reference import indices
 from classbalance_losses.ops.sums import ImageSums, Needs, block_diagonal
 from classbalance_losses.ops.tasks import Reading, grouped, read
 
@@ -48,17 +48,18 @@ class Pixels:
         sum need, so that they share a pass.
         """
         options = completed(common)
-        check_call(input, target, pixel_weight, options)
+        total = check_call(input, target, pixel_weight, options)
         self.reduction, self.process_group = options["reduction"], options["process_group"]
         self.task, self.num_images = options["task"], input.shape[0] if input.ndim > 1 else 1
-        self._set(read(input, target, pixel_weight, options), accumulation_dtype(input.dtype))
+        self._set(read(input, target, pixel_weight, options, total), accumulation_dtype(input.dtype))
         self._needs = needs
         self._found: dict[str, Tensor] = {}
         self._table: ClassSums | None = None
         shares = None if self.soft is None else target
         weights = [weight for weight in (pixel_weight, shares, *learned) if isinstance(weight, Tensor)]
         constant = all(map(is_constant, weights))
-        self.backend = backend_for(self.logits, self.labels, self.pixel_weight, constant=constant)
+        self._fast = backend_for(self.logits, self.labels, self.pixel_weight, constant=constant)
+        self.backend = self._fast
         if self.soft is None:
             self._check_labels()
 
@@ -96,12 +97,17 @@ class Pixels:
         return torch.ones(self.classes.num_classes, dtype=self.dtype, device=self.logits.input.device)
 
     def _check_labels(self) -> None:
-        """Check that each label is a class or ignored: values are read on the CPU; kernels for CUDA assert it."""
+        """Check that each label is a class or ignored: values are read on the CPU; kernels for CUDA assert it.
+
+        Loops have bytes made of wider labels on the way.
+        """
         target, num_classes, ignore_index = self.labels
         if target.device.type == "cuda" and self.backend is not reference:
             return
-        count = getattr(self.backend, "labels_outside", None)
-        if count is None or not can_read_values(target) or count(target, num_classes, ignore_index):
+        narrowed, outside = getattr(self.backend, "narrowed", None), 1
+        if narrowed is not None and can_read_values(target):
+            outside, self.labels = narrowed(self.labels)
+        if outside:
             check_target_range(target, num_classes, ignore_index)
 
     def without_weightless(self) -> Self:

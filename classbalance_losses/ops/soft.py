@@ -6,7 +6,7 @@ With indices one entry of a pixel has the share 1, so every sum over entries is 
 from __future__ import annotations
 
 from copy import copy
-from math import prod
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from typing_extensions import Self
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._options import Common
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import Hard, Labels
-from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Smoothed, of_all_classes
-from classbalance_losses.kernels.reference import members, over_classes, scaled
+from classbalance_losses.kernels.call import ClassSums, Hard, Labels
+from classbalance_losses.kernels.factors import scaled, shares_of, sum_pixels
+from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Smoothed, of_all_classes
+from classbalance_losses.kernels.reference import over_classes
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.sums import ImageSums, Needs, Sums, block_diagonal
@@ -46,7 +47,7 @@ class SoftBatch(Batch):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._fast, self.backend = self.backend, reference
+        self.backend = reference  # of maps of entries
         self._needs = None  # a form's values are of entries: no pass has several
 
     def _set(self, reading: Reading, dtype: torch.dtype) -> None:
@@ -76,7 +77,7 @@ class SoftBatch(Batch):
         kept, other = self.pixel_weight != 0, copy(self)
         other._keep, other.soft = self._keep & kept, torch.where(kept.unsqueeze(1), self.soft, 0)
         other.labels = self.labels._replace(target=torch.where(kept, self.labels.target, -1))
-        other._classes = other._entry_weight = None
+        other._classes = other._entry_weight = other._table = None
         return other
 
     def cross_entropy(self, *, ranked: bool = False) -> Tensor:
@@ -87,20 +88,13 @@ class SoftBatch(Batch):
         """Return φ of each entry (M, C', *)."""
         return of_all_classes(form, self.logits.full_size(), self._keep)
 
-    def cross_entropy_and_error(self) -> tuple[Tensor, Tensor]:
-        r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_c \rVert^2`, of entries."""
-        prob = self.probability().detach()
-        error = prob.square().sum(1, keepdim=True) - 2 * prob + 1
-        return self.cross_entropy(), torch.where(self._keep.unsqueeze(1), error, 0)
-
     def share(self, c: int, weight: Tensor | None) -> Tensor:
         """Return q t of class c of each row, (M, *)."""
         return (self.soft if weight is None else weight)[:, c]
 
     def _rows(self, values: Tensor) -> Tensor:
         """Return the sums over the pixels that count of each row and class."""
-        values = torch.where(self._keep.unsqueeze(1), values, 0)
-        return values.unsqueeze(-1).flatten(2).sum(2)  # (N, C) has no spatial axis
+        return sum_pixels(torch.where(self._keep.unsqueeze(1), values, 0))
 
     def image_sums(self) -> ImageSums:
         """Return the sums of probabilities and labels over each image's pixels."""
@@ -115,38 +109,53 @@ class SoftBatch(Batch):
 
     def class_sums(self, values: Tensor, hard: Hard | None = None) -> Sums:
         """Sum a map over the entries of each class, or over those of H's pixels; the number is the sum of shares."""
-        share = None
-        if hard is not None:
-            share = self._share_of(hard).unsqueeze(1)
-            hard = hard._replace(ranked=hard.ranked.unsqueeze(1).expand_as(self.soft))
+        share = None if hard is None else shares_of(hard, self._keep).unsqueeze(1)
         number = self._by_class(scaled(self.soft.detach(), share))
         value = self._by_class(scaled(values, self.entry_weight, share))
-        return Sums(all_reduce_sum(number, self.process_group), value, values, hard)
+        return Sums(all_reduce_sum(number, self.process_group), value, values, self._of_entries(hard))
 
-    def _share_of(self, hard: Hard) -> Tensor:
-        """Return h of each pixel (M, *), 0 off H."""
-        chosen, tied = members(hard, self._keep)
-        rows = hard.bits.shape[0]
-        share = torch.where(tied.reshape(rows, -1), hard.share.unsqueeze(1), chosen.reshape(rows, -1))
-        return share.view(chosen.shape)
+    def mined_sums(self, form: AnyForm, **options: Any) -> Sums:
+        """Sum a form over H's pixels, see `Batch.mined_sums`."""
+        sums, hard = self._sums(form, choose=partial(super().hardest, **options))
+        assert sums.value is not None
+        number, value = (self._of_all_rows(table) for table in (sums.number, sums.value))
+        values = self.values(form) if self.reduction == "none" else None
+        return Sums(all_reduce_sum(number, self.process_group), value, values, self._of_entries(hard))
+
+    def _of_entries(self, hard: Hard | None) -> Hard | None:
+        """Return H as `members` takes it for entries: each is ranked as its pixel is."""
+        return None if hard is None else hard._replace(ranked=hard.ranked.unsqueeze(1).expand_as(self.soft))
+
+    def _sums(self, form: AnyForm, **asked: Any) -> tuple[ClassSums, Hard | None]:
+        """Return sums of each row and class, by the backend if it has such a pass of the form."""
+        # Single pixels are one row to a fast backend.
+        has_rows = self.groups == 1 or self.soft.ndim > 2
+        has_pass = isinstance(form, (CrossEntropy, Focal)) and has_rows
+        backend = self._fast if has_pass else reference
+        return backend.soft_sums(self.logits, self.labels, self.soft, form, self.pixel_weight, **asked)
+
+    def table(self, form: AnyForm, *, with_error: bool = False) -> ClassSums:
+        r"""Return :math:`\sum t`, :math:`\sum q t \varphi` and, if asked, :math:`\sum (q t)^2 e` of classes, (1, C)."""
+        is_loss, table = isinstance(form, CrossEntropy), self._table
+        if table is None or not is_loss or (with_error and table.squared is None):
+            sums, _ = self._sums(form, with_error=with_error)
+            table = ClassSums(*(None if of is None else self._of_all_rows(of)[None] for of in sums))  # type: ignore[arg-type]
+            self._table = table if is_loss else self._table
+        return table
 
     def _by_class(self, entries: Tensor) -> Tensor:
         """Return the sums over the entries of each class: an axis of its own, so that nothing is scattered."""
-        rows, classes = entries.shape[0] // self.groups, self.groups * entries.shape[1]
-        return entries.reshape(rows, classes, prod(entries.shape[2:])).sum((0, 2))
+        return self._of_all_rows(sum_pixels(entries))
+
+    def _of_all_rows(self, table: Tensor) -> Tensor:
+        """Return the sums (C,) of those of rows, (M, C')."""
+        rows, classes = table.shape[0] // self.groups, self.groups * table.shape[1]
+        return table.reshape(rows, classes).sum(0)
 
     def number(self) -> Tensor:
         """Return the sum of shares of each class, of all ranks (C,)."""
-        return all_reduce_sum(self._by_class(self.soft.detach()), self.process_group)
-
-    def squared_sums(self) -> tuple[Tensor, Tensor]:
-        r"""Return the sums of shares, and :math:`\sum (q_i t_{ic})^2 e_{ic}`, of all ranks (C,)."""
-        error = scaled(self.cross_entropy_and_error()[1], self.entry_weight.detach().square())
-        return self.number(), all_reduce_sum(self._by_class(error), self.process_group)
-
-    def total_loss(self) -> Tensor:
-        r"""Return :math:`\sum q_i t_{ic} \ell_{ic}` of this rank, a constant."""
-        return scaled(self.cross_entropy(), self.entry_weight).detach().sum()
+        own = self._by_class(self.soft.detach()) if self._table is None else self._table.number[0]
+        return all_reduce_sum(own, self.process_group)
 
     def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_i q_i t_{ia} (p_{ib} - [a = b])`, or of its square without q, of all ranks."""
@@ -168,13 +177,16 @@ class SoftBatch(Batch):
         return BatchSums(loss, labels, self.backend, self.process_group, share=share.detach())
 
     def mean_of(self, form: AnyForm, weight: Tensor | None = None, over: Tensor | None = None) -> Tensor:
-        """Return the mean of a form's values, see `mean`."""
+        r"""Return the weighted sum over entries by that of ``over``'s shares, or of pixels; the sum, or the terms."""
         share = self.soft
         if isinstance(form, Smoothed):
             share = (1 - form.label_smoothing) * share + form.label_smoothing / share.shape[1]
             share, weight = torch.where(self._keep.unsqueeze(1), share, 0), form.weight
+        elif self.reduction != "none":
+            (number,), (value,), _ = self.table(form)  # type: ignore[misc]
+            return self._joined(over_classes(number, value, weight, None).total, self._norm(over))
         elif not isinstance(form, CrossEntropy):
-            return self.mean(self.values(form), weight, over)
+            return self._terms(self.values(form), weight, share != 0)
         if weight is not None and weight.numel() != share.shape[1]:
             of_row = weight.view(self.groups, -1).repeat(share.shape[0] // self.groups, 1)
             share, weight = share * of_row.view(*share.shape[:2], *[1] * (share.ndim - 2)), None
@@ -185,14 +197,6 @@ class SoftBatch(Batch):
         if self.reduction == "none":
             return terms.reshape(self._shape)
         return self._joined(terms.sum(), self._norm(over))
-
-    def mean(self, values: Tensor, weight: Tensor | None = None, over: Tensor | None = None) -> Tensor:
-        """Return the weighted sum over entries by that of ``over``'s shares, or of pixels; the sum, or the terms."""
-        if self.reduction == "none":
-            return self._terms(values, weight, self.soft != 0)
-        sums = self._by_class(scaled(values, self.entry_weight))
-        total = over_classes(self._by_class(self.soft.detach()), sums, weight, None).total
-        return self._joined(total, self._norm(over))
 
     def _norm(self, over: Tensor | None) -> Tensor:
         if over is None:

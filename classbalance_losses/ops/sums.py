@@ -18,8 +18,8 @@ class Sums(NamedTuple):
     """n_c or, over H, Σ h_i, of all ranks (C,); no gradient."""
     value: Tensor
     """Σ h_i q_i φ_i of this rank (C,), with its gradient."""
-    values: Tensor
-    """φ (N, *)."""
+    values: Tensor | None
+    """φ (N, *), for the terms; ``None`` where they are not asked for."""
     hard: Hard | None
 
 

@@ -35,13 +35,20 @@ class Reading(NamedTuple):
     """Of the terms, as the target has it."""
 
 
-def read(input: Tensor, target: Tensor, pixel_weight: Tensor | None, options: Common) -> Reading:
-    """Return the rows of a call whose arguments are checked."""
+def read(
+    input: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    options: Common,
+    total: Tensor | None = None,
+) -> Reading:
+    """Return the rows of a call whose arguments are checked; ``total`` is the sum of each pixel's shares, if known."""
     task, soft = options["task"], None
     if task == "multiclass" and input.ndim == 1:  # one pixel without a batch
         input, target = input.unsqueeze(0), target.unsqueeze(0)
         pixel_weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
-        return read(input, target, pixel_weight, options)._replace(shape=())
+        total = None if total is None else total.unsqueeze(0)
+        return read(input, target, pixel_weight, options, total)._replace(shape=())
     has_channel = target.ndim == input.ndim
     shape = tuple(target.shape)
     if task == "multiclass":
@@ -53,7 +60,7 @@ def read(input: Tensor, target: Tensor, pixel_weight: Tensor | None, options: Co
         input, target = input.reshape(rows, 1, *input.shape[2:]), target.reshape(rows, *size)
         pixel_weight = None if pixel_weight is None else pixel_weight.reshape(rows, *size)
     if target.is_floating_point():
-        soft, counts = _shares(target, accumulation_dtype(input.dtype), task)
+        soft, counts = _shares(target, accumulation_dtype(input.dtype), task, total)
         target, ignored = torch.where(counts, 0, -1), -1
     else:
         target, ignored = _merged(target, as_labels(options["ignore_index"]))
@@ -63,12 +70,12 @@ def read(input: Tensor, target: Tensor, pixel_weight: Tensor | None, options: Co
     return Reading(logits, labels, pixel_weight, soft, groups, shape)
 
 
-def _shares(target: Tensor, dtype: torch.dtype, task: str) -> tuple[Tensor, Tensor]:
+def _shares(target: Tensor, dtype: torch.dtype, task: str, total: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the share of each class (M, C', *), and which pixels count: those of NaN alone, or of 0, do not."""
     target = target.to(dtype)
     if task != "multiclass":
         target = torch.stack([1 - target, target], 1)
-    total = target.detach().sum(1)
+    total = target.detach().sum(1) if total is None else total
     if can_read_values(total) and not bool(total.isnan().any()):  # shares are never below 0
         return target, total != 0
     target = torch.where(target.isnan().all(1, keepdim=True), 0, target)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from classbalance_losses.kernels.call import Labels, Logits
-from classbalance_losses.kernels.cpu.maps import class_sums, labels_outside, weighted_sums
+from classbalance_losses.kernels.cpu.maps import class_sums, labels_outside, narrowed, weighted_sums
+from classbalance_losses.kernels.cpu.mined import mined_sums
 from classbalance_losses.kernels.cpu.pixel import (
     cross_entropy_and_error,
     error_sums,
@@ -12,7 +13,7 @@ from classbalance_losses.kernels.cpu.pixel import (
 )
 from classbalance_losses.kernels.cpu.pixel_loops import TYPES
 from classbalance_losses.kernels.cpu.select import kth_largest
-from classbalance_losses.kernels.cpu.soft import soft_cross_entropy
+from classbalance_losses.kernels.cpu.soft import soft_cross_entropy, soft_sums
 from classbalance_losses.kernels.cpu.sums import pixel_sums
 from classbalance_losses.kernels.cpu.threads import failure
 from classbalance_losses.kernels.simplex import project
@@ -24,11 +25,14 @@ __all__ = [
     "failure",
     "kth_largest",
     "labels_outside",
+    "mined_sums",
+    "narrowed",
     "pixel_sums",
     "pixel_values",
     "project",
     "reasons",
     "soft_cross_entropy",
+    "soft_sums",
     "values_and_overlap",
     "weighted_sums",
 ]

@@ -19,7 +19,9 @@ from classbalance_losses.kernels.cpu.math import (
     flags,
     floats,
     integers,
+    ordered,
     shorts,
+    summing,
     take,
     task,
     words,
@@ -28,9 +30,15 @@ from classbalance_losses.kernels.cpu.memory import Field
 
 PART = 1 << 14  # pixels, fixed: sums have one order, whatever the threads
 BINS = 1 << 16
+NARROW = 255  # an ignored label as a byte
 _CHUNK = 1 << 10  # pixels whose numbers stay in the first-level cache
 
-_NUMBERS = ("taken", "rows", "pixels", "parts", "classes", "cells", "lanes", "prefix", "shift")
+_SOME = 1 << 4  # pixels that are looked at one by one if one of them is asked for
+
+_NUMBERS = (
+    *("taken", "rows", "pixels", "parts", "classes", "cells", "lanes"),
+    *("prefix", "shift", "low", "high"),
+)
 _MAP = ("rows", "pixels")
 FIELDS = {
     **{name: Field(torch.float32, _MAP) for name in ("value", "squared", "weight", "ranked")},
@@ -41,24 +49,24 @@ FIELDS = {
     "slope": Field(torch.float32, _MAP),
     "sums": Field(torch.float64, ("rows", "parts", "lanes", "cells", COLUMNS)),
     "count": Field(torch.int64, (BINS,)),
+    "between": Field(torch.int32, ("pixels",)),
+    "found": Field(torch.int64, ("parts", 3)),
     "outside": Field(torch.int64, (1,)),
+    "narrow": Field(torch.uint8, _MAP),
 }
 JOB = np.dtype([(name, np.int64) for name in (*_NUMBERS, "label", "label_bytes", "ignored", *FIELDS)])
 
 
 @compiled
-def _outside(labels: Any, ignored: int, classes: int) -> int:
+def _outside(labels: Any, ignored: int, classes: int, narrow: Any) -> int:
     total = 0
     for p in range(labels.size):
         label = np.int64(labels[p])
         total += ((label < 0) | (label >= classes)) & (label != ignored)
+    for p in range(narrow.size):
+        label = np.int64(labels[p])
+        narrow[p] = np.uint8(NARROW) if label == ignored else np.uint8(label)
     return total
-
-
-@compiled
-def _ordered(bits: int) -> Any:
-    """Return what sorts as the non-negative floats do: -0.0 and NaN may have a sign."""
-    return bits & np.int32(0x7FFFFFFF)
 
 
 @compiled
@@ -72,7 +80,7 @@ def _members(job: Any, row: int, place: int, own: Any, tied: Any) -> Any:
     tie = threshold if share > 0 else np.int32(-1)
     ranked = words(job.ranked + 4 * place, own.size)
     for p in range(own.size):
-        bits = _ordered(ranked[p])
+        bits = ordered(ranked[p])
         own[p] = own[p] if (bits > threshold) | (bits == tie) else np.int32(-1)
         tied[p] = bits == tie
     return share
@@ -146,7 +154,7 @@ def digits(memory: Any) -> None:
             classes_of(job.label, job.label_bytes, first, job.ignored, job.classes, own[:size])
             ranked = words(job.ranked + 4 * first, size)
             for p in range(size):
-                number = _ordered(ranked[p]) >> shift
+                number = ordered(ranked[p]) >> shift
                 if (own[p] >= 0) & (number >> np.int32(16) == prefix):
                     count[number & 0xFFFF] += 1
         part = take(memory)
@@ -156,20 +164,76 @@ def digits(memory: Any) -> None:
 
 
 @task
+def between(memory: Any) -> None:
+    """Count each part's candidates, those above ``high``, and those from ``low`` to it, whose bits it writes."""
+    job = carray(memory, 1, JOB)[0]
+    bits, low, high = np.empty(_CHUNK, np.int32), np.int32(job.low), np.int32(job.high)
+    part = take(memory)
+    while part < job.parts:
+        start, inside = part * PART, 0
+        found = integers(job.found + 24 * part, 3)
+        out = words(job.between + 4 * start, min(PART, job.pixels - start))
+        for first in range(start, start + out.size, _CHUNK):
+            size = min(_CHUNK, start + out.size - first)
+            classes_of(job.label, job.label_bytes, first, job.ignored, job.classes, bits[:size])
+            _rank(words(job.ranked + 4 * first, size), bits)
+            found[0] += _number(bits[:size], np.int32(0), np.int32(0x7FFFFFFF))
+            found[1] += size - _number(bits[:size], np.int32(-1), high)
+            for p in range(0, size, _SOME):
+                some = bits[p : min(p + _SOME, size)]
+                if _number(some, low, high):
+                    inside = _keep(some, low, high, out, inside)
+        found[2] = inside
+        part = take(memory)
+
+
+@compiled
+def _rank(ranked: Any, bits: Any) -> None:
+    """Write a candidate's bits in the place of its class, and leave -1."""
+    for p in range(ranked.size):
+        bits[p] = ordered(ranked[p]) if bits[p] >= 0 else np.int32(-1)
+
+
+@summing
+def _number(bits: Any, low: Any, high: Any) -> Any:
+    """Return how many of at most a chunk are from ``low`` to ``high``."""
+    number = np.float32(0)  # whole numbers would become wider
+    for p in range(bits.size):
+        number += np.float32(1) if (bits[p] >= low) & (bits[p] <= high) else np.float32(0)
+    return np.int64(number)
+
+
+@compiled
+def _keep(bits: Any, low: Any, high: Any, out: Any, number: int) -> int:
+    for p in range(bits.size):
+        if (bits[p] >= low) & (bits[p] <= high):
+            out[number] = bits[p]
+            number += 1
+    return number
+
+
+@task
 def labels_outside(memory: Any) -> None:
-    """Count the labels that are neither a class nor ignored."""
+    """Count the labels that are neither a class nor ignored, and write those that are as bytes if asked."""
     job = carray(memory, 1, JOB)[0]
     part, total = take(memory), 0
     while part < job.parts:
-        first = part * PART
-        size, place = min(PART, job.pixels - first), job.label + job.label_bytes * first
-        if job.label_bytes == 1:
-            total += _outside(flags(place, size), job.ignored, job.classes)
-        elif job.label_bytes == 2:
-            total += _outside(shorts(place, size), job.ignored, job.classes)
-        elif job.label_bytes == 4:
-            total += _outside(words(place, size), job.ignored, job.classes)
-        else:
-            total += _outside(integers(place, size), job.ignored, job.classes)
+        end = min((part + 1) * PART, job.pixels)
+        for first in range(part * PART, end, _CHUNK):
+            size = min(_CHUNK, end - first)
+            narrow = flags(job.narrow + first, size if job.narrow else 0)
+            total += _outside_of_any(job, first, size, narrow)
         part = take(memory)
     add(job.outside, total)
+
+
+@compiled
+def _outside_of_any(job: Any, first: int, size: int, narrow: Any) -> Any:
+    place = job.label + job.label_bytes * first
+    if job.label_bytes == 1:
+        return _outside(flags(place, size), job.ignored, job.classes, narrow)
+    if job.label_bytes == 2:
+        return _outside(shorts(place, size), job.ignored, job.classes, narrow)
+    if job.label_bytes == 4:
+        return _outside(words(place, size), job.ignored, job.classes, narrow)
+    return _outside(integers(place, size), job.ignored, job.classes, narrow)

@@ -70,10 +70,30 @@ def weighted_sums(
     return over_classes(number, sums, weight, norm_weight)
 
 
+def shares_of(labels: Labels, hard: Hard) -> Tensor:
+    """Return h of each pixel (N, *), 0 where it is not in H: what a sum over H gives for a slope of 1."""
+    one = torch.ones(hard.bits.shape[0], labels.num_classes, dtype=torch.float32, device="cpu")
+    share: Tensor = _class_slopes(one, labels.target, labels.ignore_index, None, *hard)
+    return share
+
+
 def labels_outside(target: Tensor, num_classes: int, ignore_index: int) -> int:
-    """Return how many labels are neither a class nor ``ignore_index``."""
+    """Return how many labels are neither a class nor ignored."""
+    return _checked(Labels(target, num_classes, ignore_index), None)
+
+
+def narrowed(labels: Labels) -> tuple[int, Labels]:
+    """Return how many labels are neither a class nor ignored, and the labels as bytes, which several passes read."""
+    target, num_classes, _ = labels
+    if target.dtype == torch.uint8 or num_classes > loops.NARROW:
+        return _checked(labels, None), labels
+    narrow = torch.empty(target.shape, dtype=torch.uint8, device="cpu")
+    return _checked(labels, narrow), Labels(narrow, num_classes, loops.NARROW)
+
+
+def _checked(labels: Labels, narrow: Tensor | None) -> int:
     total = torch.zeros(1, dtype=torch.int64, device="cpu")
-    run_on_maps(loops.labels_outside, Labels(target, num_classes, ignore_index), 1, {"outside": total})
+    run_on_maps(loops.labels_outside, labels, 1, {"outside": total, "narrow": narrow})
     return int(total)
 
 

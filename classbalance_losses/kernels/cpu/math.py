@@ -168,6 +168,12 @@ def flags(address: int, size: int) -> Any:
     return carray(_pointer(address), size, np.uint8)
 
 
+@inlined
+def ordered(bits: Any) -> Any:
+    """Return what sorts as the non-negative floats of such bits do: -0.0 and NaN may have a sign."""
+    return bits & np.int32(0x7FFFFFFF)
+
+
 def _fitted(series: Any, degree: int, low: float, high: float) -> list[np.float32]:
     """Return a short polynomial's coefficients in the place of a power series'."""
     fit = Chebyshev.interpolate(series, degree, [low, high]).convert(kind=Polynomial)

@@ -12,7 +12,7 @@ import numpy as np
 
 from classbalance_losses.kernels.cpu.math import compiled, exp, inlined, log1p_of_part, wide
 from classbalance_losses.kernels.cpu.passes import GIVEN, ONE, OWN, SLOPE, TIES, VALUE, ZERO, Tile, row
-from classbalance_losses.kernels.forms.cpu import FOCAL
+from classbalance_losses.kernels.forms.cpu import FOCAL, SQUARE, faded
 
 _TWO = np.float32(2)
 _SURE = np.float32(104)  # from which on p is below all rounding
@@ -23,7 +23,12 @@ def forward_pair(form: Any, x: Tile, label: Any, with_error: bool, maps: Any) ->
     """Write φ and, if asked, ‖p - e_y‖² = 2 m² in the place of ties."""
     wide()
     _find_margin(x, label, maps)
-    if form.code == FOCAL:
+    if form.code == FOCAL and form.gamma == SQUARE:
+        for p in range(x.size):
+            u = maps[OWN + p]
+            e = exp(-np.abs(u))
+            maps[VALUE + p] = faded(_missed(u, e), form.gamma, True) * (max(u, ZERO) + log1p_of_part(e))
+    elif form.code == FOCAL:
         for p in range(x.size):
             u = maps[OWN + p]
             log_rest = log1p_of_part(exp(-np.abs(u)))
@@ -43,12 +48,20 @@ def backward_pair(form: Any, x: Tile, gradient: Tile, label: Any, maps: Any) -> 
     """Write the gradient, by the given slope of each pixel; 0 where ignored."""
     wide()
     _find_margin(x, label, maps)
-    if form.code == FOCAL:
+    if form.code == FOCAL and form.gamma == SQUARE:
         for p in range(x.size):
             u = maps[OWN + p]
             e = exp(-np.abs(u))
-            log_rest, missed = log1p_of_part(e), _missed(u, e)
-            steep = missed + form.gamma * (max(u, ZERO) + log_rest) * _missed(-u, e)
+            missed, prob = _missed_and_prob(u, e)
+            steep = missed + form.gamma * (max(u, ZERO) + log1p_of_part(e)) * prob
+            steep = faded(missed, form.gamma, True) * steep
+            maps[SLOPE + p] = maps[GIVEN + p] * (ONE if u > _SURE else steep)
+    elif form.code == FOCAL:
+        for p in range(x.size):
+            u = maps[OWN + p]
+            e = exp(-np.abs(u))
+            log_rest, (missed, prob) = log1p_of_part(e), _missed_and_prob(u, e)
+            steep = missed + form.gamma * (max(u, ZERO) + log_rest) * prob
             steep = exp(form.gamma * (min(u, ZERO) - log_rest)) * steep
             maps[SLOPE + p] = maps[GIVEN + p] * (ONE if u > _SURE else steep)
     else:
@@ -77,3 +90,10 @@ def _find_margin(x: Tile, label: Any, maps: Any) -> None:
 def _missed(u: Any, e: Any) -> Any:
     """Return m of u and e."""
     return (e if u < ZERO else ONE) / (ONE + e)
+
+
+@inlined
+def _missed_and_prob(u: Any, e: Any) -> Any:
+    """Return m and 1 - m, each without cancellation."""
+    part = ONE / (ONE + e)
+    return (e if u < ZERO else ONE) * part, (ONE if u < ZERO else e) * part

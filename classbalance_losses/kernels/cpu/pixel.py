@@ -21,11 +21,11 @@ from classbalance_losses.kernels.cpu import strided, upsample, upsample_loops
 from classbalance_losses.kernels.cpu.memory import hand_over
 from classbalance_losses.kernels.cpu.threads import run
 from classbalance_losses.kernels.cpu.tiles import FIELDS
+from classbalance_losses.kernels.factors import class_rows
 from classbalance_losses.kernels.forms.cpu import NO_FORM, fill, form_of, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 from classbalance_losses.kernels.operators import by_reference, define
 from classbalance_losses.kernels.plain import needs_reference
-from classbalance_losses.kernels.reference import class_rows
 
 PARTS = 64  # of the pixels, or of an image's, whose sums are added up apart
 _TABLES = 1 << 21  # sums in all of them: 16 MiB
@@ -93,7 +93,7 @@ class _PixelPass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        value, error, log_sum, overlap = _FORWARD(input, target, *given)
+        value, error, log_sum, overlap = FORWARD(input, target, *given)
         *constants, weight, _, bias, single, pixel_weight, with_overlap = given
         ctx.save_for_backward(input, target, weight, log_sum, bias, pixel_weight)
         ctx.constants, ctx.single, ctx.with_overlap = constants, single, with_overlap
@@ -122,7 +122,7 @@ class _PixelPass(torch.autograd.Function):
 
 def as_called(ctx: Any, input: Tensor) -> tuple[Logits, Labels]:
     """Return what the reference takes in the place of a pass whose context is given."""
-    _, target, _, _, bias, _ = ctx.saved_tensors
+    _, target, _, _, bias, *_ = ctx.saved_tensors
     ignore_index, align_corners, _, _ = ctx.constants
     resize = None if align_corners is None else Resize(tuple(target.shape[1:]), align_corners)
     logits = upsample.in_single(Logits(input, resize, bias, ctx.single))
@@ -234,12 +234,20 @@ def _backward(
     pixel_weight: Tensor | None = None,
     overlap_grad: Tensor | None = None,
     coefficient: Tensor | None = None,
+    ranked: Tensor | None = None,
+    threshold: Tensor | None = None,
+    tied_share: Tensor | None = None,
 ) -> Tensor:
     is_kept = strided.keeps_log_sum(input, classes_of(input, single), is_enlarged=align_corners is not None)
     tensors = {"slope": grad, "log_sum": log_sum if is_kept else None, "bias": bias}
     if overlap_grad is not None or coefficient is not None:
         tensors |= {"overlap_slope": overlap_grad, "coefficient": coefficient, "pixel_weight": pixel_weight}
     kept, task, job = prepared(input, target, ignore_index, align_corners, single, tensors)
+    if ranked is not None and threshold is not None and tied_share is not None:
+        job["rows"] = threshold.numel()
+        hard = (ranked.contiguous(), threshold.contiguous(), tied_share.contiguous())
+        hand_over(job, FIELDS, dict(zip(("ranked", "threshold", "tied_share"), hard, strict=True)))
+        kept += hard
     fill(job["form"], code, numbers, weight, int(job["classes"][0]))
     if align_corners is not None:
         gradient = torch.zeros_like(kept[0])
@@ -323,7 +331,7 @@ def prepared(
     return [x, target, *maps.values()], upsample_loops.pixel_pass, job
 
 
-_FORWARD = define(
+FORWARD = define(
     "cpu_pixel_forward(Tensor input, Tensor target, int ignore_index, bool? align_corners, int form, "
     "float[] numbers, Tensor? weight, bool with_error, Tensor? bias=None, bool single=False, "
     "Tensor? pixel_weight=None, bool with_overlap=False) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -333,8 +341,8 @@ _FORWARD = define(
 BACKWARD = define(
     "cpu_pixel_backward(Tensor? grad, Tensor input, Tensor target, Tensor log_sum, int ignore_index, "
     "bool? align_corners, int form, float[] numbers, Tensor? weight, Tensor? bias=None, "
-    "bool single=False, Tensor? pixel_weight=None, Tensor? overlap_grad=None, Tensor? coefficient=None) "
-    "-> Tensor",
+    "bool single=False, Tensor? pixel_weight=None, Tensor? overlap_grad=None, Tensor? coefficient=None, "
+    "Tensor? ranked=None, Tensor? threshold=None, Tensor? tied_share=None) -> Tensor",
     _backward,
     _gradient,
 )

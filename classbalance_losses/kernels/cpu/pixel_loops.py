@@ -21,6 +21,7 @@ from classbalance_losses.kernels.cpu.math import (
     task,
 )
 from classbalance_losses.kernels.cpu.passes import PITCH, ROWS, Tile
+from classbalance_losses.kernels.cpu.soft_tiles import FIELDS as SOFT_FIELDS
 from classbalance_losses.kernels.cpu.soft_tiles import take_soft_tile
 from classbalance_losses.kernels.cpu.tiles import FIELDS, NUMBERS, take_tile
 from classbalance_losses.kernels.forms.cpu import FORM
@@ -34,7 +35,9 @@ _FIELDS = (
     *("x", "x_image", "x_class", "x_pixel"),
     *("gradient", "gradient_image", "gradient_class", "gradient_pixel"),
     *("soft", "soft_image", "soft_class", "soft_pixel"),  # label vectors, instead of labels
+    "has_log_sum",  # forward, from a pass before
     *FIELDS,
+    *SOFT_FIELDS,
 )
 JOB = np.dtype([*((name, np.int64) for name in _FIELDS), ("form", FORM)])
 _TOGETHER = 16  # pixels whose logits lie apart, and are read as far as they share a line of the cache
@@ -46,6 +49,7 @@ class Room(NamedTuple):
     values: Any  # logits that do not lie as the tile needs them
     slopes: Any  # their gradient; forward, e^(x - max) for the overlap
     shares: Any  # label vectors
+    spare: Any  # what else is theirs
     maps: Any
     labels: Any
 
@@ -54,13 +58,17 @@ class Room(NamedTuple):
 def go(memory: Any) -> None:
     """Do what the job asks for with a part after the other."""
     job = carray(memory, 1, JOB)[0]
-    is_single, has_powers = job.channels < job.classes, job.overlap != 0
+    is_single, has_powers = (
+        job.channels < job.classes,
+        (job.overlap != 0) | (job.soft != 0) & (job.with_error != 0),
+    )
     size = job.classes * job.size
     apart = (job.type != 0) | (job.gradient_pixel != 1) | is_single | has_powers
     room = Room(
         np.empty(0 if _is_in_order(job) else size, np.float32),
         np.empty(size if apart else 0, np.float32),
         np.empty(size if job.soft and job.soft_pixel != 1 else 0, np.float32),
+        np.empty(size if job.soft else 0, np.float32),
         np.empty(ROWS * PITCH, np.float32),
         np.empty(job.size, np.int32),
     )
@@ -84,7 +92,8 @@ def _take_tile(job: Any, room: Any, part: int, image: int, first: int) -> None:
     pixel = image * job.pixels + first
     if job.soft:
         shares = _label_vectors(job, image, first, label.size, room.shares)
-        take_soft_tile(job, x, shares, gradient, label, room.maps, pixel)
+        spare = Tile(np.int64(room.spare.ctypes.data), label.size, job.classes, label.size)
+        take_soft_tile(job, x, shares, gradient, spare, label, room.maps, image, pixel, part)
     else:
         take_tile(job, x, gradient, label, room.maps, image, pixel, part)
     if job.gradient and room.slopes.size:

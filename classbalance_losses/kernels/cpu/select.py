@@ -1,7 +1,8 @@
-"""The k largest of each row on a CPU, found exactly and without sorting, from the higher 16 bits and then the lower.
+"""The k largest of each row on a CPU, found exactly, and by one pass over the row as a rule.
 
-A float without its sign has its bits in the order of the floats. Once the higher half of the k-th largest's is known,
-the lower one is counted among the few that share it.
+A float without its sign has its bits in the order of the floats. A sample tells between which bits those of the k-th
+largest are likely to be. The pass counts what is above, and keeps the few that are between, to be sorted. Where that
+was in vain, and over ranks, the higher 16 bits are counted, and then the lower ones among the few that share them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from classbalance_losses.kernels.operators import define
 from classbalance_losses.kernels.selection import Joined, infinite_bits
 
 _SHORT = 1 << 14  # pixels: fewer are sorted sooner than counted
+_SAMPLE = 1 << 16  # pixels of a sample, at least
+_DEVIATIONS = 4  # of a sample's place from the row's
+_RARE = 16  # one pixel of so many may be sorted
 
 
 def kth_largest(ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined | None) -> Hard:
@@ -36,7 +40,7 @@ def kth_largest(ranked: Tensor, labels: Labels, rows: int, share: Share, joined:
     ranked = ranked.detach()
     if joined is None:
         return Hard(ranked, *_kth_largest(ranked, *labels, rows, *share))
-    return Hard(ranked, *_by_digits(ranked, labels, rows, share, joined))
+    return Hard(ranked, *_by_row(ranked, labels, rows, share, joined))
 
 
 def _run_kth_largest(
@@ -52,11 +56,11 @@ def _run_kth_largest(
     if target.numel() < rows * _SHORT:
         _, bits, h = reference.kth_largest(ranked, labels, rows, share, None)
         return bits, h
-    return _by_digits(ranked, labels, rows, share, lambda counts: counts)
+    return _by_row(ranked, labels, rows, share, None)
 
 
-def _by_digits(
-    ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined
+def _by_row(
+    ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined | None
 ) -> tuple[Tensor, Tensor]:
     found = [
         _of_row(values, labels._replace(target=target), share, joined)
@@ -67,17 +71,65 @@ def _by_digits(
     return torch.where(wanted > 0, bits, infinite_bits(torch.float32)), torch.where(wanted > 0, h, 0)
 
 
-def _of_row(ranked: Tensor, labels: Labels, share: Share, joined: Joined) -> tuple[int, int, int]:
-    """Return the k-th largest's bits, how many of those that equal it are among the k largest, and how many do.
+def _of_row(ranked: Tensor, labels: Labels, share: Share, joined: Joined | None) -> tuple[int, int, int]:
+    """Return the k-th largest's bits, how many of those that equal it are among the k largest, and how many do."""
+    found = _near_sample(ranked, labels, share) if joined is None else None
+    return _by_digits(ranked, labels, share, joined) if found is None else found
+
+
+def _near_sample(ranked: Tensor, labels: Labels, share: Share) -> tuple[int, int, int] | None:
+    """Return the same by one pass over the row, or ``None`` where the sample told too little of where to look."""
+    low, high = _bounds(ranked, labels, share)
+    pixels = ranked.numel()
+    bits, found = np.empty(pixels, np.int32), np.zeros((-(-pixels // loops.PART), 3), np.int64)
+    tensors = {"ranked": ranked, "between": torch.from_numpy(bits), "found": torch.from_numpy(found)}
+    run_on_maps(loops.between, labels, 1, tensors, low=low, high=high)
+    valid, above, inside = map(int, found.sum(0))
+    rest = _hard_count(valid, share) - above
+    if not 0 < rest <= inside:
+        return None
+    if low == high:
+        return low, rest, inside
+    if inside * _RARE > pixels:
+        return None
+    near = np.sort(np.concatenate([bits[p * loops.PART :][:n] for p, n in enumerate(found[:, 2])]))
+    threshold = near[-rest]
+    first, end = near.searchsorted(threshold), near.searchsorted(threshold, "right")
+    return int(threshold), rest - int(inside - end), int(end - first)
+
+
+def _bounds(ranked: Tensor, labels: Labels, share: Share) -> tuple[int, int]:
+    """Return bits between which those of the k-th largest are likely to be, from a sample of the row."""
+    step = max(ranked.numel() // _SAMPLE, 1)
+    target = labels.target.numpy()[::step].astype(np.int64)  # a uint8 is never -100
+    bits = ranked.numpy()[::step].view(np.int32)[target != labels.ignore_index] & 0x7FFFFFFF
+    size = bits.size
+    place = _hard_count(size * step, share) / step
+    margin = _DEVIATIONS * math.sqrt(place * (1 - place / max(size, 1))) + 1 if step > 1 else 0
+    bits, first, last = np.sort(bits)[::-1], math.floor(place - margin), math.ceil(place + margin)
+    return int(bits[last - 1]) if 0 < last <= size else 0, int(bits[first - 1]) if first > 0 else 0x7FFFFFFF
+
+
+def _hard_count(valid: int, share: Share) -> int:
+    """Return k."""
+    return min(max(math.floor(share.part * valid), share.at_least), valid)
+
+
+def _by_digits(ranked: Tensor, labels: Labels, share: Share, joined: Joined | None) -> tuple[int, int, int]:
+    """Return the same from the higher 16 bits and then the lower, whatever the values.
 
     Ranks join the same tables, in the same order, as those do that the reference runs on.
     """
+    join = joined or _alone
     count = _counts(ranked, labels, shift=16)
-    valid = int(joined(torch.from_numpy(count.numpy().sum(1))))
-    k = min(max(math.floor(share.part * valid), share.at_least), valid)
-    high, rest, _ = _digit(joined(count), k)
-    low, rest, tied = _digit(joined(_counts(ranked, labels, prefix=high)), rest)
+    k = _hard_count(int(join(torch.from_numpy(count.numpy().sum(1)))), share)
+    high, rest, _ = _digit(join(count), k)
+    low, rest, tied = _digit(join(_counts(ranked, labels, prefix=high)), rest)
     return high << 16 | low, rest, tied
+
+
+def _alone(counts: Tensor) -> Tensor:
+    return counts
 
 
 def _counts(ranked: Tensor, labels: Labels, prefix: int = 0, shift: int = 0) -> Tensor:

@@ -49,6 +49,7 @@ from classbalance_losses.kernels.cpu.passes import (
     sum_beside_label,
     sum_beside_largest,
 )
+from classbalance_losses.kernels.cpu.slopes import find_slope, map_at
 from classbalance_losses.kernels.forms.cpu import (
     CROSS_ENTROPY,
     DUAL_CROSS_ENTROPY,
@@ -66,12 +67,12 @@ NUMBERS = (
     *("channels", "classes"),  # one channel of two classes: single logits
     *("label", "label_bytes", "ignored", "squared", "with_error"),
     *("lanes", "cells"),  # of the sums of classes
+    "rows",  # of H, as many as images or one
 )
 _MAP = Field(torch.float32, ("images", "pixels"))
 FIELDS = {
     "bias": Field(torch.float32, ("classes",)),
     "pixel_weight": _MAP,  # q
-    "class_weight": Field(torch.float32, ("classes",)),  # of label vectors
     # What is kept, log Σ e^(x - max): not finite where a logit is NaN or infinite upwards.
     "log_sum": _MAP,
     "value": _MAP,
@@ -82,6 +83,11 @@ FIELDS = {
     # The gradients of the value, of its sums and of the overlap:
     "slope": _MAP,
     "coefficient": Field(torch.float32, ("classes",)),
+    **{
+        "ranked": _MAP,
+        "threshold": Field(torch.int64, ("rows",)),
+        "tied_share": Field(torch.float32, ("rows",)),
+    },
     "overlap_slope": Field(torch.float32, ("images", 2, "classes")),
 }
 
@@ -120,12 +126,6 @@ def complete(job: Any, x: Tile) -> None:
 def clear_row(values: Any) -> None:
     for p in range(values.size):
         values[p] = ZERO
-
-
-@compiled
-def map_at(first: int, pixel: int) -> int:
-    """Return the address of a pixel's number in a map, or 0 if there is none."""
-    return first + 4 * pixel if first else 0
 
 
 @compiled
@@ -186,7 +186,7 @@ def _forward(form: Any, x: Tile, powers: Tile, label: Any, with_error: bool, map
         maps[VALUE + p] = -maps[OWN + p]
     if form.code == FOCAL:
         for p in range(x.size):
-            maps[VALUE + p] = focal_value(maps[VALUE + p], form.gamma)
+            maps[VALUE + p] = focal_value(maps[VALUE + p], form.gamma, False)
     elif form.code == SMOOTHED:
         _smooth(form, x, label, maps)
     elif form.code >= DUAL_CROSS_ENTROPY:
@@ -196,7 +196,7 @@ def _forward(form: Any, x: Tile, powers: Tile, label: Any, with_error: bool, map
 @step
 def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, image: int, pixel: int) -> None:
     """Write the gradient, in other memory than the logits', by slopes of pixels and of the overlap; 0 where ignored."""
-    _find_slope(job, label, pixel, maps)
+    find_slope(job, label, image, pixel, maps)
     if _is_pair(job):
         backward_pair(job.form, x, gradient, label, maps)
         return
@@ -210,31 +210,6 @@ def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, ima
         find_share(label, map_at(job.pixel_weight, pixel), maps)
     slopes = floats(job.overlap_slope + 8 * image * job.classes, 2 * job.classes if job.overlap_slope else 0)
     _backward(read(job.form), x, gradient, label, slopes, maps)
-
-
-@compiled
-def _find_slope(job: Any, label: Any, pixel: int, maps: Any) -> None:
-    """Write the gradient of each pixel's value: given, or q times its class's, or 0."""
-    if job.slope:
-        slope = floats(map_at(job.slope, pixel), label.size)
-        for p in range(label.size):
-            maps[GIVEN + p] = slope[p]
-        return
-    if not job.coefficient:
-        clear(GIVEN, label.size, maps)
-        return
-    of_class = floats(job.coefficient, job.classes)
-    if job.classes == 2:  # in vectors
-        absent, present = of_class[0], of_class[1]
-        for p in range(label.size):
-            maps[GIVEN + p] = present if label[p] == 1 else absent
-    else:
-        for p in range(label.size):
-            maps[GIVEN + p] = of_class[max(label[p], 0)]
-    if job.pixel_weight:
-        weight = floats(map_at(job.pixel_weight, pixel), label.size)
-        for p in range(label.size):
-            maps[GIVEN + p] *= weight[p]
 
 
 @compiled
@@ -260,7 +235,7 @@ def _backward(form: Any, x: Tile, gradient: Tile, label: Any, slopes: Any, maps:
     if form.code == FOCAL:
         find_own(x, label, maps)
         for p in range(x.size):
-            slope = focal_slope(maps[LOG_SUM + p] - maps[OWN + p], form.gamma)
+            slope = focal_slope(maps[LOG_SUM + p] - maps[OWN + p], form.gamma, False)
             maps[SLOPE + p] = maps[SLOPE + p] * slope if label[p] >= 0 else ZERO
     _pull(form, weight, label, maps)
     if slopes.size:

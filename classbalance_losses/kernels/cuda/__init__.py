@@ -16,7 +16,7 @@ from classbalance_losses.kernels.cuda.tversky import mean_missed
 from classbalance_losses.kernels.cuda.upsample import upsampled_pass
 from classbalance_losses.kernels.forms.cuda import OF_LOSS, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
-from classbalance_losses.kernels.reference import error_sums, soft_cross_entropy
+from classbalance_losses.kernels.reference import error_sums, soft_cross_entropy, soft_sums
 
 __all__ = [
     "class_sums",
@@ -30,6 +30,7 @@ __all__ = [
     "project",
     "reasons",
     "soft_cross_entropy",
+    "soft_sums",
     "values_and_overlap",
     "weighted_sums",
 ]

@@ -55,7 +55,7 @@ FORM = np.dtype(
     [(name, np.int64 if name in _INTEGERS else np.float32) for name in Parameters._fields], align=True
 )
 
-_ZERO, _ONE = np.float32(0), np.float32(1)
+_ZERO, _ONE, SQUARE = np.float32(0), np.float32(1), np.float32(2)
 _LIKELY = np.float32(-0.5)  # log p of a class that is sure, or no class is
 _HOPELESS = np.float32(reference.HOPELESS)
 _LARGEST = 80.0  # logarithm of a product that is a float32
@@ -119,17 +119,27 @@ def read(form: Any) -> Parameters:
 
 
 @inlined
-def focal_value(loss: Any, gamma: Any) -> Any:
+def faded(missed: Any, gamma: Any, is_square: bool) -> Any:
+    """Return m^γ of a normal m > 0; without a logarithm where it is clear to the compiler that γ is 2."""
+    return missed * missed if is_square else exp(gamma * logarithm(missed))
+
+
+@inlined
+def focal_value(loss: Any, gamma: Any, is_square: bool) -> Any:
     """Return (1 - e^-ℓ)^γ ℓ."""
-    modulated = exp(gamma * logarithm(-expm1(-loss))) * loss
+    modulated = faded(-expm1(-loss), gamma, is_square) * loss
     return _ZERO if loss <= _ZERO else (loss if loss > _HOPELESS else modulated)
 
 
 @inlined
-def focal_slope(loss: Any, gamma: Any) -> Any:
+def focal_slope(loss: Any, gamma: Any, is_square: bool) -> Any:
     """Return its derivative in ℓ."""
     missed = -expm1(-loss)
-    modulated = exp(gamma * logarithm(missed)) * (_ONE + gamma * (loss / missed) * (_ONE - missed))
+    if is_square:
+        modulated = missed * (missed + gamma * loss * (_ONE - missed))
+    else:
+        slope = _ONE + gamma * (loss / missed) * (_ONE - missed)
+        modulated = faded(missed, gamma, is_square) * slope
     return _ZERO if loss <= _ZERO else (_ONE if loss > _HOPELESS else modulated)
 
 

@@ -1,0 +1,55 @@
+"""The gradient of each pixel's value, by which a tile's gradient is multiplied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from classbalance_losses.kernels.cpu.math import compiled, floats, integers, ordered, words
+from classbalance_losses.kernels.cpu.passes import GIVEN, ONE, ZERO, clear
+
+
+@compiled
+def map_at(first: int, pixel: int) -> int:
+    """Return the address of a pixel's number in a map, or 0 if there is none."""
+    return first + 4 * pixel if first else 0
+
+
+@compiled
+def find_slope(job: Any, label: Any, image: int, pixel: int, maps: Any) -> None:
+    """Write the gradient of each pixel's value: given, or h q times its class's, or 0."""
+    if job.slope:
+        slope = floats(map_at(job.slope, pixel), label.size)
+        for p in range(label.size):
+            maps[GIVEN + p] = slope[p]
+        return
+    if not job.coefficient:
+        clear(GIVEN, label.size, maps)
+        return
+    of_class = floats(job.coefficient, job.classes)
+    if job.classes == 2:  # in vectors
+        absent, present = of_class[0], of_class[1]
+        for p in range(label.size):
+            maps[GIVEN + p] = present if label[p] == 1 else absent
+    else:
+        for p in range(label.size):
+            maps[GIVEN + p] = of_class[max(label[p], 0)]
+    if job.pixel_weight:
+        weight = floats(map_at(job.pixel_weight, pixel), label.size)
+        for p in range(label.size):
+            maps[GIVEN + p] *= weight[p]
+    if job.ranked:
+        _take_hard(job, label.size, image * job.rows // job.images, pixel, maps)
+
+
+@compiled
+def _take_hard(job: Any, size: int, row: int, pixel: int, maps: Any) -> None:
+    """Multiply by h, which of pixels off H is 0."""
+    share = floats(job.tied_share + 4 * row, 1)[0]
+    threshold = np.int32(integers(job.threshold + 8 * row, 1)[0])
+    ranked = words(map_at(job.ranked, pixel), size)
+    for p in range(size):
+        bits, slope = ordered(ranked[p]), maps[GIVEN + p]
+        h = ONE if bits > threshold else (share if bits == threshold else ZERO)
+        maps[GIVEN + p] = slope * h if h != ZERO else ZERO
