@@ -11,7 +11,7 @@ COVERAGE ?=
 # Runs of the accuracy benchmark side by side, a thread each. nproc takes OMP_NUM_THREADS for the number of cores.
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
-.PHONY: demo compare test test-gpu test-floor test-latest lint docs bench bench-gpu gpu clean
+.PHONY: demo compare test test-gpu test-floor test-latest lint docs docs-check bench bench-gpu gpu clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,9 @@ lint: $(VENV)/.installed  ## style, types and the direction of imports
 
 docs: $(VENV)/.installed  ## the documentation, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+docs-check: docs  ## the built pages: nothing from elsewhere, and, where a Chromium is, all of it in a browser
+	$(BIN)/python -m pytest tests/built_docs.py
 
 bench: $(VENV)/.installed  ## time and memory of every loss beside F.cross_entropy and other people's losses
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
