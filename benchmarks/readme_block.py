@@ -1,10 +1,13 @@
-"""The generated blocks of the project's README, each between two markers of its name."""
+"""The generated blocks of the README and of pages of the documentation, each between two markers of its name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS_PAGE = ROOT / "docs" / "results.md"
+SPEED_PAGE = ROOT / "docs" / "speed.md"
 
 
 def fill(text: str, name: str, block: str) -> str:
@@ -17,10 +20,10 @@ def fill(text: str, name: str, block: str) -> str:
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found_begin and found_end):
-        raise ValueError(f"README.md lacks the markers {begin} and {end}")
+        raise ValueError(f"the page lacks the markers {begin} and {end}")
     return f"{before}{begin}\n{block}\n{end}{after}"
 
 
-def update(name: str, block: str) -> None:
-    """Write a block into the README."""
-    README.write_text(fill(README.read_text(), name, block))
+def update(page: Path, name: str, block: str) -> None:
+    """Write a block into a page."""
+    page.write_text(fill(page.read_text(), name, block))

@@ -5,7 +5,9 @@ Run ``python docs/figures.py`` after a change of a formula; the results are comm
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -13,12 +15,14 @@ mpl.use("svg")
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from classbalance_losses import functional
 
 FOLDER = Path(__file__).parent / "figures"
+CAMVID = FOLDER.parents[1] / "benchmarks" / "results" / "camvid-small"
 NUM_CLASSES = 19
 
 
@@ -111,6 +115,42 @@ def draw_projection() -> None:
     save(figure, "simplex_projection")
 
 
+def class_iou(results: dict[str, Any], label: str) -> list[float]:
+    """The IoU of each class on the held-out fifth of the training sequences, mean over seeds, in per cent."""
+    scores = [run["scores"]["val_alt"]["iou"] for run in results["runs"] if run["label"] == label]
+    return [100 * sum(column) / len(column) for column in zip(*scores, strict=True)]
+
+
+def draw_rare_classes() -> None:
+    """What the loss changes: each class's IoU with cross-entropy and with DyCE, the rarest class on top."""
+    figure, both = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
+    for axes, name in zip(both, ("compare", "long"), strict=True):
+        results = json.loads((CAMVID / f"{name}.json").read_text())
+        draw_classes(axes, results)
+        axes.set(
+            title=f"{results['recipe']['training']['iterations']} steps", xlabel="IoU, %", xlim=(-2, 100)
+        )
+    save(figure, "rare_classes")
+
+
+def draw_classes(axes: Axes, results: dict[str, Any]) -> None:
+    """A line for each class, from cross-entropy's point to DyCE's."""
+    shares = results["train_pixel_share"]
+    order = sorted(range(len(shares)), key=lambda c: -shares[c])
+    before, after = (class_iou(results, label) for label in ("CE", "DyCE"))
+    for row, c in enumerate(order):
+        axes.plot([before[c], after[c]], [row, row], color="#0060a0", linewidth=2, zorder=1)
+    axes.scatter(
+        [before[c] for c in order], range(len(order)), color="#909090", label="cross-entropy", zorder=2
+    )
+    axes.scatter([after[c] for c in order], range(len(order)), color="#0060a0", label="DyCE", zorder=2)
+    names = [results["classes"][c].replace("_", " ") for c in order]
+    axes.set_yticks(
+        range(len(order)), [f"{n}, {100 * shares[c]:.2g} %" for n, c in zip(names, order, strict=True)]
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def simulated_batch(num_pixels: int) -> tuple[Tensor, Tensor]:
     """Logits and labels of 19 classes: geometric shares from 37 % to 0.1 %, rarer ones predicted worse."""
     generator = torch.Generator().manual_seed(0)
@@ -164,6 +204,7 @@ def main() -> None:
     draw_dyce()
     draw_dice()
     draw_projection()
+    draw_rare_classes()
     write_scale_table()
 
 

@@ -1,4 +1,4 @@
-"""The README's numbers are those of the committed result files."""
+"""The numbers of README and docs/results.md are those of the committed result files."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import pytest
 
 pytest.importorskip("torchmetrics")
 
-from benchmarks.accuracy.readme import results_block
+from benchmarks.accuracy.readme import results_block, summary_block
 from benchmarks.papers.lines import Line
 from benchmarks.papers.readme import papers_block
-from benchmarks.readme_block import README, fill
+from benchmarks.readme_block import README, RESULTS_PAGE, fill
 
 
-def test_the_results_block_is_up_to_date() -> None:
-    text = README.read_text()
-    assert fill(text, "results", results_block()) == text, "run: python -m benchmarks.accuracy.readme"
+def test_the_results_are_up_to_date() -> None:
+    for page, block in ((README, summary_block()), (RESULTS_PAGE, results_block())):
+        text = page.read_text()
+        assert fill(text, "results", block) == text, "run: python -m benchmarks.accuracy.readme"
 
 
 def test_the_papers_block_is_up_to_date() -> None:
-    text = README.read_text()
+    text = RESULTS_PAGE.read_text()
     assert fill(text, "papers", papers_block()) == text, "run: python -m benchmarks.papers.readme"
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pytest_benchmark")
 
 import classbalance_losses
-from benchmarks.readme_block import README, fill
+from benchmarks.readme_block import README, SPEED_PAGE, fill
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import compare, contenders, inputs, machine, readme
 from benchmarks.speed.case import Build, Case, measure
@@ -363,11 +363,13 @@ def test_the_machine_has_a_name() -> None:
 
 
 def test_the_readme_is_up_to_date() -> None:
-    text = README.read_text()
-    assert fill(text, "speed", readme.speed_block()) == text, "run: python -m benchmarks.speed.readme"
+    for page, block in ((README, readme.summary_block()), (SPEED_PAGE, readme.speed_block())):
+        text = page.read_text()
+        assert fill(text, "speed", block) == text, "run: python -m benchmarks.speed.readme"
 
 
 def test_without_results_the_readme_says_so(tmp_path: Path) -> None:
     block = readme.speed_block(tmp_path)
     assert readme.NO_FILE in block
     assert readme.NO_GPU in block
+    assert readme.summary_block(tmp_path) == readme.NO_FILE

@@ -1,4 +1,4 @@
-"""The results block of the project's README, from the committed result files."""
+"""The results of the project's README and of docs/results.md, from the committed result files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.accuracy.collect import read_results
 from benchmarks.accuracy.table import summary_table
-from benchmarks.readme_block import update
+from benchmarks.readme_block import README, RESULTS_PAGE, update
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("benchmarks/results/camvid-small")
@@ -14,8 +14,8 @@ ON_GPU = Path("benchmarks/results/camvid-gpu")
 CRACKS = Path("benchmarks/results/cracks")
 
 
-def results_block(folder: Path = ROOT / RESULTS, on_gpu: Path = ROOT / ON_GPU) -> str:
-    """The comparison's table, the long runs' and the GPU's where there are some, one plot, and where the rest is."""
+def summary_block(folder: Path = ROOT / RESULTS) -> str:
+    """The comparison's table, and the long runs'."""
     small = [
         read_results(path) for name in ("compare", "long") if (path := folder / f"{name}.json").is_file()
     ]
@@ -27,14 +27,20 @@ def results_block(folder: Path = ROOT / RESULTS, on_gpu: Path = ROOT / ON_GPU) -
     ]
     for results in small:
         parts += [f"{results.title}:", summary_table(results)]
-    parts += [
-        f"![IoU gained over cross-entropy, by class]({RESULTS.as_posix()}/plots/compare_gain_over_ce.png)",
-        f"Every class, the ablations and how the runs were made: [the full page]({RESULTS.as_posix()}/README.md).",
+    return "\n\n".join(parts)
+
+
+def results_block(folder: Path = ROOT / RESULTS, on_gpu: Path = ROOT / ON_GPU) -> str:
+    """The same, the GPU's table where there is one, one plot, and where the rest is."""
+    parts = [
+        summary_block(folder),
+        f"![IoU gained over cross-entropy, by class](../{RESULTS.as_posix()}/plots/compare_gain_over_ce.png)",
+        f"Every class, the ablations and how the runs were made: `{RESULTS.as_posix()}/README.md`.",
     ]
     path = on_gpu / "camvid_gpu.json"
     if path.is_file():
         results = read_results(path)
-        page = f"[every class]({ON_GPU.as_posix()}/README.md)"
+        page = f"every class in `{ON_GPU.as_posix()}/README.md`"
         parts += [f"{results.title}, on {results.device} ({results.tf32}); {page}:", summary_table(results)]
     return "\n\n".join([*parts, *_cracks(ROOT / CRACKS / "compare_binary.json")])
 
@@ -43,7 +49,7 @@ def _cracks(path: Path) -> list[str]:
     if not path.is_file():
         return []
     results = read_results(path)
-    page = f"[curves, pictures and how to read them]({CRACKS.as_posix()}/README.md)"
+    page = f"curves, pictures and how to read them in `{CRACKS.as_posix()}/README.md`"
     return [
         f"Cracks in asphalt (CrackForest), {100 * results.shares[1]:.2g} % of the pixels, one logit, "
         f"{results.recipe['training']['iterations']} steps, on {results.device}; {page}:",
@@ -52,4 +58,5 @@ def _cracks(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    update("results", results_block())
+    update(README, "results", summary_block())
+    update(RESULTS_PAGE, "results", results_block())

@@ -35,10 +35,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def summary(folder: Path) -> str:
-    """The main times over torch's cross-entropy, for the project's README."""
+    """The main times over torch's cross-entropy, for the page of the documentation."""
     steps = read(folder)
     machine, rows = steps["machine"], steps["timings"]
-    time = {(row["setting"], row["loss"]): row for row in rows if "graph_us" in row}
+    time = _by_setting(rows)
     body = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         if base := time.get((setting, BASELINE)):
@@ -56,9 +56,22 @@ def summary(folder: Path) -> str:
             table(["logits", f"`{BASELINE}`, µs", *SHOWN], body),
             "Without a graph the host hands a step over launch by launch, and where it is not ahead of the device, "
             f"the step takes as long as that. At {MAIN}, over `{BASELINE}`'s {number(base['host_us'])} µs: {hosts}. "
-            f"Every number: [the full page](benchmarks/results/{folder.name}/README.md).",
+            f"Every number: `benchmarks/results/{folder.name}/README.md`.",
         ]
     )
+
+
+def main_ratios(folder: Path) -> tuple[str, dict[str, str]]:
+    """The machine and the commit, and the main times by loss, for a line of the project's README."""
+    steps = read(folder)
+    machine, time = steps["machine"], _by_setting(steps["timings"])
+    base = time[str(MAIN), BASELINE]
+    ratios = {name: _ratio(time.get((str(MAIN), name)), base, "graph_us") for name in SHOWN}
+    return f"{machine['machine']['name']}, device time, commit {machine['commit']}", ratios
+
+
+def _by_setting(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["setting"], row["loss"]): row for row in rows if "graph_us" in row}
 
 
 def _ratio(row: dict[str, Any] | None, base: dict[str, Any], name: str) -> str:

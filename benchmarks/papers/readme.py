@@ -1,13 +1,13 @@
-"""Write the README's block: python -m benchmarks.papers.readme."""
+"""Write the block of docs/results.md: python -m benchmarks.papers.readme."""
 
 from __future__ import annotations
 
 from benchmarks.papers.lines import Line, adaptation, organs, pull, semidavil, vision_language
-from benchmarks.readme_block import update
+from benchmarks.readme_block import RESULTS_PAGE, update
 
 
 def papers_block() -> str:
-    """One table for each pipeline, with a link to its page."""
+    """One table for each pipeline, with the name of its page."""
     parts = [
         "Small stand-ins for the papers' data, on a CPU; scores in per cent, mean ± standard deviation over seeds. "
         "The gain is that of the seeds that both sides have, their number in brackets: of one seed, a point or two is "
@@ -35,12 +35,13 @@ def papers_block() -> str:
 
 def _table(title: str, without: str, having: str, lines: list[Line], page: str) -> str:
     rows = [
-        [f"[{title}](benchmarks/results/{page})", without, having, "gain"],
+        [title, without, having, "gain"],
         ["---", "---:", "---:", "---:"],
     ]
     rows += [line.cells() for line in lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{lines}\n\nIts page: `benchmarks/results/{page}`."
 
 
 if __name__ == "__main__":
-    update("papers", papers_block())
+    update(RESULTS_PAGE, "papers", papers_block())

@@ -30,11 +30,15 @@ def best_of_ours(entries: Iterable[Entry]) -> Entry | None:
     return min((e for e in entries if e.origin == "ours"), key=lambda e: e.ratio[1], default=None)
 
 
+def best_of_others(entries: Iterable[Entry]) -> Entry | None:
+    """The fastest contender at a job that is not the library's."""
+    return min((e for e in entries if e.origin != "ours"), key=lambda e: e.ratio[1], default=None)
+
+
 def lost(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Entry]]:
     """Each job at which the library's fastest contender is slower than the fastest of the others."""
     for job in by_job(entries).values():
-        own = best_of_ours(job)
-        other = min((e for e in job if e.origin != "ours"), key=lambda e: e.ratio[1], default=None)
+        own, other = best_of_ours(job), best_of_others(job)
         if own and other and own.ratio[1] > MARGIN * other.ratio[1]:
             yield own, other
 
