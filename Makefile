@@ -11,7 +11,7 @@ COVERAGE ?=
 # Runs of the accuracy benchmark side by side, a thread each. nproc takes OMP_NUM_THREADS for the number of cores.
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
-.PHONY: demo compare test test-gpu test-floor test-latest lint docs bench bench-gpu gpu clean
+.PHONY: demo compare check test test-gpu test-floor test-latest lint docs wheel wheel-test bench bench-gpu gpu clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,15 @@ lint: $(VENV)/.installed  ## style, types and the direction of imports
 
 docs: $(VENV)/.installed  ## the documentation, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+wheel: $(VENV)/.installed  ## dist/: the source distribution and the wheel, as they go to PyPI
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+wheel-test: wheel  ## the wheel in an empty environment, outside of here: a step with each loss, and both commands
+	$(BIN)/python tests/wheel.py dist/*.whl
 
 bench: $(VENV)/.installed  ## time and memory of every loss beside F.cross_entropy and other people's losses
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
