@@ -52,7 +52,7 @@ test-latest: $(LATEST)/.installed  ## the suite on the newest torch that it was 
 $(LATEST)/.installed: pyproject.toml constraints.txt constraints-latest.txt  # as large a download
 	$(PYTHON) -m venv $(LATEST)
 	$(LATEST)/bin/python -m pip install --quiet --upgrade pip
-	grep -v -E '^(torch|triton)==' constraints.txt | cat - constraints-latest.txt > $(LATEST)/constraints.txt
+	grep -v '^torch==' constraints.txt | cat - constraints-latest.txt > $(LATEST)/constraints.txt
 	$(LATEST)/bin/python -m pip install --quiet --constraint $(LATEST)/constraints.txt torch
 	$(LATEST)/bin/python -m pip install --quiet --constraint $(LATEST)/constraints.txt --editable '.[dev]'
 	touch $@
