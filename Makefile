@@ -11,7 +11,8 @@ COVERAGE ?=
 # Runs of the accuracy benchmark side by side, a thread each. nproc takes OMP_NUM_THREADS for the number of cores.
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
-.PHONY: demo compare test test-gpu test-floor test-latest lint docs docs-check bench bench-gpu gpu clean
+.PHONY: demo compare check test test-gpu test-floor test-latest lint docs docs-check wheel wheel-test bench bench-gpu gpu \
+	clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,10 @@ demo: $(VENV)/.installed  ## train and compare five losses on the embedded data 
 
 compare: $(VENV)/.installed  ## the same on a real folder: make compare DATA=folder
 	$(BIN)/python -m benchmarks.accuracy compare --data $(DATA) --jobs $(JOBS)
+
+check: lint  ## before each commit: lint, and the laws of the case table on small inputs: three minutes of CPU, on two cores half
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -k "not one_logit" tests/test_conformance.py \
+		tests/test_values.py tests/test_identities.py tests/test_public.py tests/test_package.py
 
 test: $(VENV)/.installed  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(COVERAGE)
@@ -48,7 +53,7 @@ test-latest: $(LATEST)/.installed  ## the suite on the newest torch that it was 
 $(LATEST)/.installed: pyproject.toml constraints.txt constraints-latest.txt  # as large a download
 	$(PYTHON) -m venv $(LATEST)
 	$(LATEST)/bin/python -m pip install --quiet --upgrade pip
-	grep -v -E '^(torch|triton)==' constraints.txt | cat - constraints-latest.txt > $(LATEST)/constraints.txt
+	grep -v '^torch==' constraints.txt | cat - constraints-latest.txt > $(LATEST)/constraints.txt
 	$(LATEST)/bin/python -m pip install --quiet --constraint $(LATEST)/constraints.txt torch
 	$(LATEST)/bin/python -m pip install --quiet --constraint $(LATEST)/constraints.txt --editable '.[dev]'
 	touch $@
@@ -64,6 +69,15 @@ docs: $(VENV)/.installed  ## the documentation, warnings as errors
 
 docs-check: docs  ## the built pages: nothing from elsewhere, and, where a Chromium is, all of it in a browser
 	$(BIN)/python -m pytest tests/built_docs.py
+
+wheel: $(VENV)/.installed  ## dist/: the source distribution and the wheel, as they go to PyPI
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+wheel-test: wheel  ## the wheel in an empty environment, outside of here: a step with each loss, and both commands
+	$(BIN)/python tests/wheel.py dist/*.whl
 
 bench: $(VENV)/.installed  ## time and memory of every loss beside F.cross_entropy and other people's losses
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

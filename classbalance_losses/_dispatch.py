@@ -233,14 +233,20 @@ _EXTRA = {"cpu": "numba", "cuda": "triton"}
 
 def _reasons(name: str, logits: Logits | None, labels: Labels) -> list[str]:
     """Why a backend cannot run here, or not on these tensors."""
-    if not _HAS[name]:
-        return [f"{_EXTRA[name]} is not installed (pip install 'classbalance_losses[{_EXTRA[name]}]')"]
-    if name == "cpu" or labels.target.is_cuda:  # kernels that are interpreted need no device
-        failure = _failure(name, name if name == "cpu" else str(labels.target.device))
-        if failure is not None:
-            return [failure]
+    device = name if name == "cpu" else str(labels.target.device)
+    is_tried = name == "cpu" or labels.target.is_cuda  # kernels that are interpreted need no device
+    failure = why_not(name, device) if is_tried or not _HAS[name] else None
+    if failure is not None:
+        return [failure]
     reasons: list[str] = _package(name).reasons(logits, labels)
     return reasons
+
+
+def why_not(name: str, device: str) -> str | None:
+    """Why a backend cannot run on a device; ``None`` where it can."""
+    if not _HAS[name]:
+        return f"{_EXTRA[name]} is not installed (pip install 'classbalance_losses[{_EXTRA[name]}]')"
+    return _failure(name, device)
 
 
 def _module(name: str) -> Backend:

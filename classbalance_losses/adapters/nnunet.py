@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -46,11 +50,26 @@ class ClassBalanceTrainer(nnUNetTrainer):
             "ignore_index": -100 if regions or ignore is None else ignore,
             "process_group": "world" if self.is_ddp else None,
         }
-        loss: nn.Module = VoxelLoss(self.build_voxel_loss(**options) + self._dice(options)).to(self.device)
+        loss: nn.Module = VoxelLoss(self._voxel_loss(options) + self._dice(options)).to(self.device)
         built = super()._build_loss()
         if isinstance(built, DeepSupervisionWrapper):
             built.loss = loss  # its factors of the scales stay
             loss = built
+        return loss
+
+    def _voxel_loss(self, options: Common) -> PixelLoss | SumLoss:
+        """Build the loss by the present signature or by the former one, of one argument."""
+        parameters = list(inspect.signature(self.build_voxel_loss).parameters.values())
+        if len(parameters) != 1 or parameters[0].kind is inspect.Parameter.VAR_KEYWORD:
+            return self.build_voxel_loss(**options)
+        warnings.warn(
+            f"{type(self).__name__}.build_voxel_loss takes options now: write build_voxel_loss(self, **options), and "
+            "hand them to each loss, DyCELoss(**options). The former way, of ignore_index alone, will go.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        former: Any = self.build_voxel_loss
+        loss: PixelLoss | SumLoss = former(options["ignore_index"])
         return loss
 
     def _dice(self, options: Common) -> DiceLoss:

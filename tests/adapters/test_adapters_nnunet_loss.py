@@ -106,6 +106,19 @@ def test_a_loss_of_ones_own(adapter: Any) -> None:
         Forgetful(regions=True)._build_loss()
 
 
+def test_a_loss_of_ones_own_by_the_former_signature(adapter: Any) -> None:
+    class Former(adapter.ClassBalanceTrainer):
+        def build_voxel_loss(self, ignore_index: int) -> cb.FocalLoss:
+            return cb.FocalLoss(ignore_index=ignore_index)
+
+    trainer = Former(ignore=3)
+    trainer.deep = False
+    with pytest.warns(FutureWarning, match=r"build_voxel_loss\(self, \*\*options\)"):
+        loss = trainer._build_loss()
+    assert loss.loss.names == ["FocalLoss", "DiceLoss"]
+    assert loss.loss.losses[0].ignore_index == 3
+
+
 def test_ranks_are_joined(adapter: Any) -> None:
     assert adapter.ClassBalanceTrainer(ddp=True)._build_loss().loss.loss.process_group == "world"
     assert adapter.ClassBalanceTrainer()._build_loss().loss.loss.process_group is None

@@ -2,12 +2,13 @@
 
 They are torch's OpenMP threads, not numba's: those of a second pool would wait for a core on which, after a function of
 torch's, the first pool's still spin. ``GOMP_parallel`` is found through torch's library, on Linux; GCC's and LLVM's
-OpenMP both have it.
+OpenMP both have it. Elsewhere, and where torch has no OpenMP, a loop starts threads of its own.
 """
 
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,6 @@ def failure(device: torch.device) -> str | None:
     """Why loops cannot run on a device, tried by running one; ``None`` if they can."""
     if device.type != "cpu":
         return f"they are loops on the CPU, and not on {device}"
-    if _openmp() is None:
-        return "torch has no OpenMP, whose threads they could share"
     from classbalance_losses.kernels.cpu import probe  # noqa: PLC0415 - it needs `run`
 
     try:
@@ -40,10 +39,29 @@ def run(task: Any, job: Any) -> None:
     """
     function = task.compiled
     address, threads, start = job.ctypes.data, torch.get_num_threads(), _openmp()
-    if threads == 1 or start is None:
+    if threads == 1:
         function.ctypes(address)
-    else:
+    elif start is not None:
         start(function.address, address, threads, 0)
+    else:
+        _on_own_threads(function.ctypes, address, threads)
+
+
+def whose() -> str:
+    """Say on whose threads the loops run."""
+    return "its own" if _openmp() is None else "torch's OpenMP"
+
+
+def _on_own_threads(call: Any, address: int, threads: int) -> None:
+    """Have Python's threads call a function without the interpreter's lock; they end with the loop.
+
+    A pool that stays would be without its threads in a forked process, and wait for them. Each thread takes parts until
+    there are none, so one that starts late costs little.
+    """
+    with ThreadPoolExecutor(threads - 1) as others:  # whose end waits: they write to the job's memory
+        for _ in range(threads - 1):
+            others.submit(call, address)
+        call(address)
 
 
 @cache

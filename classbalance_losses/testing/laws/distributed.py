@@ -64,8 +64,8 @@ def _share(problem: Problem, rank: int) -> Problem:
 def _rank(rank: int, sent: bytes, problem: Problem, folder: str) -> None:
     """What one process does."""
     torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=_PATIENCE)
+    store = dist.FileStore(str(Path(folder) / "store"), WORLD)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=_PATIENCE)
     subject: Subject = pickle.loads(sent)
     outcome = evaluate(subject, _share(problem, rank), process_group=dist.group.WORLD)
     result: tuple[Tensor, Tensor] = (outcome.value, outcome.gradient)
