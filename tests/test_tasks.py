@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_one_hot_shares_are_indices(case: Case, reduction: str) -> None:
     hole = torch.rand((2, 4, 3), generator=torch.Generator().manual_seed(3)) < 0.2
     shares = F.one_hot(target, 4).movedim(-1, 1).double()
     shares = torch.where(hole.unsqueeze(1), torch.nan if case.core else 0, shares)
-    weight = problem(2, 4, 3)[2]
+    weight = problem(2, 4, 3)[2].masked_fill(hole, torch.nan)
     settings = case.settings(4)
     for q in (None, weight):
         options = {**settings, "pixel_weight": q, "reduction": reduction}
@@ -126,6 +127,31 @@ def test_shares_of_0_and_1_are_labels(case: Case, task: str) -> None:
         outcome(case, logits, target, task=task), outcome(case, logits, shares, task=task), strict=True
     ):
         close(ours, theirs)
+
+
+@over([case for case in CASES if case.loss == "GBWLoss"])
+def test_shares_of_single_pixels(case: Case) -> None:
+    logits, target, weight = problem(9, LABELS)
+    shares = target.double().masked_fill(target == 255, torch.nan)
+    for theirs, ours in zip(
+        *(outcome(case, logits, of, task="multilabel", pixel_weight=weight) for of in (target, shares)),
+        strict=True,
+    ):
+        close(ours, theirs)
+
+
+def test_shares_of_less_than_a_pixel_are_divided_by() -> None:
+    """T is (1/4, 1/2); with equal logits ‖p - e_c‖² is 1/2, and each δ² a quarter."""
+    logits, shares = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[0.25, 0.5]], dtype=torch.float64)
+    expected = {
+        "pixel_mean": [0.125, 0.25],
+        "class_logits": [0.5, 0.5],
+        "bias": [0.5, 0.5],
+        "loss": [math.log(2), math.log(2)],
+        "official": [0.25 * (0.25 / 1.25**2 + 0.5 / 1.5**2)] * 2,
+    }
+    for gradient, norms in expected.items():
+        close(functional.class_gradient_norms(logits, shares, gradient=gradient), norms)
 
 
 @over([case for case in CASES if case.loss in ("FocalLoss", "WeightedCrossEntropyLoss", "DualFocalLoss")])
@@ -198,21 +224,22 @@ def test_several_labels_are_ignored() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_weights_of_images(reduction: str, smoothing: float) -> None:
-    logits = problem(2, 4, 5)[0]
-    target = torch.arange(10).view(2, 5) % 4
+@pytest.mark.parametrize("images", [2, 1])
+def test_weights_of_images(images: int, reduction: str, smoothing: float) -> None:
+    logits = problem(images, 4, 5)[0]
+    target = (torch.arange(10).view(2, 5) % 4)[:images]
     target[0, 0] = -100
-    weight = torch.tensor([[0.5, 1.0, 2.0, 3.0], [1.0, 0.0, 4.0, 0.25]], dtype=torch.float64)
+    weight = torch.tensor([[0.5, 1.0, 2.0, 3.0], [1.0, 0.0, 4.0, 0.25]], dtype=torch.float64)[:images]
     options: dict[str, Any] = {"label_smoothing": smoothing}
     got = functional.weighted_cross_entropy_loss(logits, target, weight, reduction=reduction, **options)
     shares = F.one_hot(target.clamp(min=0), 4).movedim(-1, 1).double() * (target >= 0).unsqueeze(1)
     close(functional.weighted_cross_entropy_loss(logits, shares, weight, reduction=reduction, **options), got)
     each = [
         F.cross_entropy(logits[n : n + 1], target[n : n + 1], weight[n], reduction="none", **options)
-        for n in range(2)
+        for n in range(images)
     ]
     terms = torch.cat(each)
-    total = sum(weight[n][target[n][target[n] >= 0]].sum() for n in range(2))
+    total = sum(weight[n][target[n][target[n] >= 0]].sum() for n in range(images))
     close(got, {"none": terms, "sum": terms.sum(), "mean": terms.sum() / total}[reduction])
 
 

@@ -32,8 +32,8 @@ def weights_from_norms(norms: Tensor, is_present: Tensor, regularization: float,
 
 
 def class_means(sums: Tensor, count: Tensor) -> Tensor:
-    """Return ``sums / count``, and 0 for a class without pixels."""
-    return torch.where(count > 0, sums / count.clamp(min=1), 0)
+    """Return ``sums / count``, and 0 for a class without pixels; counts of shares may be below 1."""
+    return torch.where(count > 0, sums / torch.where(count > 0, count, 1), 0)
 
 
 def project_to_simplex(point: Tensor, total: Tensor | float, mask: Tensor | None = None) -> Tensor:

@@ -56,7 +56,8 @@ class Programme(NamedTuple):
 
     def gather(self, batch: Batch, features: Tensor | None) -> Gradients:
         """Return the cross-entropy of a batch, and what its gradient's reading needs."""
-        check_last_layer_features(features, batch.logits.input, self.gradient)
+        of_images = batch.logits.input[:: batch.groups]  # else a row for each of several labels
+        check_last_layer_features(features, of_images, self.gradient)
         return gather(batch, self.gradient, full_size_features(features, batch.logits))
 
     def solve(self, gradients: Gradients) -> Tensor:

@@ -48,7 +48,7 @@ def weighted_cross_entropy_loss(
     _check(normalize, label_smoothing)
     batch = batch_for(input, target, pixel_weight, common, learned=(weight,))
     if isinstance(weight, Tensor) and weight.ndim == 2 and batch.takes_image_weights(weight):
-        batch = batch.by_image()
+        batch, weight = batch.by_image(), weight.squeeze(0)  # of one image they are those of its classes
     return _loss(batch, weight, normalize, label_smoothing)
 
 

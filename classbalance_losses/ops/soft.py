@@ -17,7 +17,7 @@ from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._options import Common
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels
-from classbalance_losses.kernels.factors import scaled, shares_of, sum_pixels
+from classbalance_losses.kernels.factors import class_rows, kept_weight, scaled, shares_of, sum_pixels
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Smoothed, of_all_classes
 from classbalance_losses.kernels.reference import over_classes
 from classbalance_losses.ops.batch import Batch
@@ -54,6 +54,7 @@ class SoftBatch(Batch):
         super()._set(reading, dtype)
         assert reading.soft is not None
         self.soft, self._keep = reading.soft, self.labels.target == 0
+        self.pixel_weight = kept_weight(self.pixel_weight, self._keep)
         self._entry_weight: Tensor | None = None
 
     def _make_classes(self) -> Labels:
@@ -163,7 +164,7 @@ class SoftBatch(Batch):
         prob, blocks = self.probability().detach(), []
         one = torch.eye(share.shape[1], dtype=prob.dtype, device=prob.device)
         for g in range(self.groups):
-            p, t = (of[g :: self.groups].flatten(2) if of.ndim > 2 else of.T[None] for of in (prob, share))
+            p, t = (class_rows(of[g :: self.groups]) for of in (prob, share))
             error = p.unsqueeze(1) - one.view(1, *one.shape, 1)  # (N, a, b, P)
             error = error.square() if squared else error
             blocks.append((error * t.unsqueeze(2)).sum((0, 3)))
