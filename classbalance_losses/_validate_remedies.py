@@ -126,6 +126,8 @@ def of_pixel_weight_shape(pixel_weight: Tensor, target: Tensor) -> str:
         return f"For a weight of each image pass pixel_weight.reshape(-1, {ones}).expand(target.shape)."
     if pixel_weight.ndim == target.ndim + 1 and 1 in (shape[1], shape[-1]):
         return f"Pass pixel_weight.squeeze({1 if shape[1] == 1 else -1})."
+    if target.ndim > 1 and shape == (target.shape[0], *target.shape[2:]):
+        return "For one weight of all labels of a pixel pass pixel_weight.unsqueeze(1).expand(target.shape)."
     size = tuple(target.shape[1:])
     if _expands(shape, tuple(target.shape)):
         return "Pass pixel_weight.expand(target.shape)."

@@ -14,7 +14,14 @@ from test_modes import LARGE
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck
 
-from classbalance_losses import FocalLoss, PixelFrequency, WeightedCrossEntropyLoss, _dispatch, use_backend
+from classbalance_losses import (
+    EntropyLoss,
+    FocalLoss,
+    PixelFrequency,
+    WeightedCrossEntropyLoss,
+    _dispatch,
+    use_backend,
+)
 from classbalance_losses.functional import focal_loss, weighted_cross_entropy_loss
 
 BACKENDS = ("reference", "auto")
@@ -151,6 +158,22 @@ def test_modules_keep_what_is_learned() -> None:
         focal(s.input, s.target).backward()
         assert alpha.grad is not None
         assert alpha.grad.any()
+
+
+def test_an_entropy_keeps_what_is_learned() -> None:
+    """Given, or assigned in the place of GBW's weights."""
+    s = sample(2, 4, shape=(2, 6, 5), dtype=torch.float32)
+    for loss in (EntropyLoss(nn.Parameter(class_vector(4))), EntropyLoss("gbw")):
+        loss.weight = loss.weight if isinstance(loss.weight, Tensor) else nn.Parameter(class_vector(4))
+        (weight,) = loss.parameters()
+        assert "weight" in loss.state_dict()
+        loss(s.input).backward()
+        p = s.input.softmax(1)
+        assert weight.grad is not None
+        close(weight.grad, -(p * p.log()).mean((0, 2, 3)).numpy(), rtol=1e-5)
+        loss.weight = "gbw"
+        assert not loss.state_dict()
+        assert loss(s.input).isfinite()
 
 
 def test_estimates_are_constants() -> None:

@@ -115,8 +115,8 @@ class PixelLoss(Loss):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
-class VectorLoss(PixelLoss):
-    """Base of the losses that take a number for each class: given or assigned later, they are checked and saved."""
+class HoldsVector(Saved):
+    """Has a number for each class: given or assigned later, they are checked and saved."""
 
     _vector: str  # the attribute
 
@@ -152,14 +152,23 @@ class VectorLoss(PixelLoss):
             setattr(self, self._vector, saved)
         elif isinstance(own, Tensor) and saved is not None and own.shape != saved.shape:
             error_msgs.append(
-                f"size mismatch for {key}: the checkpoint has {saved.shape[-1]} classes, this {type(self).__name__} "
-                f"{len(own)}. Delete the entry from the state dict to keep its own, or set loss.{self._vector} = None "
-                "before loading to take the checkpoint's."
+                f"size mismatch for {key}: the checkpoint has {_size(saved)}, this {type(self).__name__} "
+                f"{_size(own)}. Delete the entry from the state dict to keep its own, or set loss.{self._vector} = "
+                f"state_dict[{key!r}] before loading to take the checkpoint's."
             )
             state_dict = {name: value for name, value in state_dict.items() if name != key}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _size(numbers: Tensor) -> str:
+    """Say of how many classes there are numbers."""
+    return f"{numbers.shape[-1]} classes" if numbers.ndim else "one number for all classes"
+
+
+class VectorLoss(HoldsVector, PixelLoss):
+    """Base of the losses on logits and labels that take a number for each class."""
 
 
 class SumLoss(Loss):

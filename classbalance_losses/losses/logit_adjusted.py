@@ -94,7 +94,7 @@ class LogitAdjustedLoss(VectorLoss):
     Args:
         prior: π, numbers of the classes' pixels or their shares, above 0: a tensor, array or sequence (C,), such as
             ``ClassStatistics.pixel_counts``; (2,) or (L, 2) for labels, absent and present. The attribute takes the
-            same later.
+            same later. It is a constant: no gradient reaches it.
         tau: τ ≥ 0.
         task: "multiclass" for a softmax, "binary" for one logit a pixel, "multilabel" for a sigmoid each.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.
