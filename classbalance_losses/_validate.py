@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses import _validate_remedies as remedies
-from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._distributed import GroupObject, ProcessGroup
 from classbalance_losses.kernels.call import accumulation_dtype
 from classbalance_losses.kernels.plain import can_read_values
 
@@ -25,6 +25,7 @@ Numbers = Tensor | Sequence[float] | np.ndarray[Any, Any]  # one for each class
 
 # Masks of a whole map would be fresh memory, whose page faults cost more than the check.
 _LABELS_AT_ONCE = 1 << 17
+_LABELS_END = 1 << 63  # no tensor of labels has one beyond
 
 
 def check_tensor(name: str, value: object, axes: int | None = None) -> None:
@@ -130,8 +131,7 @@ def check_upsample(upsample: str | None, align_corners: bool) -> None:
             f"Expected upsample to be one of 'linear', got {upsample!r}. In 2 or 3 axes it is bilinear or trilinear: "
             'pass upsample="linear".'
         )
-    if not isinstance(align_corners, bool):
-        raise TypeError(f"Expected align_corners to be a bool, got {type(align_corners).__name__}.")
+    check_flag("align_corners", align_corners)
     if align_corners and upsample is None:
         raise ValueError('Expected upsample="linear" with align_corners=True, got upsample=None.')
 
@@ -306,6 +306,12 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"Expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Check that an option is true or false: any text, "no" too, would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"Expected {name} to be a bool, got {value!r}. Pass {name}=True or {name}=False.")
+
+
 def check_range(
     name: str,
     value: float,
@@ -321,7 +327,8 @@ def check_range(
         TypeError: if it is not a number.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        one = f" Pass {name}.item()." if getattr(value, "ndim", 1) == 0 else ""
+        number = f"{name}.item()" if name.isidentifier() else "its item()"
+        one = f" Pass {number}." if getattr(value, "ndim", 1) == 0 else ""
         raise TypeError(f"Expected {name} to be a number, got {type(value).__name__}.{one}")
     if (low < value if open_low else low <= value) and value <= high:
         return
@@ -335,6 +342,11 @@ def check_common(ignore_index: int | Sequence[int], reduction: str, process_grou
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if isinstance(process_group, str):
         check_choice("process_group", process_group, ("world",))
+    elif process_group is not None and not isinstance(process_group, GroupObject):
+        raise TypeError(
+            f"Expected process_group to be None, 'world' or a torch.distributed.ProcessGroup, got {process_group!r}. "
+            'Pass process_group="world" for all ranks, or what torch.distributed.new_group(ranks) returns on its ranks.'
+        )
 
 
 def as_label(ignore_index: int) -> int:
@@ -343,16 +355,19 @@ def as_label(ignore_index: int) -> int:
     Raises:
         TypeError: if it is no integer.
     """
-    if isinstance(ignore_index, int) and not isinstance(ignore_index, bool):
-        return ignore_index
-    try:
-        if not isinstance(ignore_index, bool) and getattr(ignore_index, "dtype", None) != torch.bool:
-            return operator.index(ignore_index)
-    except TypeError:
-        pass
+    label = ignore_index if isinstance(ignore_index, int) else _as_int(ignore_index)
+    if label is not None and not isinstance(label, bool) and -_LABELS_END <= label < _LABELS_END:
+        return label
     raise TypeError(
         f"Expected ignore_index to be an int, got {ignore_index!r}. {remedies.of_ignore_index(ignore_index)}"
     )
+
+
+def _as_int(value: Any) -> int | None:
+    try:
+        return None if getattr(value, "dtype", None) == torch.bool else operator.index(value)
+    except TypeError:
+        return None
 
 
 def as_labels(ignore_index: int | Sequence[int]) -> int | tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -198,28 +198,15 @@ class SumLoss(Loss):
 
     def __init__(self, terms: Sequence[tuple[float, PixelLoss]]) -> None:
         super().__init__()
-        if not terms:
-            raise ValueError("Expected a term at least, a pair of a weight and a loss, got none.")
-        for weight, loss in terms:
-            if not isinstance(loss, PixelLoss):
-                raise TypeError(
-                    f"Expected a loss of this package on logits, got {type(loss).__name__}. Add others up by their "
-                    "values: ours(input, target) + other(input, target)."
-                )
-            check_range("weight of a term", weight, 0)
-        self.weights = tuple(float(weight) for weight, _ in terms)
-        self.losses = nn.ModuleList([loss for _, loss in terms])
+        weights, losses = _apart(terms)
+        self.weights = tuple(map(float, weights))
+        self.losses = nn.ModuleList(losses)
         self.terms: dict[str, Tensor] = {}
         self._check()
 
     def _check(self) -> None:
         first, *others = self.losses
-        for loss in self.losses:
-            if loss.reduction == "none":
-                raise ValueError(
-                    f'{type(loss).__name__} has reduction="none", whose terms have shapes of their own: '
-                    'pass reduction="mean" or "sum".'
-                )
+        check_reduced(self)
         for other in others:
             for name in _SHARED:
                 mine, theirs = getattr(first, name), getattr(other, name)
@@ -276,6 +263,44 @@ class SumLoss(Loss):
         return SumLoss([(factor * weight, loss) for weight, loss in _pairs(self)])
 
     __rmul__ = __mul__
+
+
+def check_reduced(loss: PixelLoss | SumLoss) -> None:
+    """Check that a loss, or each of a sum, gives one number.
+
+    Raises:
+        ValueError: one has the reduction "none".
+    """
+    for term in loss.losses if isinstance(loss, SumLoss) else [loss]:
+        if term.reduction == "none":
+            raise ValueError(
+                f'{type(term).__name__} has reduction="none", whose terms have shapes of their own: '
+                'pass reduction="mean" or "sum".'
+            )
+
+
+def _apart(terms: object) -> tuple[list[float], list[PixelLoss]]:
+    """Return the weights and the losses of a sum's terms, checked."""
+    given = list(terms) if isinstance(terms, Iterable) and not isinstance(terms, Mapping) else [terms]
+    if not given:
+        raise ValueError("Expected a term at least, a pair of a weight and a loss, got none.")
+    for term in given:
+        if not isinstance(term, (tuple, list)) or len(term) != 2 or isinstance(term[0], nn.Module):
+            raise TypeError(
+                f"Expected pairs of a weight and a loss, got {type(term).__name__}: {term!r}. Pass "
+                "SumLoss([(1.0, loss), (0.5, other)]), or write loss + 0.5 * other."
+            )
+        weight, loss = term
+        if isinstance(loss, SumLoss):
+            raise TypeError("Expected one loss in each term, got a sum. Write them out: 0.5 * inner + other.")
+        if not isinstance(loss, PixelLoss):
+            kind = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
+            raise TypeError(
+                f"Expected a loss of this package on logits and labels, got {kind}. Add others up by "
+                "their values, each of what it takes: ours(input, target) + other(input)."
+            )
+        check_range("weight of a term", weight, 0)
+    return [weight for weight, _ in given], [loss for _, loss in given]
 
 
 def _pairs(loss: SumLoss | PixelLoss) -> list[tuple[float, Any]]:

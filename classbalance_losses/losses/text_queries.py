@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import check_choice
+from classbalance_losses._validate import check_choice, check_flag
 from classbalance_losses._validate_text import check_projected, check_queries, check_same_classes
 from classbalance_losses.losses._base import FeatureLoss
 from classbalance_losses.ops.geometry import cosines, distances, lengths, off_diagonal
@@ -141,6 +141,7 @@ def anchor_loss(
         TypeError: if a dtype is not floating point.
     """
     check_choice("reduction", reduction, _REDUCTIONS)
+    check_flag("normalize", normalize)
     check_projected(projected, prototypes)
     with torch.autocast(projected.device.type, enabled=False):
         own = _wide(projected)
@@ -268,6 +269,7 @@ class AnchorLoss(FeatureLoss):
 
     def __init__(self, *, normalize: bool = True, reduction: str = "sum") -> None:
         check_choice("reduction", reduction, _REDUCTIONS)
+        check_flag("normalize", normalize)
         super().__init__()
         self.normalize = normalize
         self.reduction = reduction
@@ -302,6 +304,7 @@ class PromptLoss(FeatureLoss):
 
     def __init__(self, *, normalize: bool = True, reduction: str = "sum") -> None:
         check_choice("reduction", reduction, _REDUCTIONS)
+        check_flag("normalize", normalize)
         super().__init__()
         self.normalize = normalize
         self.reduction = reduction
