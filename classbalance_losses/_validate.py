@@ -16,7 +16,7 @@ from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses import _validate_remedies as remedies
 from classbalance_losses._distributed import GroupObject, ProcessGroup
 from classbalance_losses.kernels.call import accumulation_dtype
-from classbalance_losses.kernels.plain import can_read_values
+from classbalance_losses.kernels.plain import can_read_values, keepable
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -136,7 +136,7 @@ def check_upsample(upsample: str | None, align_corners: bool) -> None:
         raise ValueError('Expected upsample="linear" with align_corners=True, got upsample=None.')
 
 
-def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_target_range(target: Tensor, num_classes: int, ignore_index: int, name: str = "target") -> None:
     """Check that every label is a class or ``ignore_index``: read on the CPU, asserted on the device on CUDA."""
     if target.device.type == "cuda":
         index = target.long()
@@ -144,7 +144,7 @@ def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> N
         torch._assert_async(fits.all(), out_of_bounds(num_classes))
     elif target.numel() and can_read_values(target):
         for labels in torch.split(target.flatten(), _LABELS_AT_ONCE):
-            _check_labels(labels, target, num_classes, ignore_index)
+            _check_labels(labels, target, num_classes, ignore_index, name)
 
 
 def out_of_bounds(num_classes: int) -> str:
@@ -152,7 +152,7 @@ def out_of_bounds(num_classes: int) -> str:
     return f"A target is out of bounds for {num_classes} classes."
 
 
-def _check_labels(labels: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
+def _check_labels(labels: Tensor, target: Tensor, num_classes: int, ignore_index: int, name: str) -> None:
     """Check some of the target's labels."""
     if _are_classes(labels, num_classes):
         return
@@ -162,7 +162,7 @@ def _check_labels(labels: Tensor, target: Tensor, num_classes: int, ignore_index
         outside = int(index[(index < 0) | (index >= num_classes)][0])
         raise IndexError(
             f"Target {outside} is out of bounds for {num_classes} classes. "
-            f"{label_remedies.of_label_outside(outside, target, num_classes, ignore_index)}"
+            f"{label_remedies.of_label_outside(outside, target, num_classes, ignore_index, name)}"
         )
 
 
@@ -232,7 +232,7 @@ def class_vector_of_call(name: str, value: object, input: Tensor, shape: tuple[i
     if not isinstance(value, Tensor):  # an array is of float64, as a rule, which not every device has
         return vector.to(accumulation_dtype(input.dtype)).to(input.device)
     check_class_device(name, vector, input)
-    return vector
+    return keepable(vector)
 
 
 def check_class_device(name: str, vector: Tensor, input: Tensor) -> None:
@@ -349,8 +349,10 @@ def check_common(ignore_index: int | Sequence[int], reduction: str, process_grou
         )
 
 
-def as_label(ignore_index: int) -> int:
+def as_label(ignore_index: int, *, several: bool = False) -> int:
     """Return ``ignore_index`` as an int: an integer of numpy's, or a tensor of one, is one too.
+
+    ``several`` says whether there might be more of them.
 
     Raises:
         TypeError: if it is no integer.
@@ -359,7 +361,8 @@ def as_label(ignore_index: int) -> int:
     if label is not None and not isinstance(label, bool) and -_LABELS_END <= label < _LABELS_END:
         return label
     raise TypeError(
-        f"Expected ignore_index to be an int, got {ignore_index!r}. {remedies.of_ignore_index(ignore_index)}"
+        f"Expected ignore_index to be an int, got {ignore_index!r}. "
+        f"{remedies.of_ignore_index(ignore_index, several=several)}"
     )
 
 
@@ -377,6 +380,6 @@ def as_labels(ignore_index: int | Sequence[int]) -> int | tuple[int, ...]:
         TypeError: if it is neither.
     """
     if isinstance(ignore_index, (tuple, list)) and ignore_index:
-        labels = tuple(dict.fromkeys(as_label(label) for label in ignore_index))
+        labels = tuple(dict.fromkeys(as_label(label, several=True) for label in ignore_index))
         return labels if len(labels) > 1 else labels[0]
-    return as_label(ignore_index)  # type: ignore[arg-type]
+    return as_label(ignore_index, several=True)  # type: ignore[arg-type]

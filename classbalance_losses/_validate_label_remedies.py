@@ -226,39 +226,41 @@ def of_target_shape(input: Tensor, target: Tensor, ignore_index: int, upsample: 
     return "input has the batch on axis 0 and the classes on axis 1, target has the batch on axis 0."
 
 
-def of_label_outside(outside: int, target: Tensor, num_classes: int, ignore_index: int) -> str:
+def of_label_outside(
+    outside: int, target: Tensor, num_classes: int, ignore_index: int, name: str = "target"
+) -> str:
     """Say what the labels may be, of which one is neither a class nor ``ignore_index``."""
     kinds = [int(label) for label in _distinct(target) if label != ignore_index]
     if set(kinds) <= {0, 255}:
         return (
             "The labels are 0 and 255 alone: is 255 the object, or to be left out? If it is the object, class 1, pass "
-            "(target == 255).long(); if it is to be left out, ignore_index=255."
+            f"({name} == 255).long(); if it is to be left out, ignore_index=255."
         )
     if kinds == [-1, 1]:
         return (
             "The labels are -1 and 1 alone: is -1 the background, or to be left out? If it is the background, class 0, "
-            "pass (target == 1).long(); if it is to be left out, ignore_index=-1."
+            f"pass ({name} == 1).long(); if it is to be left out, ignore_index=-1."
         )
     if outside in _OFTEN_IGNORED:
         return f"Did you mean ignore_index={outside}?"
-    return _of_encoding(kinds, num_classes) or (
+    return _of_encoding(kinds, num_classes, name) or (
         f"Expected 0 to {num_classes - 1}, or ignore_index={ignore_index}: "
         "check the labels' encoding and the number of logit channels."
     )
 
 
-def _of_encoding(kinds: list[int], num_classes: int) -> str:
+def _of_encoding(kinds: list[int], num_classes: int, name: str) -> str:
     """Say what labels of other numbers than 0 to C - 1 may be, in rising order; "" where nothing is known."""
     if num_classes == len(kinds) == 2 and kinds[0] == 0:
-        return f"The labels are 0 and {kinds[1]} alone: if {kinds[1]} is class 1, pass (target == {kinds[1]}).long()."
+        return f"The labels are 0 and {kinds[1]} alone: if {kinds[1]} is class 1, pass ({name} == {kinds[1]}).long()."
     if kinds[-1] == num_classes and kinds[0] >= 0:
         return (
-            f"The labels reach from {kinds[0]} to {kinds[-1]}: if they count from 1, pass target.long() - 1, where a "
+            f"The labels reach from {kinds[0]} to {kinds[-1]}: if they count from 1, pass {name}.long() - 1, where a "
             "label 0 is none of the classes with ignore_index=-1; else the model needs one output more."
         )
     gaps = [high - low for low, high in pairwise(kinds)]
     if kinds[0] == 0 and 2 < len(kinds) <= num_classes and 1 < min(gaps) >= max(gaps) - 1:
-        numbered = f"torch.searchsorted(torch.tensor({kinds}, device=target.device), target.long())"
+        numbered = f"torch.searchsorted(torch.tensor({kinds}, device={name}.device), {name}.long())"
         return f"The labels are {', '.join(map(str, kinds))}: if these grey levels are all classes, pass {numbered}."
     return ""
 

@@ -15,6 +15,7 @@ from classbalance_losses._options import Common, completed
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import as_labels, check_choice, check_common, check_range, check_upsample
 from classbalance_losses._validate_tasks import TASKS
+from classbalance_losses.kernels.plain import is_transformed
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.soft import batch_for
 from classbalance_losses.ops.sums import Needs
@@ -248,7 +249,8 @@ class SumLoss(Loss):
         # Those that have a form of their own come first, and bring it into the pass.
         order = sorted(range(len(losses)), key=lambda term: not losses[term].needs.form)
         values = {term: losses[term].of(batch.reduced(losses[term].reduction)) for term in order}
-        self.terms = {name: values[term].detach() for term, name in enumerate(self.names)}
+        if not any(map(is_transformed, values.values())):  # what vmap has wrapped is of no use after it
+            self.terms = {name: values[term].detach() for term, name in enumerate(self.names)}
         terms = (values[term] if w == 1 else w * values[term] for term, w in enumerate(self.weights))
         return reduce(torch.add, terms)
 

@@ -29,7 +29,9 @@ from classbalance_losses._validate import (
 from classbalance_losses._validate_unlabelled import check_unlabelled
 from classbalance_losses.kernels.call import accumulation_dtype
 from classbalance_losses.kernels.factors import class_rows
+from classbalance_losses.kernels.plain import keepable
 from classbalance_losses.losses._base import FeatureLoss, HoldsVector
+from classbalance_losses.ops.precision import without_autocast
 from classbalance_losses.ops.projection import solve_class_weights
 from classbalance_losses.ops.reduction import reduce_loss
 
@@ -62,7 +64,8 @@ def entropy_loss(
     """Functional form of :class:`classbalance_losses.EntropyLoss`, which describes the arguments."""
     _check(weight, regularization, gradient, reduction, process_group)
     check_unlabelled(input, mask, pixel_weight)
-    with torch.autocast(input.device.type, enabled=False):
+    mask, pixel_weight = (None if of is None else keepable(of) for of in (mask, pixel_weight))
+    with without_autocast(input):
         pixels = _pixels(input, mask, pixel_weight, process_group)
         value = pixels.information
         if weight is not None:
@@ -117,7 +120,7 @@ def entropy_gradient_norms(
     check_choice("gradient", gradient, _READINGS)
     check_common(-100, "mean", process_group)
     check_unlabelled(input, mask, pixel_weight)
-    with torch.autocast(input.device.type, enabled=False):
+    with without_autocast(input):
         return _norms(_pixels(input.detach(), mask, pixel_weight, process_group), gradient)
 
 
