@@ -276,8 +276,8 @@ def as_class_vector(name: str, value: object, task: str = "multiclass") -> Tenso
     With the task "multilabel" it may be of shape (L, 2), each label's numbers where it is absent and present.
     """
     vector = as_numbers(name, value).detach().clone()
-    if not vector.is_floating_point():
-        vector = vector.float()
+    if not (isinstance(value, Tensor) and vector.is_floating_point()):
+        vector = vector.float()  # an array is of float64, as a rule, which not every device has
     is_of_labels = task == "multilabel" and vector.ndim == 2 and vector.shape[1] == 2
     if not is_of_labels and (vector.ndim != 1 or vector.numel() < 2):
         raise ValueError(
