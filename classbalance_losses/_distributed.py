@@ -12,7 +12,7 @@ from torch import Tensor
 from classbalance_losses._recompute import first_time
 
 if TYPE_CHECKING or dist.is_available():
-    from torch.distributed import ProcessGroup as GroupObject
+    GroupObject = dist.ProcessGroup
 else:
 
     class GroupObject:

@@ -80,7 +80,7 @@ class MonaiLoss(nn.Module):
 
     def _heads(self, input: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Sequence[Tensor]:
         if not isinstance(input, (list, tuple, Mapping)):
-            return [input]
+            return [input]  # type: ignore[list-item]
         if not input:
             raise ValueError("Expected a head at least, got none.")
         if not isinstance(input, Mapping):

@@ -281,7 +281,7 @@ def check_reduced(loss: PixelLoss | SumLoss) -> None:
             )
 
 
-def _apart(terms: object) -> tuple[list[float], list[PixelLoss]]:
+def _apart(terms: Any) -> tuple[list[float], list[PixelLoss]]:
     """Return the weights and the losses of a sum's terms, checked."""
     given = list(terms) if isinstance(terms, Iterable) and not isinstance(terms, Mapping) else [terms]
     if not given:

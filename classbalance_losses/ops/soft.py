@@ -17,7 +17,7 @@ from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._options import Common
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels
-from classbalance_losses.kernels.factors import scaled, shares_of, sum_pixels
+from classbalance_losses.kernels.factors import kept_weight, scaled, shares_of, sum_pixels
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Smoothed, of_all_classes
 from classbalance_losses.kernels.reference import over_classes
 from classbalance_losses.ops.batch import Batch
@@ -66,9 +66,13 @@ class SoftBatch(Batch):
     def entry_weight(self) -> Tensor:
         """Q t of each entry (M, C', *)."""
         if self._entry_weight is None:
-            q = self.pixel_weight
+            q = self._weight_of_pixels()
             self._entry_weight = self.soft if q is None else self.soft * q.unsqueeze(1)
         return self._entry_weight
+
+    def _weight_of_pixels(self) -> Tensor | None:
+        """Return q (M, *), 0 where a pixel does not count (a weight there may be NaN)."""
+        return kept_weight(self.pixel_weight, self._keep)
 
     def without_weightless(self) -> Self:
         """Return the same where pixels of weight 0 do not count."""
@@ -98,8 +102,8 @@ class SoftBatch(Batch):
 
     def image_sums(self) -> ImageSums:
         """Return the sums of probabilities and labels over each image's pixels."""
-        prob, weight = self.probability(), self.entry_weight
-        own = None if self.pixel_weight is None else self.pixel_weight.unsqueeze(1)
+        prob, weight, q = self.probability(), self.entry_weight, self._weight_of_pixels()
+        own = None if q is None else q.unsqueeze(1)
         sums = (scaled(prob, own), scaled(prob, weight), weight)
         return self._by_image(*map(self._rows, sums), self._rows((self.soft != 0).long()))
 
@@ -193,7 +197,7 @@ class SoftBatch(Batch):
         return self._mean_of_pixels(self._fast.soft_cross_entropy(self.logits, share, weight), over)
 
     def _mean_of_pixels(self, values: Tensor, over: Tensor | None) -> Tensor:
-        terms = scaled(values, self.pixel_weight)
+        terms = scaled(values, self._weight_of_pixels())
         if self.reduction == "none":
             return terms.reshape(self._shape)
         return self._joined(terms.sum(), self._norm(over))
