@@ -201,7 +201,7 @@ def test_any_loss_loads_into_any_other(saved: str) -> None:
         new.load_state_dict(nn.ModuleDict({"loss": old}).state_dict())
         if not isinstance(new["loss"], PullLoss):
             assert steps(Model(new["loss"]), 1).isfinite().all()
-        cb.EntropyLoss().load_state_dict(cb.DeepSupervision(make()).state_dict())
+            cb.EntropyLoss().load_state_dict(cb.DeepSupervision(new["loss"]).state_dict())
 
 
 def test_entries_that_are_not_ours_still_stop_a_load() -> None:
