@@ -257,9 +257,10 @@ def _class_vector(name: str, value: Tensor) -> Tensor:
         raise ValueError(
             f"Expected {name} of shape (C,), one number for each class, got {tuple(value.shape)}.{remedy}"
         )
-    if name.endswith("counts") and can_read_values(value) and bool((value < 0).any()):
+    numbers = value.detach().to(_result_dtype(value))
+    if name.endswith("counts") and can_read_values(value) and bool((numbers < 0).any()):
         raise ValueError(f"Expected non-negative {name}, got {value.tolist()}. A class without any has 0.")
-    return value.detach().to(_result_dtype(value))
+    return numbers
 
 
 def _result_dtype(value: Tensor) -> torch.dtype:
