@@ -214,7 +214,7 @@ def test_statistics_in_the_place_of_numbers() -> None:
         ),
     ):
         assert fix(call, name, statistics, TypeError, piece).isfinite()
-    with pytest.raises(ValueError, match=r"same options.*task='binary'"):
+    with pytest.raises(ValueError, match=r"task='multiclass', got 2 classes.*task='binary'"):
         cb.ClassStatistics(2).merge(cb.ClassStatistics(2, task="binary"))
     with pytest.raises(TypeError, match="Expected ClassStatistics"):
         statistics.merge(statistics.pixel_counts)  # type: ignore[arg-type]

@@ -126,8 +126,12 @@ class ClassStatistics(nn.Module):
             raise TypeError(
                 f"Expected ClassStatistics of another part of the data, got {type(other).__name__}."
             )
-        if repr(self) != repr(other):
-            raise ValueError(f"Expected statistics with the same options, {self!r}, got {other!r}.")
+        ours, theirs = (
+            f"{of.num_classes} classes with ignore_index={of.ignore_index}, task={of.task!r}"
+            for of in (self, other)
+        )
+        if ours != theirs:
+            raise ValueError(f"Expected statistics of {ours}, got {theirs}.")
         for buffer, count in zip(self.buffers(), other.buffers(), strict=True):
             buffer.add_(count.to(buffer.device))
         return self
