@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck
 
 from classbalance_losses import (
+    DiceLoss,
     EntropyLoss,
     FocalLoss,
     PixelFrequency,
@@ -158,6 +159,20 @@ def test_modules_keep_what_is_learned() -> None:
         focal(s.input, s.target).backward()
         assert alpha.grad is not None
         assert alpha.grad.any()
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.tensor([1.0, -1.0]), torch.ones(2, 2), torch.tensor([1.0, torch.nan])]
+)
+def test_what_is_learned_is_checked_as_what_is_given(wrong: Tensor) -> None:
+    for make, name in (
+        (WeightedCrossEntropyLoss, "weight"),
+        (FocalLoss, "alpha"),
+        (DiceLoss, "class_weight"),
+        (EntropyLoss, "weight"),
+    ):
+        with pytest.raises(ValueError, match=f"Expected .*{name}"):
+            make(**{name: nn.Parameter(wrong)})
 
 
 def test_an_entropy_keeps_what_is_learned() -> None:

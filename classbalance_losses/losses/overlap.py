@@ -247,9 +247,10 @@ class TverskyLoss(VectorLoss):
         setattr(self, self._vector, class_weight)  # a sequence becomes a tensor
 
     def _checked(self, value: Any) -> Any:
-        if value is None or (isinstance(value, Tensor) and value.requires_grad):
-            return value
-        return as_class_vector("class_weight", value)
+        if value is None:
+            return None
+        vector = as_class_vector("class_weight", value)
+        return value if isinstance(value, Tensor) and value.requires_grad else vector
 
     @property
     def needs(self) -> Needs:
