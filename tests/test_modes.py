@@ -261,8 +261,13 @@ def of_inference(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
-@over(CORE)
-@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("case", "size"),
+    [
+        *(pytest.param(case, SMALL, id=f"{case.id}-small") for case in CORE),
+        *(pytest.param(case, LARGE, id=f"{case.id}-large") for case in DEFAULTS[:2]),
+    ],
+)
 def test_labels_and_weights_made_in_inference_mode(case: Case, size: Sample) -> None:
     """As a teacher makes them; the loss itself, too, may have been built there."""
     here = size.leaf()
