@@ -12,14 +12,14 @@ from torch import Tensor
 from classbalance_losses._recompute import first_time
 
 if TYPE_CHECKING or dist.is_available():
-    from torch.distributed import ProcessGroup as _ProcessGroup
+    GroupObject = dist.ProcessGroup
 else:
 
-    class _ProcessGroup:
+    class GroupObject:
         """Stands for the class in a build of torch that has no torch.distributed."""
 
 
-ProcessGroup = _ProcessGroup | Literal["world"] | None
+ProcessGroup = GroupObject | Literal["world"] | None
 
 
 class HeldGroup:
@@ -29,14 +29,14 @@ class HeldGroup:
     an error that says so elsewhere, once it is asked for. Where no process group is up there is none to ask for.
     """
 
-    def __init__(self, group: _ProcessGroup) -> None:
-        self._group: _ProcessGroup | None = group
+    def __init__(self, group: GroupObject) -> None:
+        self._group: GroupObject | None = group
         self.name: str = group.group_name
         self.ranks = tuple(dist.get_process_group_ranks(group))
         _held[self.name, self.ranks] = self
 
     @property
-    def group(self) -> _ProcessGroup | None:
+    def group(self) -> GroupObject | None:
         """The group, or ``None`` where this process stands alone.
 
         Raises:
@@ -70,7 +70,7 @@ def _found(name: str, ranks: tuple[int, ...]) -> HeldGroup:
     return known
 
 
-def resolve(process_group: ProcessGroup) -> _ProcessGroup | None:
+def resolve(process_group: ProcessGroup) -> GroupObject | None:
     """Return the group to reduce over, or ``None`` where this process stands alone."""
     if process_group is None or not (dist.is_available() and dist.is_initialized()):
         return None
@@ -94,7 +94,7 @@ def all_reduce_sum(tensor: Tensor, process_group: ProcessGroup) -> Tensor:
     return first_time(group, tensor, lambda: _reduced(tensor, group))
 
 
-def _reduced(tensor: Tensor, group: _ProcessGroup) -> Tensor:
+def _reduced(tensor: Tensor, group: GroupObject) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total, group=group)
     return total

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses import _validate_remedies as remedies
-from classbalance_losses._distributed import ProcessGroup
+from classbalance_losses._distributed import GroupObject, ProcessGroup
 from classbalance_losses.kernels.call import accumulation_dtype
-from classbalance_losses.kernels.plain import can_read_values
+from classbalance_losses.kernels.plain import can_read_values, keepable
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -25,6 +25,7 @@ Numbers = Tensor | Sequence[float] | np.ndarray[Any, Any]  # one for each class
 
 # Masks of a whole map would be fresh memory, whose page faults cost more than the check.
 _LABELS_AT_ONCE = 1 << 17
+_LABELS_END = 1 << 63  # no tensor of labels has one beyond
 
 
 def check_tensor(name: str, value: object, axes: int | None = None) -> None:
@@ -130,13 +131,12 @@ def check_upsample(upsample: str | None, align_corners: bool) -> None:
             f"Expected upsample to be one of 'linear', got {upsample!r}. In 2 or 3 axes it is bilinear or trilinear: "
             'pass upsample="linear".'
         )
-    if not isinstance(align_corners, bool):
-        raise TypeError(f"Expected align_corners to be a bool, got {type(align_corners).__name__}.")
+    check_flag("align_corners", align_corners)
     if align_corners and upsample is None:
         raise ValueError('Expected upsample="linear" with align_corners=True, got upsample=None.')
 
 
-def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_target_range(target: Tensor, num_classes: int, ignore_index: int, name: str = "target") -> None:
     """Check that every label is a class or ``ignore_index``: read on the CPU, asserted on the device on CUDA."""
     if target.device.type == "cuda":
         index = target.long()
@@ -144,7 +144,7 @@ def check_target_range(target: Tensor, num_classes: int, ignore_index: int) -> N
         torch._assert_async(fits.all(), out_of_bounds(num_classes))
     elif target.numel() and can_read_values(target):
         for labels in torch.split(target.flatten(), _LABELS_AT_ONCE):
-            _check_labels(labels, target, num_classes, ignore_index)
+            _check_labels(labels, target, num_classes, ignore_index, name)
 
 
 def out_of_bounds(num_classes: int) -> str:
@@ -152,7 +152,7 @@ def out_of_bounds(num_classes: int) -> str:
     return f"A target is out of bounds for {num_classes} classes."
 
 
-def _check_labels(labels: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
+def _check_labels(labels: Tensor, target: Tensor, num_classes: int, ignore_index: int, name: str) -> None:
     """Check some of the target's labels."""
     if _are_classes(labels, num_classes):
         return
@@ -162,7 +162,7 @@ def _check_labels(labels: Tensor, target: Tensor, num_classes: int, ignore_index
         outside = int(index[(index < 0) | (index >= num_classes)][0])
         raise IndexError(
             f"Target {outside} is out of bounds for {num_classes} classes. "
-            f"{label_remedies.of_label_outside(outside, target, num_classes, ignore_index)}"
+            f"{label_remedies.of_label_outside(outside, target, num_classes, ignore_index, name)}"
         )
 
 
@@ -232,7 +232,7 @@ def class_vector_of_call(name: str, value: object, input: Tensor, shape: tuple[i
     if not isinstance(value, Tensor):  # an array is of float64, as a rule, which not every device has
         return vector.to(accumulation_dtype(input.dtype)).to(input.device)
     check_class_device(name, vector, input)
-    return vector
+    return keepable(vector)
 
 
 def check_class_device(name: str, vector: Tensor, input: Tensor) -> None:
@@ -276,8 +276,8 @@ def as_class_vector(name: str, value: object, task: str = "multiclass") -> Tenso
     With the task "multilabel" it may be of shape (L, 2), each label's numbers where it is absent and present.
     """
     vector = as_numbers(name, value).detach().clone()
-    if not vector.is_floating_point():
-        vector = vector.float()
+    if not (isinstance(value, Tensor) and vector.is_floating_point()):
+        vector = vector.float()  # an array is of float64, as a rule, which not every device has
     is_of_labels = task == "multilabel" and vector.ndim == 2 and vector.shape[1] == 2
     if not is_of_labels and (vector.ndim != 1 or vector.numel() < 2):
         raise ValueError(
@@ -306,6 +306,12 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"Expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Check that an option is true or false: any text, "no" too, would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"Expected {name} to be a bool, got {value!r}. Pass {name}=True or {name}=False.")
+
+
 def check_range(
     name: str,
     value: float,
@@ -321,7 +327,8 @@ def check_range(
         TypeError: if it is not a number.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        one = f" Pass {name}.item()." if getattr(value, "ndim", 1) == 0 else ""
+        number = f"{name}.item()" if name.isidentifier() else "its item()"
+        one = f" Pass {number}." if getattr(value, "ndim", 1) == 0 else ""
         raise TypeError(f"Expected {name} to be a number, got {type(value).__name__}.{one}")
     if (low < value if open_low else low <= value) and value <= high:
         return
@@ -335,24 +342,35 @@ def check_common(ignore_index: int | Sequence[int], reduction: str, process_grou
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if isinstance(process_group, str):
         check_choice("process_group", process_group, ("world",))
+    elif process_group is not None and not isinstance(process_group, GroupObject):
+        raise TypeError(
+            f"Expected process_group to be None, 'world' or a torch.distributed.ProcessGroup, got {process_group!r}. "
+            'Pass process_group="world" for all ranks, or what torch.distributed.new_group(ranks) returns on its ranks.'
+        )
 
 
-def as_label(ignore_index: int) -> int:
+def as_label(ignore_index: int, *, several: bool = False) -> int:
     """Return ``ignore_index`` as an int: an integer of numpy's, or a tensor of one, is one too.
+
+    ``several`` says whether there might be more of them.
 
     Raises:
         TypeError: if it is no integer.
     """
-    if isinstance(ignore_index, int) and not isinstance(ignore_index, bool):
-        return ignore_index
-    try:
-        if not isinstance(ignore_index, bool) and getattr(ignore_index, "dtype", None) != torch.bool:
-            return operator.index(ignore_index)
-    except TypeError:
-        pass
+    label = ignore_index if isinstance(ignore_index, int) else _as_int(ignore_index)
+    if label is not None and not isinstance(label, bool) and -_LABELS_END <= label < _LABELS_END:
+        return label
     raise TypeError(
-        f"Expected ignore_index to be an int, got {ignore_index!r}. {remedies.of_ignore_index(ignore_index)}"
+        f"Expected ignore_index to be an int, got {ignore_index!r}. "
+        f"{remedies.of_ignore_index(ignore_index, several=several)}"
     )
+
+
+def _as_int(value: Any) -> int | None:
+    try:
+        return None if getattr(value, "dtype", None) == torch.bool else operator.index(value)
+    except TypeError:
+        return None
 
 
 def as_labels(ignore_index: int | Sequence[int]) -> int | tuple[int, ...]:
@@ -362,6 +380,6 @@ def as_labels(ignore_index: int | Sequence[int]) -> int | tuple[int, ...]:
         TypeError: if it is neither.
     """
     if isinstance(ignore_index, (tuple, list)) and ignore_index:
-        labels = tuple(dict.fromkeys(as_label(label) for label in ignore_index))
+        labels = tuple(dict.fromkeys(as_label(label, several=True) for label in ignore_index))
         return labels if len(labels) > 1 else labels[0]
-    return as_label(ignore_index)  # type: ignore[arg-type]
+    return as_label(ignore_index, several=True)  # type: ignore[arg-type]

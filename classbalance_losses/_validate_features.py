@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from classbalance_losses import _validate_label_remedies as label_remedies
+from classbalance_losses import _validate_remedies as remedies
 from classbalance_losses._validate import (
     FLOATS,
     INDICES,
+    as_label,
     check_choice,
+    check_device,
     check_range,
     check_target_range,
     check_tensor,
@@ -23,7 +26,8 @@ def check_floats(name: str, value: Tensor) -> None:
     """Check that a tensor is of a floating-point dtype."""
     check_tensor(name, value)
     if value.dtype not in FLOATS:
-        raise TypeError(f"Expected {name} of a floating-point dtype, got {value.dtype}. Pass {name}.float().")
+        remedy = f"{name}.real or {name}.abs(), whichever it is" if value.is_complex() else f"{name}.float()"
+        raise TypeError(f"Expected {name} of a floating-point dtype, got {value.dtype}. Pass {remedy}.")
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int | None = None) -> None:
@@ -36,9 +40,9 @@ def check_labels(name: str, labels: Tensor, num_classes: int | None = None) -> N
         )
 
 
-def check_label_range(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_label_range(name: str, labels: Tensor, num_classes: int, ignore_index: int) -> None:
     """Check that every label is a class or ``ignore_index`` (values are read on the CPU alone)."""
-    check_target_range(labels, num_classes, ignore_index)
+    check_target_range(labels, num_classes, as_label(ignore_index), name)
 
 
 def check_integer(name: str, value: int) -> None:
@@ -64,6 +68,7 @@ def check_feature_map(name: str, features: Tensor, labels_name: str, labels: Ten
     check_floats(name, features)
     check_tensor(labels_name, labels, features.ndim - 1)
     check_labels(labels_name, labels)
+    check_device(labels_name, labels, name, features)
     if features.ndim < 2:
         raise ValueError(f"Expected {name} of shape (N, D, *), got {tuple(features.shape)}.")
     size = tuple(features.shape[2:])
@@ -84,6 +89,14 @@ def check_feature_map(name: str, features: Tensor, labels_name: str, labels: Ten
     )
 
 
+def check_same_device(student: Tensor, source: Tensor, target: Tensor) -> None:
+    """Check that three feature maps lie on one device."""
+    check_floats("student_features", student)
+    for name, features in (("source_features", source), ("target_features", target)):
+        check_floats(name, features)
+        check_device(name, features, "student_features", student)
+
+
 def check_same_width(student: Tensor, source: Tensor, target: Tensor) -> None:
     """Check that three feature maps (N, D, *) can be compared."""
     widths = [features.shape[1] if features.ndim > 1 else 0 for features in (student, source, target)]
@@ -102,19 +115,21 @@ def check_mask(name: str, mask: Tensor | None, shape: tuple[int, ...]) -> None:
     if mask.dtype != torch.bool:
         raise TypeError(f"Expected {name} of dtype torch.bool, got {mask.dtype}. Pass {name}.bool().")
     if tuple(mask.shape) != shape:
-        raise ValueError(f"Expected {name} of shape {shape}, got {tuple(mask.shape)}.")
+        raise ValueError(
+            f"Expected {name} of shape {shape}, got {tuple(mask.shape)}. {remedies.of_map_shape(name, mask, shape)}"
+        )
 
 
-def check_confidence(name: str, confidence: Tensor) -> None:
+def check_confidence(name: str, confidence: Tensor, *, of_classes: bool = False) -> None:
     """Check that a tensor holds probabilities, within rounding (values are read on the CPU alone)."""
     check_floats(name, confidence)
     if not confidence.numel() or not can_read_values(confidence):
         return
     low, high = (float(bound) for bound in confidence.detach().aminmax())
     if not (low >= 0 and high <= 1 + 1e-2):
+        remedy = f"{name}.softmax(1)" if of_classes else "the largest probability, logits.softmax(1).amax(1)"
         raise ValueError(
-            f"Expected {name} in [0, 1], got values from {low:.4g} to {high:.4g}. "
-            f"Did you pass logits? Pass {name}.softmax(1)."
+            f"Expected {name} in [0, 1], got values from {low:.4g} to {high:.4g}. Did you pass logits? Pass {remedy}."
         )
 
 
@@ -141,7 +156,8 @@ def check_even(name: str, value: int) -> None:
 
 def check_probability_map(name: str, probabilities: Tensor, features: Tensor, num_classes: int) -> None:
     """Check a map of probabilities (N, C, *) against the feature map (N, D, *) that it belongs to."""
-    check_confidence(name, probabilities)
+    check_confidence(name, probabilities, of_classes=True)
+    check_device(name, probabilities, "target_features", features)
     size = tuple(features.shape[2:])
     expected = (features.shape[0], num_classes, *size)
     if tuple(probabilities.shape) == expected:
@@ -168,7 +184,9 @@ def check_pull_vectors(
     """Check queries (Q, D) and their labels (Q,) against prototypes (C, D) and weights (C,)."""
     for name, value in (("queries", queries), ("prototypes", prototypes), ("class_weight", class_weight)):
         check_floats(name, value)
+        check_device(name, value, "queries", queries)
     check_labels("query_labels", query_labels)
+    check_device("query_labels", query_labels, "queries", queries)
     if queries.ndim != 2:
         raise ValueError(
             f"Expected queries of shape (Q, D), got {tuple(queries.shape)}. From a map (N, D, *): "
@@ -182,7 +200,7 @@ def check_pull_vectors(
     check_shape("query_labels", query_labels, (queries.shape[0],), "(Q,)")
     check_shape("prototypes", prototypes, (num_classes, queries.shape[1]), "(C, D)")
     check_shape("class_weight", class_weight, (num_classes,), "(C,)")
-    check_label_range(query_labels, num_classes, ignore_index)
+    check_label_range("query_labels", query_labels, num_classes, ignore_index)
 
 
 def check_negatives(
@@ -192,6 +210,7 @@ def check_negatives(
     if negatives is None:
         raise ValueError("objective='infonce' needs negatives, (C, M, D) or (Q, M, D). Did you mean 'mse'?")
     check_floats("negatives", negatives)
+    check_device("negatives", negatives, "queries", queries)
     sizes = (prototypes.shape[0], queries.shape[0])
     if negatives.ndim != 3 or negatives.shape[0] not in sizes or negatives.shape[2] != queries.shape[1]:
         raise ValueError(
@@ -215,6 +234,7 @@ def check_last_layer_features(features: Tensor | None, input: Tensor, gradient: 
             "gradient='last_layer_weight' needs features=, what enters the last layer, (N, D, *)."
         )
     check_floats("features", features)
+    check_device("features", features, "input", input)
     if features.ndim != input.ndim or (features.shape[0], *features.shape[2:]) != (
         input.shape[0],
         *input.shape[2:],

@@ -11,6 +11,8 @@ from classbalance_losses._validate_remedies import may_look
 
 _OFTEN_IGNORED = (255, -1, -100)
 _COLOURS = (3, 4)  # channels of an RGB or RGBA image
+_CHANNEL_LAST = "The channel axis of input is the last one, and should be axis 1: pass input.movedim(-1, 1)."
+_LABELS = 3  # absent, present and left out: more kinds of whole numbers are grey values
 
 
 def of_target_dtype(input: Tensor, target: Tensor, ignore_index: int) -> str:
@@ -22,15 +24,34 @@ def of_target_dtype(input: Tensor, target: Tensor, ignore_index: int) -> str:
                 target, axis
             ):
                 return of_one_hot("target", target, axis, ignore_index)
-    return of_label_dtype("target", target, num_classes, ignore_index)
+    remedy = _of_soft(input, target)
+    return remedy or of_label_dtype("target", target, num_classes, ignore_index)
 
 
 def _may_be_classes(labels: Tensor, axis: int) -> bool:
     """Whether the axis may be that of the classes: sums of 1, where the other axis has the size of the classes too."""
     if axis != 1 or labels.shape[-1] != labels.shape[1] or not may_look(labels):
         return True
+    return _adds_up(labels)
+
+
+def _adds_up(labels: Tensor) -> bool:
+    """Whether each pixel's channels, on axis 1, add up to 1."""
     total = labels.detach().cpu().double().sum(1)
     return bool(((total - 1).abs() < 1e-2).all())
+
+
+def _of_soft(input: Tensor, target: Tensor) -> str:
+    """Say what soft labels lack that have not the shape of the logits; "" if they are none."""
+    if not (
+        target.is_floating_point() and target.ndim == input.ndim and may_look(target) and _adds_up(target)
+    ):
+        return ""
+    if target.shape[:2] == input.shape[:2] and 3 <= input.ndim <= 5:
+        return 'They are soft labels of another size: pass upsample="linear" to interpolate the logits to it.'
+    if target.shape[1] not in (1, input.shape[1]):
+        return f"Soft labels need a share of each of the {input.shape[1]} classes on axis 1, not {target.shape[1]}."
+    return ""
 
 
 def of_label_dtype(name: str, labels: Tensor, num_classes: int | None, ignore_index: int) -> str:
@@ -169,9 +190,14 @@ def _of_several_classes(name: str) -> str:
     )
 
 
-def of_shares(target: Tensor) -> str:
-    """Say what to do with floats in the shape of logits that are no shares of classes."""
+def of_shares(target: Tensor, ignore_index: int | None = None) -> str:
+    """Say what to do with floats in the shape of logits that are no shares: of classes or, with a label, of labels."""
     values = target.detach().cpu().double()
+    if ignore_index is not None:
+        known = values[~values.isnan()]
+        if _are_whole(known) and len(_distinct(known)) <= _LABELS:
+            return of_label_dtype("target", target, None, ignore_index)
+        return "If they are logits pass their probabilities, target.sigmoid(); grey values up to 255 as target / 255."
     if bool(((values == 0) | (values == 1)).all()):
         return _of_several_classes("target")
     return (
@@ -200,39 +226,41 @@ def of_target_shape(input: Tensor, target: Tensor, ignore_index: int, upsample: 
     return "input has the batch on axis 0 and the classes on axis 1, target has the batch on axis 0."
 
 
-def of_label_outside(outside: int, target: Tensor, num_classes: int, ignore_index: int) -> str:
+def of_label_outside(
+    outside: int, target: Tensor, num_classes: int, ignore_index: int, name: str = "target"
+) -> str:
     """Say what the labels may be, of which one is neither a class nor ``ignore_index``."""
     kinds = [int(label) for label in _distinct(target) if label != ignore_index]
     if set(kinds) <= {0, 255}:
         return (
             "The labels are 0 and 255 alone: is 255 the object, or to be left out? If it is the object, class 1, pass "
-            "(target == 255).long(); if it is to be left out, ignore_index=255."
+            f"({name} == 255).long(); if it is to be left out, ignore_index=255."
         )
     if kinds == [-1, 1]:
         return (
             "The labels are -1 and 1 alone: is -1 the background, or to be left out? If it is the background, class 0, "
-            "pass (target == 1).long(); if it is to be left out, ignore_index=-1."
+            f"pass ({name} == 1).long(); if it is to be left out, ignore_index=-1."
         )
     if outside in _OFTEN_IGNORED:
         return f"Did you mean ignore_index={outside}?"
-    return _of_encoding(kinds, num_classes) or (
+    return _of_encoding(kinds, num_classes, name) or (
         f"Expected 0 to {num_classes - 1}, or ignore_index={ignore_index}: "
         "check the labels' encoding and the number of logit channels."
     )
 
 
-def _of_encoding(kinds: list[int], num_classes: int) -> str:
+def _of_encoding(kinds: list[int], num_classes: int, name: str) -> str:
     """Say what labels of other numbers than 0 to C - 1 may be, in rising order; "" where nothing is known."""
     if num_classes == len(kinds) == 2 and kinds[0] == 0:
-        return f"The labels are 0 and {kinds[1]} alone: if {kinds[1]} is class 1, pass (target == {kinds[1]}).long()."
+        return f"The labels are 0 and {kinds[1]} alone: if {kinds[1]} is class 1, pass ({name} == {kinds[1]}).long()."
     if kinds[-1] == num_classes and kinds[0] >= 0:
         return (
-            f"The labels reach from {kinds[0]} to {kinds[-1]}: if they count from 1, pass target.long() - 1, where a "
+            f"The labels reach from {kinds[0]} to {kinds[-1]}: if they count from 1, pass {name}.long() - 1, where a "
             "label 0 is none of the classes with ignore_index=-1; else the model needs one output more."
         )
     gaps = [high - low for low, high in pairwise(kinds)]
     if kinds[0] == 0 and 2 < len(kinds) <= num_classes and 1 < min(gaps) >= max(gaps) - 1:
-        numbered = f"torch.searchsorted(torch.tensor({kinds}, device=target.device), target.long())"
+        numbered = f"torch.searchsorted(torch.tensor({kinds}, device={name}.device), {name}.long())"
         return f"The labels are {', '.join(map(str, kinds))}: if these grey levels are all classes, pass {numbered}."
     return ""
 
@@ -247,6 +275,12 @@ def of_own_logits(input: Tensor, target: Tensor) -> str:
     """Say how to bring logits of labels, each present or not by itself, to their shape."""
     if input.shape == target.shape and 1 not in input.shape[1:2]:
         return 'For a map without a channel axis pass input.unsqueeze(1); for many labels a pixel task="multilabel".'
+    if input.ndim > 2 and input.shape[-1] == 1 and target.squeeze(1).shape == input.shape[:-1]:
+        return _CHANNEL_LAST
+    if input.shape[:1] == (1,) and target.shape == input.shape[1:]:
+        return (
+            "For a single image add the batch axis: input, target = input.unsqueeze(0), target.unsqueeze(0)."
+        )
     if input.ndim > 1 and input.shape[1] > 1:
         two = (
             ", or the logit of class 1 against class 0, input[:, 1:] - input[:, :1]"
@@ -266,4 +300,10 @@ def of_own_target(input: Tensor, target: Tensor, task: str) -> str:
         )
     if target.ndim == input.ndim and target.shape[-1] in (1, input.shape[1]):
         return "Its channel axis is the last: pass target.movedim(-1, 1)."
+    if input.ndim > 2 and input.movedim(-1, 1).shape == target.shape:
+        return _CHANNEL_LAST
+    if task == "binary" and target.shape == (input.shape[0], 2, *input.shape[2:]):
+        return "It has a channel where the label is absent and one where it is present: pass target[:, 1:]."
+    if target.shape[1:] in (input.shape[1:], input.shape[2:]):
+        return f"input holds {input.shape[0]} images and target {target.shape[0]}: take both from one batch."
     return 'Resize the labels by "nearest", or pass upsample="linear" to interpolate the logits.'

@@ -126,6 +126,8 @@ def of_pixel_weight_shape(pixel_weight: Tensor, target: Tensor) -> str:
         return f"For a weight of each image pass pixel_weight.reshape(-1, {ones}).expand(target.shape)."
     if pixel_weight.ndim == target.ndim + 1 and 1 in (shape[1], shape[-1]):
         return f"Pass pixel_weight.squeeze({1 if shape[1] == 1 else -1})."
+    if target.ndim > 1 and shape == (target.shape[0], *target.shape[2:]):
+        return "For one weight of all labels of a pixel pass pixel_weight.unsqueeze(1).expand(target.shape)."
     size = tuple(target.shape[1:])
     if _expands(shape, tuple(target.shape)):
         return "Pass pixel_weight.expand(target.shape)."
@@ -140,21 +142,39 @@ def of_pixel_weight_shape(pixel_weight: Tensor, target: Tensor) -> str:
     return "One number for each pixel; weights of classes are the weight= of WeightedCrossEntropyLoss."
 
 
+def of_map_shape(name: str, value: Tensor, to: tuple[int, ...]) -> str:
+    """Say how to bring a mask, or weights, to a shape (N, *)."""
+    shape, size = tuple(value.shape), to[1:]
+    if value.ndim == len(to) + 1 and 1 in (shape[1], shape[-1]):
+        return f"Pass {name}.squeeze({1 if shape[1] == 1 else -1})."
+    if size and shape[:1] == to[:1] and value.numel() == to[0]:
+        return f"For one of each image pass {name}.reshape(-1, {', '.join('1' * len(size))}).expand({to})."
+    if _expands(shape, to):
+        return f"Pass {name}.expand({to})."
+    if value.ndim == len(to) and shape[0] == to[0] and all(shape) and 1 <= len(size) <= 3:
+        number, again = (".float()", ".bool()") if value.dtype == torch.bool else ("", "")
+        resized = f"torch.nn.functional.interpolate({name}[:, None]{number}, size={size}, mode='nearest')[:, 0]{again}"
+        return f"Bring it to that size: {resized}."
+    return "It has one entry for each pixel."
+
+
 def _expands(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     pairs = zip(shape[::-1], to[::-1], strict=False)
     return len(shape) <= len(to) and all(size in (1, other) for size, other in pairs)
 
 
-def of_ignore_index(value: object) -> str:
-    """Say what to pass where no label, or more than one, is to be ignored."""
+def of_ignore_index(value: object, *, several: bool) -> str:
+    """Say what to pass where no label, or more than one, is to be ignored; ``several`` says that there may be more."""
     if isinstance(value, (Tensor, np.ndarray)):
         value = value.tolist()
-    several = isinstance(value, (Sequence, Set)) and not isinstance(value, (str, bytes))
-    if value is None or (several and not value):
+    many = isinstance(value, (Sequence, Set)) and not isinstance(value, (str, bytes))
+    if value is None or (many and not value):
         return "To ignore nothing pass ignore_index=-100, the default: no label is that."
-    if several and all(isinstance(label, Integral) for label in cast("Sequence[object]", value)):
+    if many and all(isinstance(label, Integral) for label in cast("Sequence[object]", value)):
         labels = sorted(int(label) for label in cast("Sequence[int]", value))
-        return f"For several labels pass a tuple: ignore_index={tuple(labels)}."
+        if several:
+            return f"For several labels pass a tuple: ignore_index={tuple(labels)}."
+        return f"One label is left out here: pass ignore_index={labels[-1]}, and labels that have it for the others."
     if isinstance(value, (float, str)) and re.fullmatch(r"-?\d+(\.0*)?", str(value)):
         return f"Pass ignore_index={int(float(value))}."
     return "Pass the label to leave out, such as ignore_index=255."
@@ -170,8 +190,8 @@ def of_class_numbers(name: str, value: object) -> str:
                 f"Pass its numbers in the order of the classes: [{entry} for c in range({max(value) + 1})]."
             )
         return f"Pass its numbers in the order of the classes, such as list({name}.values())."
-    if isinstance(value, type):
-        return f"Pass an instance: {value.__name__}()."
+    if isinstance(value, type) or hasattr(value, "pixel_counts"):
+        return f"Pass {_of_object(name, value)}."
     if isinstance(value, str):
         return (
             "For weights from the classes' frequency, as scikit-learn's \"balanced\", pass PixelFrequency(), which "
@@ -182,6 +202,14 @@ def of_class_numbers(name: str, value: object) -> str:
     nested = isinstance(value, Sequence) and value and isinstance(value[0], (list, tuple))
     ready = isinstance(value, (Sequence, Set)) or not hasattr(value, "__iter__")
     return f"Pass {f'torch.tensor({name})' if nested else 'one number for each class' if ready else f'list({name})'}."
+
+
+def _of_object(name: str, value: Any) -> str:
+    """Say what to pass in the place of a class, or of statistics."""
+    if isinstance(value, type):
+        return f"an instance: {value.__name__}()"
+    is_weight = "weight" in name or name == "alpha"
+    return f'{name}.weights("pixel_frequency")' if is_weight else f"{name}.pixel_counts"
 
 
 def of_class_vector_shape(name: str, vector: Tensor) -> str:

@@ -43,7 +43,7 @@ def check_call(input: Tensor, target: Tensor, pixel_weight: Tensor | None, optio
     label = ignored if isinstance(ignored, int) else ignored[0]
     upsample, is_single, total = options["upsample"], options["task"] != "multiclass", None
     if is_single:
-        _check_labels_of_own(input, target, options["task"], upsample)
+        _check_labels_of_own(input, target, options["task"], upsample, label)
     elif not _is_soft(input, target, upsample):
         is_pixel = (
             isinstance(input, Tensor) and isinstance(target, Tensor) and (input.ndim, target.ndim) == (1, 0)
@@ -100,25 +100,43 @@ def _check_soft(input: Tensor, target: Tensor) -> Tensor | None:
     return total
 
 
-def _check_range(target: Tensor) -> None:
-    """Check that shares lie in [0, 1] or are NaN: read on the CPU alone."""
+def _check_range(target: Tensor, ignore_index: int | None = None) -> None:
+    """Check that shares lie in [0, 1] or are NaN: read on the CPU alone. With ``ignore_index`` they are of labels."""
     if not (can_read_values(target) and target.numel()):
         return
     low, high = map(float, torch.aminmax(target.detach()))
     if low >= 0 and high <= 1:
+        if ignore_index is not None:
+            _check_scale(target, high)
         return
     low, high = map(float, torch.aminmax(target.detach().nan_to_num(0.0)))
     if low < 0 or high > 1:
         raise ValueError(
             f"Expected a target of probabilities in [0, 1], got values from {low:.4g} to {high:.4g}. "
-            f"{label_remedies.of_shares(target)}"
+            f"{label_remedies.of_shares(target, ignore_index)}"
         )
 
 
-def _check_labels_of_own(input: Tensor, target: Tensor, task: str, upsample: str | None) -> None:
+def _check_scale(target: Tensor, high: float) -> None:
+    """Check that labels of 0 and 1 have not become 0 and 1/255."""
+    if abs(255 * high - 1) < 1e-2 and bool(((target == 0) | (target == target.max())).all()):
+        raise ValueError(
+            "Expected a target of probabilities, got 0 and 1/255 alone, as ToTensor makes them of 0 and 1. Pass "
+            "(target * 255).round()."
+        )
+
+
+def _check_labels_of_own(
+    input: Tensor, target: Tensor, task: str, upsample: str | None, ignore_index: int
+) -> None:
     """Check logits of labels that are absent or present, one (binary) or many, each by itself."""
     check_tensor("input", input)
     check_tensor("target", target, input.ndim)
+    if input.dtype not in FLOATS and target.dtype in FLOATS and _fits(target, input, task, None):
+        raise TypeError(
+            f"Expected floating-point logits, got input of dtype {input.dtype} and target of dtype {target.dtype}. "
+            "The arguments look swapped, logits come first: input, target = target, input."
+        )
     if input.dtype not in FLOATS:
         raise TypeError(
             f"Expected floating-point logits, got input of dtype {input.dtype}. {remedies.of_logits(input)}"
@@ -140,7 +158,7 @@ def _check_labels_of_own(input: Tensor, target: Tensor, task: str, upsample: str
             f"{label_remedies.of_own_target(input, target, task)}"
         )
     if target.is_floating_point():
-        _check_range(target)
+        _check_range(target, ignore_index)
 
 
 def _fits(input: Tensor, target: Tensor, task: str, upsample: str | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from classbalance_losses._validate import check_device
 from classbalance_losses._validate_features import check_floats, check_mask
 
 _EMBEDDINGS = "one row for each class. A single embedding: add the axis, unsqueeze(0)."
@@ -33,6 +34,7 @@ def check_same_classes(text: Tensor, prototypes: Tensor) -> None:
     """Check that text (K, D) and prototypes (K, D') are of the same classes; the widths may differ."""
     check_embeddings("text", text)
     check_embeddings("prototypes", prototypes)
+    check_device("prototypes", prototypes, "text", text)
     if text.shape[0] != prototypes.shape[0]:
         raise ValueError(
             f"Expected a prototype for each of the {text.shape[0]} rows of text {tuple(text.shape)}, "
@@ -44,6 +46,7 @@ def check_projected(projected: Tensor, prototypes: Tensor) -> None:
     """Check that projected text is of the prototypes' shape (K, D)."""
     check_embeddings("projected", projected)
     check_embeddings("prototypes", prototypes)
+    check_device("prototypes", prototypes, "projected", projected)
     if projected.shape != prototypes.shape:
         raise ValueError(
             f"Expected projected of the prototypes' shape {tuple(prototypes.shape)}, got {tuple(projected.shape)}. "
@@ -52,19 +55,12 @@ def check_projected(projected: Tensor, prototypes: Tensor) -> None:
         )
 
 
-def check_region(mask: Tensor | None, features: Tensor) -> None:
+def check_region(mask: Tensor | None, features: Tensor, name: str = "features") -> None:
     """Check the optional region M, a mask (N, *) of the features (N, D, *)."""
     if mask is None:
         return
-    size = tuple(features.shape[2:])
-    expected = (features.shape[0], *size)
-    if mask.ndim == len(expected) and mask.shape[0] == expected[0] and tuple(mask.shape) != expected:
-        raise ValueError(
-            f"Expected mask of shape {expected} for features of shape {tuple(features.shape)}, got "
-            f"{tuple(mask.shape)}. Bring it to the features' size: "
-            f"torch.nn.functional.interpolate(mask[:, None].float(), size={size}, mode='nearest')[:, 0].bool()."
-        )
-    check_mask("mask", mask, expected)
+    check_mask("mask", mask, (features.shape[0], *features.shape[2:]))
+    check_device("mask", mask, name, features)
 
 
 def check_pair_of_maps(masked: Tensor, reference: Tensor, mask: Tensor | None) -> None:
@@ -78,12 +74,14 @@ def check_pair_of_maps(masked: Tensor, reference: Tensor, mask: Tensor | None) -
             f"Expected masked and reference of one shape, got {tuple(masked.shape)} and {tuple(reference.shape)}. "
             "Both are features of the same images by the same kind of encoder, one of which saw them masked."
         )
-    check_region(mask, masked)
+    check_device("reference", reference, "masked", masked)
+    check_region(mask, masked, "masked")
 
 
 def check_text_width(features: Tensor, text: Tensor) -> None:
     """Check that features (N, D, *) can be compared with text (K, D)."""
     check_embeddings("text", text, minimum=2)
+    check_device("text", text, "features", features)
     if features.shape[1] != text.shape[1]:
         raise ValueError(
             f"Expected features and text of one width, got features of shape {tuple(features.shape)} and text of "

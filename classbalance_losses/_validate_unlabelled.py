@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from classbalance_losses import _validate_remedies as remedies
 from classbalance_losses._validate import check_device
 from classbalance_losses._validate_features import check_floats, check_mask
 from classbalance_losses.kernels.plain import can_read_values
@@ -39,7 +40,10 @@ def check_unlabelled(input: Tensor, mask: Tensor | None, pixel_weight: Tensor | 
 def _check_pixel_weight(pixel_weight: Tensor, size: tuple[int, ...]) -> None:
     check_floats("pixel_weight", pixel_weight)
     if tuple(pixel_weight.shape) != size:
-        raise ValueError(f"Expected pixel_weight of shape {size}, got {tuple(pixel_weight.shape)}.")
+        raise ValueError(
+            f"Expected pixel_weight of shape {size}, got {tuple(pixel_weight.shape)}. "
+            f"{remedies.of_map_shape('pixel_weight', pixel_weight, size)}"
+        )
     if can_read_values(pixel_weight) and bool((pixel_weight < 0).any()):
         raise ValueError(
             "Expected non-negative pixel_weight, got a negative one. Pass pixel_weight.clamp(min=0)."

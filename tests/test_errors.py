@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import DEFAULTS, Case, over
@@ -245,3 +246,39 @@ def test_class_vector_of_integers() -> None:
         cb.FocalLoss(alpha=list(range(19)))(LOGITS, TARGET),
         cb.FocalLoss(alpha=torch.arange(19.0))(LOGITS, TARGET),
     )
+
+
+@pytest.mark.parametrize("value", [1, 0, "no", None, np.True_])
+def test_options_that_are_true_or_false(value: object) -> None:
+    """Any text, "no" too, would count as true."""
+    for call, name in (
+        (lambda: cb.DiceLoss(per_image=value), "per_image"),
+        (lambda: cb.TverskyLoss(include_background=value), "include_background"),
+        (lambda: cb.FocalLoss(upsample="linear", align_corners=value), "align_corners"),
+        (lambda: cb.AnchorLoss(normalize=value), "normalize"),
+        (lambda: cb.functional.prompt_loss(*[torch.eye(3)] * 3, normalize=value), "normalize"),
+    ):
+        with pytest.raises(TypeError, match=f"Expected {name} to be a bool.*Pass {name}=True"):
+            call()
+
+
+@over(DEFAULTS)
+def test_a_group_that_is_none(case: Case) -> None:
+    """A rank's number, or what `new_group` returns to a rank that is not in it."""
+    settings = case.settings(19)
+    for group in (0, -100, [0, 1], object()):
+        for call in (
+            lambda group=group: case.module(process_group=group, **settings),
+            lambda group=group: case.function(LOGITS, TARGET, process_group=group, **settings),
+        ):
+            with pytest.raises(TypeError, match=r"process_group to be None, 'world' or a torch\.distr"):
+                call()
+
+
+def test_numbers_of_pixels_are_any_integers() -> None:
+    expected = cb.DyCELoss(min_kept=50, hard_fraction=0.1)(LOGITS, TARGET)
+    assert torch.equal(cb.DyCELoss(min_kept=np.int64(50), hard_fraction=0.1)(LOGITS, TARGET), expected)
+    with pytest.raises(TypeError, match=r"Pass int\(min_kept\)"):
+        cb.DyCELoss(min_kept=50.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="Expected ignore_index to be an int"):
+        cb.DyCELoss(ignore_index=2**64 - 1)

@@ -41,6 +41,28 @@ def test_ignored_pixels_may_hold_anything(case: Case, poison: float, rank: int) 
             assert torch.equal(ours[hole], torch.zeros_like(ours[hole]))
 
 
+@over([case for case in CASES if case.loss != "LogitAdjustedLoss"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_soft_labels_of_nan_leave_out_a_pixel_whatever_it_holds(case: Case, reduction: str) -> None:
+    """Its logits, its weight and its features."""
+    here = sample(2, ignored=0.4, weighted=True).leaf()
+    assert here.pixel_weight is not None
+    assert here.features is not None
+    hole = ~here.valid
+    share = here.input.detach().softmax(1).masked_fill(hole.unsqueeze(1), NAN)
+    clean = replace(here, target=share)
+    there = replace(
+        clean,
+        input=here.input.detach().masked_fill(hole.unsqueeze(1), NAN),
+        pixel_weight=here.pixel_weight.masked_fill(hole, NAN),
+        features=here.features.masked_fill(hole.unsqueeze(1), NAN),
+    ).leaf()
+    ours, expected = case(there, reduction=reduction), case(clean, reduction=reduction)
+    close(ours, expected.detach().numpy())
+    close(grad(ours.sum(), there), grad(expected.sum(), clean).numpy())
+    assert ours.isfinite().all()
+
+
 @over(CORE)
 def test_second_derivative_of_ignored_pixels_is_zero(case: Case) -> None:
     here = sample(1, ignored=0.4).leaf()

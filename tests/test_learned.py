@@ -14,7 +14,15 @@ from test_modes import LARGE
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck
 
-from classbalance_losses import FocalLoss, PixelFrequency, WeightedCrossEntropyLoss, _dispatch, use_backend
+from classbalance_losses import (
+    DiceLoss,
+    EntropyLoss,
+    FocalLoss,
+    PixelFrequency,
+    WeightedCrossEntropyLoss,
+    _dispatch,
+    use_backend,
+)
 from classbalance_losses.functional import focal_loss, weighted_cross_entropy_loss
 
 BACKENDS = ("reference", "auto")
@@ -151,6 +159,36 @@ def test_modules_keep_what_is_learned() -> None:
         focal(s.input, s.target).backward()
         assert alpha.grad is not None
         assert alpha.grad.any()
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.tensor([1.0, -1.0]), torch.ones(2, 2), torch.tensor([1.0, torch.nan])]
+)
+def test_what_is_learned_is_checked_as_what_is_given(wrong: Tensor) -> None:
+    for make, name in (
+        (WeightedCrossEntropyLoss, "weight"),
+        (FocalLoss, "alpha"),
+        (DiceLoss, "class_weight"),
+        (EntropyLoss, "weight"),
+    ):
+        with pytest.raises(ValueError, match=f"Expected .*{name}"):
+            make(**{name: nn.Parameter(wrong)})
+
+
+def test_an_entropy_keeps_what_is_learned() -> None:
+    """Given, or assigned in the place of GBW's weights."""
+    s = sample(2, 4, shape=(2, 6, 5), dtype=torch.float32)
+    for loss in (EntropyLoss(nn.Parameter(class_vector(4))), EntropyLoss("gbw")):
+        loss.weight = loss.weight if isinstance(loss.weight, Tensor) else nn.Parameter(class_vector(4))
+        (weight,) = loss.parameters()
+        assert "weight" in loss.state_dict()
+        loss(s.input).backward()
+        p = s.input.softmax(1)
+        assert weight.grad is not None
+        close(weight.grad, -(p * p.log()).mean((0, 2, 3)).numpy(), rtol=1e-5)
+        loss.weight = "gbw"
+        assert not loss.state_dict()
+        assert loss(s.input).isfinite()
 
 
 def test_estimates_are_constants() -> None:

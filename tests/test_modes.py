@@ -5,6 +5,8 @@ At both sizes "auto" must give what the reference gives: the modes that a fast p
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
 from torch.func import functional_call
 
-from classbalance_losses import use_backend
+from classbalance_losses import DiceLoss, DyCELoss, functional, use_backend
 from classbalance_losses.ops.geometry import cosine_distance, distances
 
 Loss = Callable[[Tensor], Tensor]
@@ -239,3 +241,65 @@ def test_functional_call() -> None:
             close(ours, theirs.numpy(), rtol=1e-5, atol=1e-6)
         for ours, theirs in zip(torch.func.grad(value, argnums=(0, 1))(*values), expected, strict=True):
             close(ours, theirs.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_sum_after_a_transform_can_be_copied() -> None:
+    """What vmap wraps is of no use after it: it is not kept."""
+    s = sample(2, 4, dtype=torch.float32)
+    loss = DyCELoss() + DiceLoss()
+    loss(s.input, s.target)
+    before = dict(loss.terms)
+    both = torch.stack([s.input, s.input.flip(0)])
+    torch.func.vmap(lambda z: loss(z, s.target))(both)
+    torch.func.grad(lambda z: loss(z, s.target))(s.input)
+    for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert copied.terms == before
+
+
+def of_inference(tensor: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return tensor.clone()
+
+
+@pytest.mark.parametrize(
+    ("case", "size"),
+    [
+        *(pytest.param(case, SMALL, id=f"{case.id}-small") for case in CORE),
+        *(pytest.param(case, LARGE, id=f"{case.id}-large") for case in DEFAULTS[:2]),
+    ],
+)
+def test_labels_and_weights_made_in_inference_mode(case: Case, size: Sample) -> None:
+    """As a teacher makes them; the loss itself, too, may have been built there."""
+    here = size.leaf()
+    made = replace(
+        here, **{k: of_inference(v) for k, v in vars(here).items() if k not in ("input", "ignore_index")}
+    )
+    with torch.inference_mode():
+        module = case.build(here)
+    expected = torch.autograd.grad(case(here), here.input)[0]
+    for loss in (case(made), case.by_module(made, module)):
+        assert torch.equal(torch.autograd.grad(loss, here.input)[0], expected)
+
+
+def test_soft_labels_and_masks_made_in_inference_mode() -> None:
+    """Of the losses on features the teacher's maps, too."""
+    leaf = SMALL.leaf().input
+    share, mask, weight = leaf.softmax(1), torch.rand(leaf.shape[:1] + leaf.shape[2:]) < 0.5, torch.rand(4)
+    calls: list[Callable[..., Tensor]] = [
+        lambda share, mask, weight: functional.dice_loss(leaf, share),
+        lambda share, mask, weight: functional.weighted_cross_entropy_loss(
+            leaf, share, weight, label_smoothing=0.1
+        ),
+        lambda share, mask, weight: functional.dyce_loss(leaf, share),
+        lambda share, mask, weight: functional.entropy_loss(
+            leaf, weight, mask=mask, pixel_weight=share[:, 0]
+        ),
+        lambda share, mask, weight: functional.masked_consistency_loss(leaf, share, mask),
+        lambda share, mask, weight: functional.text_alignment_loss(
+            leaf, torch.eye(4), SMALL.target * 0, mask=mask
+        ),
+    ]
+    for call in calls:
+        expected = torch.autograd.grad(call(share.detach(), mask, weight), leaf)[0]
+        ours = call(*map(of_inference, (share.detach(), mask, weight)))
+        assert torch.equal(torch.autograd.grad(ours, leaf)[0], expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +15,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from classbalance_losses import use_backend
+from classbalance_losses import (
+    DiceLoss,
+    EntropyLoss,
+    FocalLoss,
+    LogitAdjustedLoss,
+    WeightedCrossEntropyLoss,
+    use_backend,
+)
 
 
 class NoDouble(TorchDispatchMode):
@@ -53,6 +61,21 @@ def test_small_inputs(backend: str, default: torch.dtype) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert not found
+
+
+def test_modules_of_arrays_can_be_moved() -> None:
+    """An array is of float64, as a rule, and a module of it would have a buffer that such a device does not take."""
+    numbers, s = np.array([1.0, 2.0, 0.1, 0.5]), sample(2, 4, dtype=torch.float32)
+    for loss in (
+        WeightedCrossEntropyLoss(numbers),
+        FocalLoss(alpha=numbers),
+        LogitAdjustedLoss(numbers),
+        DiceLoss(class_weight=numbers),
+        EntropyLoss(numbers),
+    ):
+        assert {buffer.dtype for buffer in loss.buffers()} == {torch.float32}
+    by_list = WeightedCrossEntropyLoss(numbers.tolist())(s.input, s.target)
+    assert torch.equal(WeightedCrossEntropyLoss(numbers)(s.input, s.target), by_list)
 
 
 def test_large_inputs_by_the_reference() -> None:

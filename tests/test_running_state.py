@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,15 @@ def test_training_goes_on_as_if_it_had_not_stopped(name: str, twin: str) -> None
     assert same(memory(other.loss), memory(model.loss))
 
 
-LOADS = {**STATEFUL, "dyce": cb.DyCELoss, "vector": lambda: WeightedCrossEntropyLoss([1.0, 2.0, 3.0, 4.0])}
+LOADS = {
+    **STATEFUL,
+    "dyce": cb.DyCELoss,
+    "vector": lambda: WeightedCrossEntropyLoss([1.0, 2.0, 3.0, 4.0]),
+    "prior": lambda: cb.LogitAdjustedLoss([1.0, 2.0, 3.0, 4.0]),
+    "sum": lambda: (
+        cb.DiceLoss() + GBWLoss(momentum=0.9) + WeightedCrossEntropyLoss(cb.LossBased(momentum=0.9))
+    ),
+}
 
 
 @pytest.mark.parametrize("saved", LOADS)
@@ -192,6 +201,7 @@ def test_any_loss_loads_into_any_other(saved: str) -> None:
         new.load_state_dict(nn.ModuleDict({"loss": old}).state_dict())
         if not isinstance(new["loss"], PullLoss):
             assert steps(Model(new["loss"]), 1).isfinite().all()
+            cb.EntropyLoss().load_state_dict(cb.DeepSupervision(new["loss"]).state_dict())
 
 
 def test_entries_that_are_not_ours_still_stop_a_load() -> None:
@@ -275,11 +285,38 @@ def test_a_part_of_a_state_dict_leaves_the_memory_alone() -> None:
     assert same(memory(model.loss), before)
 
 
+VECTORS: list[tuple[Any, str]] = [
+    (WeightedCrossEntropyLoss, "weight"),
+    (cb.FocalLoss, "alpha"),
+    (cb.DiceLoss, "class_weight"),
+    (cb.EntropyLoss, "weight"),
+]
+
+
+@pytest.mark.parametrize(("make", "attribute"), [*VECTORS, (cb.LogitAdjustedLoss, "prior")])
+@pytest.mark.parametrize("saved", [[1.0, 2.0, 3.0], nn.Parameter(torch.tensor(0.5))], ids=["three", "one"])
+def test_numbers_of_other_classes_name_a_remedy_that_works(make: Any, attribute: str, saved: Any) -> None:
+    if make is not cb.FocalLoss and isinstance(saved, Tensor):
+        saved = [0.5, 0.5, 0.5, 0.5]  # focal's alone may be one number
+    state_dict = make(**{attribute: saved}).state_dict()
+    for own in ([1.0, 2.0], *([nn.Parameter(torch.tensor(0.1))] if make is cb.FocalLoss else [])):
+        if torch.as_tensor(own).shape == state_dict[attribute].shape:
+            continue
+        loss = make(**{attribute: own})
+        with pytest.raises(RuntimeError, match="size mismatch") as caught:
+            loss.load_state_dict(state_dict)
+        words = re.search(r"set (.*) before loading", str(caught.value))
+        assert words is not None
+        exec(words[1], {"loss": loss, "state_dict": state_dict})
+        loss.load_state_dict(state_dict)
+        assert torch.equal(torch.as_tensor(getattr(loss, attribute)), state_dict[attribute])
+
+
 @pytest.mark.parametrize(
     "weight", [torch.tensor([1.0, 2.0, 3.0]), [1, 2, 3], (1.0, 2.0, 3.0), torch.tensor([1, 2, 3]).numpy()]
 )
 def test_weights_assigned_later_are_saved(weight: Any) -> None:
-    for make, attribute in ((WeightedCrossEntropyLoss, "weight"), (cb.FocalLoss, "alpha")):
+    for make, attribute in VECTORS:
         given, later, loaded = make(**{attribute: weight}), make(), make()
         setattr(later, attribute, weight)
         assert same(later.state_dict(), given.state_dict())
@@ -288,8 +325,6 @@ def test_weights_assigned_later_are_saved(weight: Any) -> None:
         for wrong in ([1.0, -1.0, 2.0], torch.ones(1, 2), [1.0, math.nan]):
             with pytest.raises(ValueError, match=f"Expected .*{attribute}"):
                 setattr(later, attribute, wrong)
-        with pytest.raises(RuntimeError, match=f"size mismatch.*3 classes.*loss.{attribute} = None"):
-            make(**{attribute: [1.0, 2.0]}).load_state_dict(later.state_dict())
         setattr(later, attribute, None)
         assert not later.state_dict()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from classbalance_losses import (
     DualCrossEntropyLoss,
     DualFocalLoss,
     DyCELoss,
+    EntropyLoss,
     FocalLoss,
     GBWLoss,
     JaccardLoss,
@@ -279,6 +282,57 @@ def test_a_process_group_reaches_every_term() -> None:
     deep = DeepSupervision(DyCELoss() + DiceLoss())
     deep.process_group = "world"
     assert [term.process_group for term in deep.loss.losses] == ["world", "world"]
+
+
+def test_terms_come_in_pairs_of_any_iterable() -> None:
+    parts = [FocalLoss(), DiceLoss()]
+    expected = FocalLoss() + 0.5 * DiceLoss()
+    made = SumLoss(zip((np.float32(1), 0.5), parts, strict=True))  # type: ignore[arg-type]
+    assert torch.equal(made(HERE.input, HERE.target), expected(HERE.input, HERE.target))
+    for wrong in (DiceLoss(), parts, [(DiceLoss(), 1.0)], {1.0: DiceLoss()}, [1.0, DiceLoss()]):
+        with pytest.raises(TypeError, match="pairs of a weight and a loss") as caught:
+            SumLoss(wrong)  # type: ignore[arg-type]
+        loss, other = parts
+        for words in re.search(r"Pass (.*), or write (.*)\.", str(caught.value)).groups():  # type: ignore[union-attr]
+            again = eval(words, {"SumLoss": SumLoss, "loss": loss, "other": other})
+            assert torch.equal(again(HERE.input, HERE.target), expected(HERE.input, HERE.target))
+    with pytest.raises(TypeError, match=r"Write them out: 0\.5 \* inner \+ other"):
+        SumLoss([(0.5, expected)])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"got EntropyLoss\. Add others up by their values.*other\(input\)"):
+        DiceLoss() + EntropyLoss()
+    with pytest.raises(TypeError, match=r"weight of a term to be a number, got Tensor. Pass its item\(\)"):
+        torch.tensor(0.5) * DiceLoss()
+
+
+def test_deep_supervision_takes_what_is_meant_or_says_what_to_do() -> None:
+    target, heads = torch.randint(4, (2, 8, 6)), [torch.randn(2, 4, 8, 6), torch.randn(2, 4, 4, 3)]
+    loss = DiceLoss() + FocalLoss()
+    expected = DeepSupervision(loss, [1.0, 0.25])(heads, target)
+    for weights in (np.array([1.0, 0.25]), torch.tensor([1.0, 0.25]), (1, 0.25)):
+        assert torch.equal(DeepSupervision(loss, weights)(heads, target), expected)
+    for weights in ([], {0: 1.0, 1: 0.25}, 1.0, "ab"):
+        with pytest.raises(TypeError, match="one for each output"):
+            DeepSupervision(loss, weights)  # type: ignore[arg-type]
+    deep = DeepSupervision(loss, [1.0, 0.25])
+    named, made = {"out": heads[0], "aux": heads[1]}, (head for head in heads)
+    for wrong in (named, made):
+        with pytest.raises(TypeError, match="list of outputs") as caught:
+            deep(wrong, target)
+        words = re.search(r"Pass (list\(.*?\)+)", str(caught.value))
+        assert words is not None
+        assert torch.equal(deep(eval(words[1], {"input": wrong}), target), expected)
+    for other in (nn.CrossEntropyLoss(), DiceLoss, EntropyLoss(), deep):
+        with pytest.raises(TypeError, match="a loss of this package"):
+            DeepSupervision(other)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='reduction="none"'):
+        DeepSupervision(DiceLoss(reduction="none"))
+    for wrong in (target.numpy(), target[:, 0, 0], target.unsqueeze(1), target[:, :0], {"labels": target}):
+        with pytest.raises((TypeError, ValueError), match="Expected target"):
+            deep(heads, wrong)
+    with pytest.raises(ValueError, match="For a weight of each image"):
+        deep(heads, target, pixel_weight=torch.ones(2))
+    with pytest.raises(TypeError, match=r"Expected input to be a torch\.Tensor"):
+        deep([heads[0], None], target)
 
 
 def test_deep_supervision_says_what_it_takes() -> None:

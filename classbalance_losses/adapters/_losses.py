@@ -8,23 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from classbalance_losses._validate import check_tensor
 from classbalance_losses.losses._base import PixelLoss, SumLoss
+from classbalance_losses.losses.deep_supervision import DeepSupervision
 
 
 def terms_of(loss: object) -> list[PixelLoss]:
     """Return the losses that a loss is the sum of, or it alone: those of a sum agree on all options but ``reduction``.
 
     Raises:
-        TypeError: it is neither a loss of this package on logits nor a sum of them.
+        TypeError: it is neither a loss of this package on logits and labels nor a sum of them.
     """
     if isinstance(loss, SumLoss):
         return list(loss.losses)  # type: ignore[arg-type]
     if isinstance(loss, PixelLoss):
         return [loss]
     raise TypeError(
-        f"Expected a loss of classbalance_losses on logits, or a sum of such, got {type(loss).__name__}. In place of "
-        "DeepSupervision(loss, weights) pass loss itself, and head_weights=weights."
+        f"Expected a loss of classbalance_losses on logits and labels, or a sum of such, got {loss!r}.{_remedy(loss)}"
     )
+
+
+def _remedy(loss: object) -> str:
+    if isinstance(loss, DeepSupervision):
+        return " In place of DeepSupervision(loss, weights) pass loss itself, and head_weights=weights."
+    return f" Pass an instance: {loss.__name__}()." if isinstance(loss, type) else ""
 
 
 def ignored_label(loss: PixelLoss | SumLoss) -> int:
@@ -38,7 +45,9 @@ def fitted(name: str, values: Tensor, labels: Tensor) -> Tensor:
 
     Raises:
         ValueError: it has another shape.
+        TypeError: it is no tensor.
     """
+    check_tensor(name, values)
     found = values
     if values.ndim == labels.ndim + 1 and values.shape[1] == 1:
         found = values[:, 0]
@@ -48,9 +57,15 @@ def fitted(name: str, values: Tensor, labels: Tensor) -> Tensor:
     if found.ndim != labels.ndim or any(size not in (1, whole) for size, whole in pairs):
         raise ValueError(
             f"Expected {name} with one number for each pixel of labels of shape {tuple(labels.shape)}, in that shape, "
-            f"(B, 1, *) or (B, *), got {tuple(values.shape)}."
+            f"(B, 1, *) or (B, *), got {tuple(values.shape)}.{_of_images(name, values, labels)}"
         )
     return found.expand_as(labels)
+
+
+def _of_images(name: str, values: Tensor, labels: Tensor) -> str:
+    if values.shape != labels.shape[:1]:
+        return ""
+    return f" For one of each image pass {name}.reshape({', '.join(['-1', *'1' * (labels.ndim - 1)])})."
 
 
 def masked(labels: Tensor, mask: Tensor, ignore_index: int) -> Tensor:

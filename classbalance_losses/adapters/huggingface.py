@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum, world_size
+from classbalance_losses._validate import check_tensor
 from classbalance_losses.adapters._losses import named_outputs, terms_of
 from classbalance_losses.losses._base import PixelLoss, SumLoss
 from classbalance_losses.losses.deep_supervision import DeepSupervision
@@ -59,6 +60,11 @@ class ComputeLoss:
         for term in terms_of(loss):
             if term.reduction != "mean":
                 raise ValueError(f'Expected a loss with reduction="mean", got {term.reduction!r}.')
+        if head_weights is not None and not (isinstance(head_weights, Mapping) and head_weights):
+            raise TypeError(
+                f'Expected head_weights to be a mapping, as {{"logits": 1.0}}, or None, got {head_weights!r}. Of a '
+                "list of factors pass dict(enumerate(head_weights)), by the places in a tuple of outputs."
+            )
         self.loss = loss
         self.head_weights = head_weights
 
@@ -129,6 +135,8 @@ def _logits(outputs: Any) -> Tensor:
         found = outputs[0]
     if isinstance(found, Tensor):
         return found
+    if hasattr(found, "__array__"):
+        check_tensor("logits", found)
     entries = dict(outputs) if isinstance(outputs, Mapping) else {}
     tensors = [name for name, entry in entries.items() if isinstance(entry, Tensor)]
     name = repr(tensors[0]) if len(tensors) == 1 else "name"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import classbalance_losses as cb
-from classbalance_losses._validate import check_target_range
+from classbalance_losses._validate import check_target_range, check_tensor
 from classbalance_losses.adapters._losses import fitted
 from classbalance_losses.losses._base import PixelLoss
 
@@ -99,6 +99,9 @@ class MMSegLoss(nn.Module):
             avg_factor = None
         if avg_factor is not None and reduction == "sum":
             raise ValueError('Expected reduction "mean" or "none" with avg_factor, got "sum". Leave one out.')
+        check_tensor("label", label)
+        if weight is not None:
+            check_tensor("weight", weight)
         ignore = self.loss.ignore_index if ignore_index is None else ignore_index
         if self.loss.task == "multilabel" and label.ndim == pred.ndim - 1:
             label, ignore = _labels_of_channels(label, pred.shape[1], ignore)

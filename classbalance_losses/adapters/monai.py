@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from classbalance_losses._validate import check_tensor
 from classbalance_losses.adapters._losses import fitted, ignored_label, masked, named_outputs, terms_of
 from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.losses._base import PixelLoss, SumLoss
@@ -63,13 +64,14 @@ class MonaiLoss(nn.Module):
                 fewer; and as from the loss.
             TypeError: a dict comes without names in ``head_weights``, or lacks one.
         """
-        heads = [_plain(head) for head in self._heads(input)]
-        labels = self._labels(_plain(target), heads[0].shape[1])
+        heads = [_plain("input", head) for head in self._heads(input)]
+        labels = self._labels(_plain("target", target), heads[0])
         if mask is not None:
-            labels = masked(labels, _plain(mask), ignored_label(self.loss))
+            labels = masked(labels, _plain("mask", mask), ignored_label(self.loss))
         if pixel_weight is not None:
             shared = self.soft_label and self.task == "multiclass"  # one weight for all shares of a voxel
-            pixel_weight = fitted("pixel_weight", _plain(pixel_weight), labels[:, 0] if shared else labels)
+            weighted = labels[:, 0] if shared else labels
+            pixel_weight = fitted("pixel_weight", _plain("pixel_weight", pixel_weight), weighted)
         if isinstance(input, Tensor):
             return self.loss(heads[0], labels, pixel_weight=pixel_weight)  # type: ignore[no-any-return]
         weights = self.head_weights
@@ -77,8 +79,8 @@ class MonaiLoss(nn.Module):
         return DeepSupervision(self.loss, numbers)(heads, labels, pixel_weight=pixel_weight)  # type: ignore[no-any-return]
 
     def _heads(self, input: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Sequence[Tensor]:
-        if isinstance(input, Tensor):
-            return [input]
+        if not isinstance(input, (list, tuple, Mapping)):
+            return [input]  # type: ignore[list-item]
         if not input:
             raise ValueError("Expected a head at least, got none.")
         if not isinstance(input, Mapping):
@@ -90,11 +92,16 @@ class MonaiLoss(nn.Module):
             )
         return named_outputs(input, self.head_weights)
 
-    def _labels(self, target: Tensor, num_classes: int) -> Tensor:
+    def _labels(self, target: Tensor, head: Tensor) -> Tensor:
         if self.soft_label:
             return target
+        if self.task == "multiclass" and target.ndim == head.ndim - 1:
+            raise ValueError(
+                f"Expected target with a channel axis, (B, 1, *), got {tuple(target.shape)} for logits of shape "
+                f"{tuple(head.shape)}. Pass target.unsqueeze(1)."
+            )
         if self.task == "multiclass":
-            return class_indices(target, num_classes, ignored_label(self.loss))
+            return class_indices(target, head.shape[1], ignored_label(self.loss))
         return _whole(target)
 
 
@@ -138,8 +145,9 @@ def _whole(labels: Tensor) -> Tensor:
     return labels.long()
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _plain(name: str, tensor: Tensor) -> Tensor:
     """Leave a MetaTensor's metadata behind: a loss has none, and the fast paths take plain tensors."""
+    check_tensor(name, tensor)
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 

@@ -21,6 +21,13 @@ def is_transformed(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def keepable(tensor: Tensor) -> Tensor:
+    """Return what autograd may keep for the backward pass: of a tensor that was made in inference mode, a copy."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not tensor.is_inference():
+        return tensor
+    return tensor.clone()
+
+
 def can_read_values(tensor: Tensor) -> bool:
     """Whether a value may be looked at: on the CPU, eagerly, outside ``torch.func`` transforms and tracers.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -15,6 +15,7 @@ from classbalance_losses._options import Common, completed
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import as_labels, check_choice, check_common, check_range, check_upsample
 from classbalance_losses._validate_tasks import TASKS
+from classbalance_losses.kernels.plain import is_transformed
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.soft import batch_for
 from classbalance_losses.ops.sums import Needs
@@ -115,8 +116,8 @@ class PixelLoss(Loss):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
-class VectorLoss(PixelLoss):
-    """Base of the losses that take a number for each class: given or assigned later, they are checked and saved."""
+class HoldsVector(Saved):
+    """Has a number for each class: given or assigned later, they are checked and saved."""
 
     _vector: str  # the attribute
 
@@ -152,14 +153,23 @@ class VectorLoss(PixelLoss):
             setattr(self, self._vector, saved)
         elif isinstance(own, Tensor) and saved is not None and own.shape != saved.shape:
             error_msgs.append(
-                f"size mismatch for {key}: the checkpoint has {saved.shape[-1]} classes, this {type(self).__name__} "
-                f"{len(own)}. Delete the entry from the state dict to keep its own, or set loss.{self._vector} = None "
-                "before loading to take the checkpoint's."
+                f"size mismatch for {key}: the checkpoint has {_size(saved)}, this {type(self).__name__} "
+                f"{_size(own)}. Delete the entry from the state dict to keep its own, or set loss.{self._vector} = "
+                f"state_dict[{key!r}] before loading to take the checkpoint's."
             )
             state_dict = {name: value for name, value in state_dict.items() if name != key}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _size(numbers: Tensor) -> str:
+    """Say of how many classes there are numbers."""
+    return f"{numbers.shape[-1]} classes" if numbers.ndim else "one number for all classes"
+
+
+class VectorLoss(HoldsVector, PixelLoss):
+    """Base of the losses on logits and labels that take a number for each class."""
 
 
 class SumLoss(Loss):
@@ -189,28 +199,15 @@ class SumLoss(Loss):
 
     def __init__(self, terms: Sequence[tuple[float, PixelLoss]]) -> None:
         super().__init__()
-        if not terms:
-            raise ValueError("Expected a term at least, a pair of a weight and a loss, got none.")
-        for weight, loss in terms:
-            if not isinstance(loss, PixelLoss):
-                raise TypeError(
-                    f"Expected a loss of this package on logits, got {type(loss).__name__}. Add others up by their "
-                    "values: ours(input, target) + other(input, target)."
-                )
-            check_range("weight of a term", weight, 0)
-        self.weights = tuple(float(weight) for weight, _ in terms)
-        self.losses = nn.ModuleList([loss for _, loss in terms])
+        weights, losses = _apart(terms)
+        self.weights = tuple(map(float, weights))
+        self.losses = nn.ModuleList(losses)
         self.terms: dict[str, Tensor] = {}
         self._check()
 
     def _check(self) -> None:
         first, *others = self.losses
-        for loss in self.losses:
-            if loss.reduction == "none":
-                raise ValueError(
-                    f'{type(loss).__name__} has reduction="none", whose terms have shapes of their own: '
-                    'pass reduction="mean" or "sum".'
-                )
+        check_reduced(self)
         for other in others:
             for name in _SHARED:
                 mine, theirs = getattr(first, name), getattr(other, name)
@@ -252,7 +249,8 @@ class SumLoss(Loss):
         # Those that have a form of their own come first, and bring it into the pass.
         order = sorted(range(len(losses)), key=lambda term: not losses[term].needs.form)
         values = {term: losses[term].of(batch.reduced(losses[term].reduction)) for term in order}
-        self.terms = {name: values[term].detach() for term, name in enumerate(self.names)}
+        if not any(map(is_transformed, values.values())):  # what vmap has wrapped is of no use after it
+            self.terms = {name: values[term].detach() for term, name in enumerate(self.names)}
         terms = (values[term] if w == 1 else w * values[term] for term, w in enumerate(self.weights))
         return reduce(torch.add, terms)
 
@@ -267,6 +265,44 @@ class SumLoss(Loss):
         return SumLoss([(factor * weight, loss) for weight, loss in _pairs(self)])
 
     __rmul__ = __mul__
+
+
+def check_reduced(loss: PixelLoss | SumLoss) -> None:
+    """Check that a loss, or each of a sum, gives one number.
+
+    Raises:
+        ValueError: one has the reduction "none".
+    """
+    for term in loss.losses if isinstance(loss, SumLoss) else [loss]:
+        if term.reduction == "none":
+            raise ValueError(
+                f'{type(term).__name__} has reduction="none", whose terms have shapes of their own: '
+                'pass reduction="mean" or "sum".'
+            )
+
+
+def _apart(terms: Any) -> tuple[list[float], list[PixelLoss]]:
+    """Return the weights and the losses of a sum's terms, checked."""
+    given = list(terms) if isinstance(terms, Iterable) and not isinstance(terms, Mapping) else [terms]
+    if not given:
+        raise ValueError("Expected a term at least, a pair of a weight and a loss, got none.")
+    for term in given:
+        if not isinstance(term, (tuple, list)) or len(term) != 2 or isinstance(term[0], nn.Module):
+            raise TypeError(
+                f"Expected pairs of a weight and a loss, got {type(term).__name__}: {term!r}. Pass "
+                "SumLoss([(1.0, loss), (0.5, other)]), or write loss + 0.5 * other."
+            )
+        weight, loss = term
+        if isinstance(loss, SumLoss):
+            raise TypeError("Expected one loss in each term, got a sum. Write them out: 0.5 * inner + other.")
+        if not isinstance(loss, PixelLoss):
+            kind = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
+            raise TypeError(
+                f"Expected a loss of this package on logits and labels, got {kind}. Add others up by "
+                "their values, each of what it takes: ours(input, target) + other(input)."
+            )
+        check_range("weight of a term", weight, 0)
+    return [weight for weight, _ in given], [loss for _, loss in given]
 
 
 def _pairs(loss: SumLoss | PixelLoss) -> list[tuple[float, Any]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import check_range
-from classbalance_losses.losses._base import Loss, PixelLoss, SumLoss
+from classbalance_losses._validate import check_range, check_tensor
+from classbalance_losses.losses._base import Loss, PixelLoss, SumLoss, check_reduced
 
 
 class DeepSupervision(Loss):
@@ -23,8 +23,8 @@ class DeepSupervision(Loss):
         weights: :math:`a_l \ge 0`, one for each output; or ``None`` for 1, ½, ¼ and so on.
 
     Raises:
-        TypeError: for outputs that are no list or tuple.
-        ValueError: for a weight below 0, or as many outputs as there are not weights.
+        TypeError: for outputs that are no list or tuple, or another loss.
+        ValueError: for a weight below 0, as many outputs as there are not weights, or the reduction "none".
 
     Examples:
         >>> criterion = DeepSupervision(DyCELoss() + DiceLoss(), weights=[1.0, 0.5, 0.25])
@@ -32,19 +32,24 @@ class DeepSupervision(Loss):
 
     def __init__(self, loss: PixelLoss | SumLoss, weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        for weight in weights or ():
-            check_range("weight of an output", weight, 0)
+        if not isinstance(loss, (PixelLoss, SumLoss)):
+            raise TypeError(
+                f"Expected a loss of this package on logits and labels, or a sum of such, got {loss!r}. With another "
+                "write the sum: sum(w * loss(head, target) for w, head in zip(weights, input))."
+            )
+        check_reduced(loss)
         self.loss = loss
-        self.weights = None if weights is None else tuple(float(weight) for weight in weights)
+        self.weights = None if weights is None else _numbers(weights)
 
     def forward(
         self, input: Sequence[Tensor], target: Tensor, *, pixel_weight: Tensor | None = None
     ) -> Tensor:
         """Return the loss of logits (N, C, *), one for each level, against labels of any size."""
         if not isinstance(input, (list, tuple)) or not input:
-            raise TypeError(
-                f"Expected a list of outputs, got {type(input).__name__}. Of one output pass [input], or use the loss."
-            )
+            raise TypeError(f"Expected a list of outputs, got {_told(input)}")
+        check_tensor("target", target)
+        if pixel_weight is not None:
+            check_tensor("pixel_weight", pixel_weight)
         weights = self.weights or tuple(0.5**level for level in range(len(input)))
         if len(weights) != len(input):
             raise ValueError(
@@ -55,6 +60,7 @@ class DeepSupervision(Loss):
         return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
 
     def _one(self, input: Tensor, target: Tensor, pixel_weight: Tensor | None) -> Tensor:
+        check_tensor("input", input)
         size = input.shape[2:]
         if self.upsample is None:
             target = _nearest(target, size)
@@ -82,9 +88,38 @@ class DeepSupervision(Loss):
         return f"weights={self.weights}"
 
 
+def _numbers(weights: Any) -> tuple[float, ...]:
+    """Return the weights of the outputs, checked; those of an array or a tensor, too."""
+    values = weights.tolist() if hasattr(weights, "tolist") else weights
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+        raise TypeError(
+            f"Expected weights to be a sequence of numbers, one for each output, got {weights!r}. Pass None for 1, ½, "
+            "¼ and so on."
+        )
+    for weight in values:
+        check_range("weight of an output", weight, 0)
+    return tuple(map(float, values))
+
+
+def _told(input: object) -> str:
+    """Say what came in the place of a list of outputs, and how to make one of it."""
+    if isinstance(input, Mapping):
+        return f"a mapping of {', '.join(map(repr, input))}. Pass list(input.values()), in the order of the weights."
+    if isinstance(input, Tensor):
+        return (
+            "a tensor. Of one output pass [input], or use the loss; of outputs that are stacked on axis 1, "
+            "input.unbind(1)."
+        )
+    if isinstance(input, (list, tuple)):
+        return "none. Pass the outputs of a model, one at least."
+    return f"{type(input).__name__}. Pass list(input)."
+
+
 def _nearest(target: Tensor, size: Sequence[int]) -> Tensor:
     """Resize labels (..., *) to a spatial size as ``F.interpolate`` does with mode "nearest"; any dtype."""
     first = target.ndim - len(size)
+    if first < 1 or not all(target.shape[first:]):  # the loss says what is wrong
+        return target
     for axis, (old, new) in enumerate(zip(target.shape[first:], size, strict=True), first):
         if old != new:
             index = torch.arange(new, dtype=torch.int64, device=target.device) * old // new

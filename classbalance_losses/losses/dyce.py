@@ -21,6 +21,7 @@ from typing_extensions import Unpack
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses._validate_features import check_integer
 from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.batch import Batch
@@ -196,6 +197,6 @@ def _check(
     check_range("omega", omega, 0, 1)
     check_range("hard_fraction", hard_fraction, 0, 1, open_low=True)
     check_choice("scope", scope, ("batch", "image"))
-    if isinstance(min_kept, bool) or not isinstance(min_kept, int) or min_kept < 0:
-        raise ValueError(f"Expected min_kept to be an int >= 0, got {min_kept!r}.")
+    check_integer("min_kept", min_kept)
+    check_range("min_kept", min_kept, 0)
     check_choice("normalize", normalize, ("paper", "unit"))

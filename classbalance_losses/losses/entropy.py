@@ -11,7 +11,7 @@ its weights solve the programme of equation 11 for the gradients of these terms.
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,9 @@ from classbalance_losses._validate import (
 from classbalance_losses._validate_unlabelled import check_unlabelled
 from classbalance_losses.kernels.call import accumulation_dtype
 from classbalance_losses.kernels.factors import class_rows
-from classbalance_losses.losses._base import FeatureLoss
+from classbalance_losses.kernels.plain import keepable
+from classbalance_losses.losses._base import FeatureLoss, HoldsVector
+from classbalance_losses.ops.precision import without_autocast
 from classbalance_losses.ops.projection import solve_class_weights
 from classbalance_losses.ops.reduction import reduce_loss
 
@@ -62,7 +64,8 @@ def entropy_loss(
     """Functional form of :class:`classbalance_losses.EntropyLoss`, which describes the arguments."""
     _check(weight, regularization, gradient, reduction, process_group)
     check_unlabelled(input, mask, pixel_weight)
-    with torch.autocast(input.device.type, enabled=False):
+    mask, pixel_weight = (None if of is None else keepable(of) for of in (mask, pixel_weight))
+    with without_autocast(input):
         pixels = _pixels(input, mask, pixel_weight, process_group)
         value = pixels.information
         if weight is not None:
@@ -117,7 +120,7 @@ def entropy_gradient_norms(
     check_choice("gradient", gradient, _READINGS)
     check_common(-100, "mean", process_group)
     check_unlabelled(input, mask, pixel_weight)
-    with torch.autocast(input.device.type, enabled=False):
+    with without_autocast(input):
         return _norms(_pixels(input.detach(), mask, pixel_weight, process_group), gradient)
 
 
@@ -181,7 +184,7 @@ def _over_pixels(pixels: _Pixels, total: Tensor) -> Tensor:
     return all_reduce_sum(total, pixels.process_group) / pixels.number.clamp(min=1)
 
 
-class EntropyLoss(FeatureLoss):
+class EntropyLoss(HoldsVector, FeatureLoss):
     r"""Entropy of predictions without labels, each class's part with a weight of its own.
 
     .. math::
@@ -200,8 +203,8 @@ class EntropyLoss(FeatureLoss):
     every weight lies within 0.02 of 1; weights that move want a λ of some hundredths.
 
     Args:
-        weight: v, a tensor, array or sequence (C,) of non-negative numbers; "gbw"; or ``None`` for ones. Numbers are
-            saved with the module.
+        weight: v, a tensor, array or sequence (C,) of non-negative numbers; "gbw"; or ``None`` for ones. The attribute
+            takes the same later. Numbers are saved with the module; a tensor that requires a gradient gets one.
         regularization: λ > 0 of "gbw", in the units of g.
         gradient: of "gbw": "pixel_mean", "class_logits", "bias" or "loss".
         reduction: "mean" over the pixels that count; "sum"; "none" the terms, (N, \*).
@@ -223,6 +226,7 @@ class EntropyLoss(FeatureLoss):
         >>> EntropyLoss("gbw", regularization=0.02)(logits).backward()
     """
 
+    _vector = "weight"
     weight: Tensor | str | None
 
     def __init__(
@@ -236,14 +240,18 @@ class EntropyLoss(FeatureLoss):
     ) -> None:
         _check(weight, regularization, gradient, reduction, process_group)
         super().__init__()
-        if isinstance(weight, str):
-            self.weight = weight
-        else:
-            self.register_buffer("weight", None if weight is None else as_class_vector("weight", weight))
+        setattr(self, self._vector, weight)  # a sequence becomes a tensor
         self.regularization = regularization
         self.gradient = gradient
         self.reduction = reduction
         self.process_group = process_group
+
+    def _checked(self, value: Any) -> Any:
+        if value is None or isinstance(value, str):
+            _check_scheme(value)
+            return value
+        vector = as_class_vector("weight", value)
+        return value if isinstance(value, Tensor) and value.requires_grad else vector
 
     def forward(
         self, input: Tensor, *, mask: Tensor | None = None, pixel_weight: Tensor | None = None
@@ -273,8 +281,13 @@ def _check(
     reduction: str,
     process_group: ProcessGroup,
 ) -> None:
-    if isinstance(weight, str):
-        check_choice("weight", weight, ("gbw",))
+    _check_scheme(weight)
     check_range("regularization", regularization, 0, open_low=True)
     check_choice("gradient", gradient, _READINGS)
     check_common(-100, reduction, process_group)
+
+
+def _check_scheme(weight: object) -> None:
+    """Check what is given in the place of numbers."""
+    if isinstance(weight, str):
+        check_choice("weight", weight, ("gbw",))

@@ -24,7 +24,7 @@ from typing_extensions import Unpack
 from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import first_time, recomputable
-from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses._validate import check_choice, check_range, check_tensor
 from classbalance_losses._validate_features import check_last_layer_features
 from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
 from classbalance_losses.kernels.simplex import weights_from_norms
@@ -133,6 +133,7 @@ def gbw_class_weights(
     """
     programme = Programme(regularization, gradient, classes, solver)
     programme.check()
+    check_tensor("input", input)
     options: Common = {"ignore_index": ignore_index, "process_group": process_group}
     batch = batch_for(input.detach(), target, pixel_weight, options)
     return programme.solve(programme.gather(batch, features)).to(batch.dtype)
@@ -186,6 +187,7 @@ def class_gradient_norms(
         IndexError: for a target that is no class (on the CPU).
     """
     check_choice("gradient", gradient, READINGS)
+    check_tensor("input", input)
     options: Common = {"ignore_index": ignore_index, "process_group": process_group}
     batch = batch_for(input.detach(), target, pixel_weight, options)
     return squared_norms(Programme(gradient=gradient).gather(batch, features), gradient).to(batch.dtype)

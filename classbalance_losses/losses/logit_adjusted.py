@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import Numbers, as_class_vector, check_range, class_vector_of_call
+from classbalance_losses._validate_unlabelled import check_unlabelled
 from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.batch import Batch
@@ -57,9 +58,11 @@ def adjust_logits(input: Tensor, prior: Numbers, tau: float = 1.0) -> Tensor:
         logits of the input's shape and dtype.
 
     Raises:
-        ValueError: for a prior that is not (C,), or not above 0 everywhere.
+        ValueError: for a prior that is not (C,), or not above 0 everywhere, or logits of another shape.
+        TypeError: for logits of another dtype.
     """
     check_range("tau", tau, 0)
+    check_unlabelled(input, None, None)
     vector = _positive(class_vector_of_call("prior", prior, input, (input.shape[1],)))
     bias = _bias(vector.to(torch.promote_types(input.dtype, torch.float32)), tau)
     return (input - bias.view(-1, *[1] * (input.ndim - 2))).to(input.dtype)
@@ -70,9 +73,14 @@ def _positive(prior: Tensor) -> Tensor:
     if can_read_values(prior) and not bool((prior > 0).all()):
         raise ValueError(
             f"Expected a prior above 0 for each class, got {prior.tolist()}. For a class that was not seen pass a "
-            "small one: torch.as_tensor(prior).clamp(min=1) of counts."
+            f"small one: torch.as_tensor(prior).clamp(min={_least(prior)})."
         )
     return prior
+
+
+def _least(prior: Tensor) -> float:
+    """Return a prior that is small: a pixel among counts, a millionth among shares."""
+    return 1 if float(prior.detach().max()) > 1 else 1e-6
 
 
 def _bias(prior: Tensor, tau: float) -> Tensor:
@@ -94,7 +102,7 @@ class LogitAdjustedLoss(VectorLoss):
     Args:
         prior: π, numbers of the classes' pixels or their shares, above 0: a tensor, array or sequence (C,), such as
             ``ClassStatistics.pixel_counts``; (2,) or (L, 2) for labels, absent and present. The attribute takes the
-            same later.
+            same later. It is a constant: no gradient reaches it.
         tau: τ ≥ 0.
         task: "multiclass" for a softmax, "binary" for one logit a pixel, "multilabel" for a sigmoid each.
         upsample: "linear" to interpolate the logits to the target's size; ``None`` where they have it.

@@ -23,6 +23,7 @@ from classbalance_losses._validate import (
     Numbers,
     as_class_vector,
     check_choice,
+    check_flag,
     check_range,
     class_vector_of_call,
 )
@@ -55,6 +56,8 @@ class Tversky(NamedTuple):
         check_range("alpha + beta", self.alpha + self.beta, 0, open_low=True)
         check_range("gamma", self.gamma, 0, open_low=True)
         check_choice("classes", self.classes, ("present", "all"))
+        check_flag("per_image", self.per_image)
+        check_flag("include_background", self.include_background)
         if self.generalized is not None:
             check_choice("generalized", self.generalized, tuple(_POWERS))
 
@@ -244,9 +247,10 @@ class TverskyLoss(VectorLoss):
         setattr(self, self._vector, class_weight)  # a sequence becomes a tensor
 
     def _checked(self, value: Any) -> Any:
-        if value is None or (isinstance(value, Tensor) and value.requires_grad):
-            return value
-        return as_class_vector("class_weight", value)
+        if value is None:
+            return None
+        vector = as_class_vector("class_weight", value)
+        return value if isinstance(value, Tensor) and value.requires_grad else vector
 
     @property
     def needs(self) -> Needs:

@@ -22,17 +22,18 @@ from classbalance_losses._validate_features import (
     check_count,
     check_even,
     check_feature_map,
-    check_floats,
     check_mask,
     check_negatives,
     check_num_classes,
     check_probability_map,
     check_pull_options,
     check_pull_vectors,
+    check_same_device,
     check_same_width,
 )
 from classbalance_losses.kernels.factors import per_pixel
 from classbalance_losses.losses._base import FeatureLoss
+from classbalance_losses.ops.precision import without_autocast
 from classbalance_losses.ops.prototypes import (
     class_confidence,
     class_prototypes,
@@ -132,7 +133,7 @@ def pull_loss(
     dtype = torch.promote_types(queries.dtype, torch.float32)
     labels = query_labels.long()
 
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries):
         if prototype_mask is not None:
             prototypes = torch.where(prototype_mask.unsqueeze(1), prototypes, 0)
         keys = unit_vectors(prototypes.detach().to(dtype))
@@ -285,9 +286,9 @@ class PullLoss(Memory, FeatureLoss):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the loss; in training mode, first take the batch's confidences into the running mean."""
+        check_same_device(student_features, source_features, target_features)
         check_feature_map("student_features", student_features, "student_labels", student_labels)
         check_feature_map("source_features", source_features, "source_labels", source_labels)
-        check_floats("target_features", target_features)
         check_probability_map("target_probabilities", target_probabilities, target_features, self.num_classes)
         check_same_width(student_features, source_features, target_features)
         confidence, pseudo_labels = target_probabilities.detach().max(1)

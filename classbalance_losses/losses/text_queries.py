@@ -23,10 +23,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import check_choice
+from classbalance_losses._validate import check_choice, check_flag
 from classbalance_losses._validate_text import check_projected, check_queries, check_same_classes
 from classbalance_losses.losses._base import FeatureLoss
 from classbalance_losses.ops.geometry import cosines, distances, lengths, off_diagonal
+from classbalance_losses.ops.precision import without_autocast
 from classbalance_losses.ops.prototypes import unit_vectors
 
 _REDUCTIONS = ("sum", "mean")
@@ -65,7 +66,7 @@ def query_diversity_loss(queries: Tensor, *, pairs: str = "ordered", reduction: 
     check_choice("pairs", pairs, ("ordered", "unordered"))
     check_choice("reduction", reduction, _REDUCTIONS)
     check_queries(queries)
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries):
         classes, levels = queries.shape[-3:-1]
         total = off_diagonal(cosines(_wide(queries)).square()).sum()
         images = queries.shape[0] if queries.ndim == 4 else 1
@@ -101,7 +102,7 @@ def topology_loss(text: Tensor, prototypes: Tensor, *, reduction: str = "sum") -
     """
     check_choice("reduction", reduction, _REDUCTIONS)
     check_same_classes(text, prototypes)
-    with torch.autocast(text.device.type, enabled=False):
+    with without_autocast(text):
         own = _wide(text)
         gap = cosines(own) - cosines(prototypes.detach().to(own.dtype))
         total = off_diagonal(gap.square()).sum()
@@ -141,8 +142,9 @@ def anchor_loss(
         TypeError: if a dtype is not floating point.
     """
     check_choice("reduction", reduction, _REDUCTIONS)
+    check_flag("normalize", normalize)
     check_projected(projected, prototypes)
-    with torch.autocast(projected.device.type, enabled=False):
+    with without_autocast(projected):
         own = _wide(projected)
         anchors = prototypes.detach().to(own.dtype)
         if normalize:
@@ -268,6 +270,7 @@ class AnchorLoss(FeatureLoss):
 
     def __init__(self, *, normalize: bool = True, reduction: str = "sum") -> None:
         check_choice("reduction", reduction, _REDUCTIONS)
+        check_flag("normalize", normalize)
         super().__init__()
         self.normalize = normalize
         self.reduction = reduction
@@ -302,6 +305,7 @@ class PromptLoss(FeatureLoss):
 
     def __init__(self, *, normalize: bool = True, reduction: str = "sum") -> None:
         check_choice("reduction", reduction, _REDUCTIONS)
+        check_flag("normalize", normalize)
         super().__init__()
         self.normalize = normalize
         self.reduction = reduction

@@ -31,9 +31,11 @@ from classbalance_losses._validate_features import check_feature_map, check_labe
 from classbalance_losses._validate_text import check_pair_of_maps, check_region, check_text_width
 from classbalance_losses.kernels.call import Logits
 from classbalance_losses.kernels.forms.reference import CrossEntropy
+from classbalance_losses.kernels.plain import keepable
 from classbalance_losses.losses._base import FeatureLoss
 from classbalance_losses.ops.counts import kept_labels
 from classbalance_losses.ops.geometry import cosine_distance
+from classbalance_losses.ops.precision import without_autocast
 from classbalance_losses.ops.prototypes import unit_vectors
 from classbalance_losses.ops.reduction import global_sum, reduce_loss
 
@@ -74,7 +76,7 @@ def masked_consistency_loss(
     """
     check_common(-100, reduction, process_group)
     check_pair_of_maps(masked, reference, mask)
-    with torch.autocast(masked.device.type, enabled=False):
+    with without_autocast(masked):
         keep = _region(mask, masked)
         return _reduced(cosine_distance(masked, reference, keep), keep, reduction, process_group)
 
@@ -130,9 +132,9 @@ def text_alignment_loss(
     check_feature_map("features", features, "target", target)
     check_text_width(features, text)
     check_region(mask, features)
-    check_label_range(target, text.shape[0], ignore_index)
+    check_label_range("target", target, text.shape[0], ignore_index)
     dtype = torch.promote_types(features.dtype, torch.float32)
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         keep = (target.long() != ignore_index) & _region(mask, features)
         labels = kept_labels(target, keep, text.shape[0])
         pixels = unit_vectors(torch.where(keep.unsqueeze(1), features, 0).to(dtype), dim=1)
@@ -361,7 +363,7 @@ class VisionLanguageLoss(FeatureLoss):
 
 def _region(mask: Tensor | None, features: Tensor) -> Tensor:
     if mask is not None:
-        return mask
+        return keepable(mask)
     size = (features.shape[0], *features.shape[2:])
     return torch.ones(size, dtype=torch.bool, device=features.device)
 

@@ -6,7 +6,7 @@ r"""Weighted cross-entropy: class weights that are given, or estimated from the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -16,6 +16,7 @@ from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate import (
     Numbers,
     as_class_vector,
+    as_numbers,
     check_choice,
     check_class_device,
     check_class_vector,
@@ -26,7 +27,7 @@ from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.soft import batch_for
-from classbalance_losses.state.estimators import estimate
+from classbalance_losses.state.estimators import estimate, is_estimator
 
 # sums over the batch's classes -> weights (C,); the former signature, of maps, works for one more release
 Estimator = Callable[[BatchSums], Tensor]
@@ -65,9 +66,9 @@ def _class_weight(weight: Numbers | Estimator | None, batch: Batch) -> Tensor | 
     """Return w (C,), the given numbers, which may be learned, or what the estimator makes of this batch; None: 1."""
     if weight is None:
         return None
-    if isinstance(weight, (Tensor, type)) or not callable(weight):
+    if not is_estimator(weight):
         return batch.class_vector("weight", weight)
-    estimated = estimate(weight, batch.statistics())
+    estimated = as_numbers("weight", estimate(cast("Estimator", weight), batch.statistics()))
     check_class_vector("weight", estimated, (batch.classes.num_classes,))
     check_class_device("weight", estimated, batch.logits.input)
     return estimated.detach().to(batch.dtype)
@@ -139,7 +140,7 @@ class WeightedCrossEntropyLoss(VectorLoss):
         self.label_smoothing = label_smoothing
 
     def _checked(self, value: Any) -> Any:
-        if value is None or (callable(value) and not isinstance(value, (Tensor, type))):
+        if value is None or is_estimator(value):
             return value
         vector = as_class_vector("weight", value, self.task)
         return (

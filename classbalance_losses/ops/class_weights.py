@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._validate import Numbers, as_numbers, check_choice, check_range
+from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.ops.projection import solve_class_weights
 from classbalance_losses.ops.weights import inverse_power
 
@@ -256,7 +257,10 @@ def _class_vector(name: str, value: Tensor) -> Tensor:
         raise ValueError(
             f"Expected {name} of shape (C,), one number for each class, got {tuple(value.shape)}.{remedy}"
         )
-    return value.detach().to(_result_dtype(value))
+    numbers = value.detach().to(_result_dtype(value))
+    if name.endswith("counts") and can_read_values(value) and bool((numbers < 0).any()):
+        raise ValueError(f"Expected non-negative {name}, got {value.tolist()}. A class without any has 0.")
+    return numbers
 
 
 def _result_dtype(value: Tensor) -> torch.dtype:

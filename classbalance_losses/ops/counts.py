@@ -7,6 +7,7 @@ from torch import Tensor
 
 from classbalance_losses._dispatch import backend_for_maps
 from classbalance_losses.kernels.call import Labels
+from classbalance_losses.ops.precision import without_autocast
 
 
 def class_counts(target: Tensor, keep: Tensor, num_classes: int) -> Tensor:
@@ -37,5 +38,5 @@ def class_vector_sums(vectors: Tensor, target: Tensor, keep: Tensor, num_classes
     classes = torch.arange(num_classes, dtype=torch.int64, device=target.device)
     member = (target == classes.unsqueeze(1)) & keep
     rows = torch.where(keep.unsqueeze(1), vectors.detach(), 0)
-    with torch.autocast(vectors.device.type, enabled=False):
+    with without_autocast(vectors):
         return member.to(rows.dtype) @ rows

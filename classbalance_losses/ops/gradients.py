@@ -15,6 +15,7 @@ from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses.kernels.factors import class_rows, indices, scaled
 from classbalance_losses.kernels.simplex import class_means
 from classbalance_losses.ops.batch import Batch
+from classbalance_losses.ops.precision import without_autocast
 
 OF_SQUARED_ERRORS = ("pixel_mean", "class_logits")
 READINGS = ("pixel_mean", "class_logits", "official", "bias", "loss", "last_layer_weight")
@@ -114,7 +115,7 @@ def _product(prob: Tensor, c: int, share: Tensor, features: Tensor) -> Tensor:
     """
     one = torch.arange(prob.shape[1], dtype=torch.int64, device=prob.device) == c
     error = scaled(prob - one.view(-1, *[1] * (prob.ndim - 2)).to(prob.dtype), share.unsqueeze(1))
-    with torch.autocast(prob.device.type, enabled=False):
+    with without_autocast(prob):
         return (class_rows(error) @ features.mT).sum(0)
 
 

@@ -21,7 +21,7 @@ from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Labels, accumulation_dtype
 from classbalance_losses.kernels.factors import indices
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Form, Mixed, Smoothed
-from classbalance_losses.kernels.plain import can_read_values, is_constant
+from classbalance_losses.kernels.plain import can_read_values, is_constant, keepable
 from classbalance_losses.ops.sums import ImageSums, Needs, block_diagonal
 from classbalance_losses.ops.tasks import Reading, grouped, read
 
@@ -49,6 +49,7 @@ class Pixels:
         """
         options = completed(common)
         total = check_call(input, target, pixel_weight, options)
+        target, pixel_weight = keepable(target), None if pixel_weight is None else keepable(pixel_weight)
         self.reduction, self.process_group = options["reduction"], options["process_group"]
         self.task, self.num_images = options["task"], input.shape[0] if input.ndim > 1 else 1
         self._set(read(input, target, pixel_weight, options, total), accumulation_dtype(input.dtype))

@@ -46,7 +46,8 @@ def solve_class_weights(
     squared_norms = as_numbers("squared_norms", squared_norms)
     if not squared_norms.is_floating_point():
         raise TypeError(
-            f"Expected squared_norms of a floating-point dtype, got {squared_norms.dtype}. Pass squared_norms.float()."
+            f"Expected squared_norms of a floating-point dtype, got {squared_norms.dtype}. Pass "
+            "torch.as_tensor(squared_norms).float()."
         )
     if squared_norms.ndim != 1 or squared_norms.numel() == 0:
         raise ValueError(f"Expected squared_norms of shape (C,), got {tuple(squared_norms.shape)}.")

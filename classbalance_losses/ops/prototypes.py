@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
-from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses._validate import as_label, check_choice, check_device, check_range
 from classbalance_losses._validate_features import (
     check_confidence,
     check_feature_map,
@@ -70,7 +70,7 @@ def class_prototypes(
     """
     check_num_classes(num_classes)
     check_feature_map("features", features, "labels", labels)
-    check_label_range(labels, num_classes, ignore_index)
+    check_label_range("labels", labels, num_classes, ignore_index)
     target = labels.long().flatten()
     keep = in_classes(target, num_classes, ignore_index)
     dtype = torch.promote_types(features.dtype, torch.float32)
@@ -167,8 +167,9 @@ def class_confidence_weights(
             f"Expected confidence and labels of one shape, got {tuple(confidence.shape)} and "
             f"{tuple(labels.shape)}. Both come from one call: confidence, labels = probabilities.max(dim=1)."
         )
+    check_device("labels", labels, "confidence", confidence)
     mean, present = class_confidence(
-        confidence, labels, num_classes, ignore_index=ignore_index, process_group=process_group
+        confidence, labels, num_classes, ignore_index=as_label(ignore_index), process_group=process_group
     )
     included = present if absent == "exclude" else torch.ones_like(present)
     weights = weights_from_confidence(mean, included, power)

@@ -19,6 +19,7 @@ from classbalance_losses._validate_features import (
     check_confidence,
     check_count,
     check_even,
+    check_floats,
     check_label_range,
     check_labels,
     check_mask,
@@ -65,7 +66,7 @@ def sample_class_balanced(
     check_num_classes(num_classes)
     check_count("samples_per_class", samples_per_class)
     check_labels("labels", labels)
-    check_label_range(labels, num_classes, ignore_index)
+    check_label_range("labels", labels, num_classes, ignore_index)
     target = labels.long().flatten()
     keep = in_classes(target, num_classes, ignore_index)
     pixels = target.shape[0]
@@ -169,10 +170,11 @@ def sample_domain_equal_negatives(
     """
     check_num_classes(num_classes)
     check_even("samples", samples)
-    check_mask("target_unreliable", target_unreliable, tuple(target_labels.shape))
     for name, labels in (("source_labels", source_labels), ("target_labels", target_labels)):
         check_labels(name, labels)
-        check_label_range(labels, num_classes, ignore_index)
+    check_mask("target_unreliable", target_unreliable, tuple(target_labels.shape))
+    for name, labels in (("source_labels", source_labels), ("target_labels", target_labels)):
+        check_label_range(name, labels, num_classes, ignore_index)
     source, target = source_labels.long().flatten(), target_labels.long().flatten()
     source_keep = in_classes(source, num_classes, ignore_index)
     target_keep = in_classes(target, num_classes, ignore_index) & target_unreliable.flatten()
@@ -211,6 +213,7 @@ def unreliable_pixels(
         TypeError: if a dtype does not fit.
     """
     check_range("fraction", fraction, 0, 1)
+    check_floats("confidence", confidence)
     check_mask("keep", keep, tuple(confidence.shape))
     kept = torch.ones_like(confidence, dtype=torch.bool) if keep is None else keep
     clean = torch.where(kept, confidence.detach(), 0)

@@ -99,8 +99,8 @@ class SoftBatch(Batch):
 
     def image_sums(self) -> ImageSums:
         """Return the sums of probabilities and labels over each image's pixels."""
-        prob, weight = self.probability(), self.entry_weight
-        own = None if self.pixel_weight is None else self.pixel_weight.unsqueeze(1)
+        prob, weight, q = self.probability(), self.entry_weight, self.pixel_weight
+        own = None if q is None else q.unsqueeze(1)
         sums = (scaled(prob, own), scaled(prob, weight), weight)
         return self._by_image(*map(self._rows, sums), self._rows((self.soft != 0).long()))
 

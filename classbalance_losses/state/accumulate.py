@@ -125,17 +125,23 @@ def _with_bar(batches: Iterator[Any], loader: Any, done: int) -> Iterable[Any]:
 
 def _labels(batch: Any) -> Tensor:
     """Find the labels: the batch itself, or its second entry, or the one called "label" or "target"."""
-    labels = batch
+    labels, place = batch, "batch"
     if isinstance(batch, Mapping):
-        labels = batch.get("label", batch.get("target"))
+        key = "label" if "label" in batch else "target"
+        labels, place = batch.get(key), f"batch[{key!r}]"
     elif isinstance(batch, (tuple, list)) and batch:
-        labels = batch[1] if len(batch) > 1 else batch[0]
+        at = min(len(batch) - 1, 1)
+        labels, place = batch[at], f"batch[{at}]"
     if isinstance(labels, Tensor):
         return labels
+    is_array = hasattr(labels, "__array__")
     found = (
-        f"a mapping of {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        f"a mapping of {', '.join(map(repr, batch))}"
+        if isinstance(batch, Mapping) and not is_array
+        else f"{type(labels).__name__} in {place}"
     )
+    wrapped = f"torch.as_tensor({place})" if is_array else "batch[...]"
     raise TypeError(
         "Expected batches that are a label tensor, (input, target), or a dict with 'label' or 'target', "
-        f"got {found}. Wrap the loader: (batch[...] for batch in loader)."
+        f"got {found}. Wrap the loader: ({wrapped} for batch in loader)."
     )

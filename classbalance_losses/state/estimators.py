@@ -48,7 +48,17 @@ class ClassWeightEstimator(Saved):
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the weights (C,)."""
+        """Return the weights (C,).
+
+        Raises:
+            TypeError: it is called with logits and labels, which its loss is to be.
+        """
+        if args and isinstance(args[0], Tensor) and len(args) + len(kwargs) < _OF_MAPS:
+            raise TypeError(
+                "Expected the sums over a batch's classes, got a tensor. An estimator is called by its loss: "
+                f"WeightedCrossEntropyLoss({type(self).__name__}())(input, target). For weights from counts there are "
+                "functions, such as functional.pixel_frequency_weights(counts)."
+            )
         if len(args) + len(kwargs) > 1 and not takes_maps(self):
             _warn_of_maps("Calling an estimator with maps")
             args, kwargs = (BatchSums.of_maps(*args, **kwargs),), {}
@@ -347,6 +357,11 @@ class Curriculum(_LossEstimator):
             max(1, round(share * class_loss.numel() / 100)) for share in (self.start, self.increment)
         )
         return curriculum_weights(class_loss, first + more * (values["step"] // self.every), order=self.order)
+
+
+def is_estimator(weight: object) -> bool:
+    """Whether weights are made of each batch, by a module or a function; a class is none, nor are statistics."""
+    return callable(weight) and not isinstance(weight, (Tensor, type)) and not hasattr(weight, "pixel_counts")
 
 
 def estimate(estimator: Callable[..., Tensor], sums: BatchSums) -> Tensor:

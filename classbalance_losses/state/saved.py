@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
-# What our losses and estimators have in their state dicts. An estimator is its loss's attribute `weight`.
+# What our losses and estimators have in their state dicts.
 ENTRIES = frozenset(
-    ("alpha", "class_confidence", "class_loss", "class_weight", "counts", "seen", "step", "weight")
+    ("alpha", "class_confidence", "class_loss", "class_weight", "counts", "prior", "seen", "step", "weight")
 )
+# Where they are: an estimator is its loss's `weight`, a loss that of deep supervision or one of a sum's.
+_HOLDERS = frozenset(("loss", "losses", "weight"))
 
 
 class Saved(nn.Module):
@@ -38,4 +40,5 @@ class Saved(nn.Module):
 
 
 def _is_ours(key: str, prefix: str) -> bool:
-    return key.removeprefix(prefix).removeprefix("weight.") in ENTRIES
+    *holders, entry = key.removeprefix(prefix).split(".")
+    return entry in ENTRIES and all(holder in _HOLDERS or holder.isdigit() for holder in holders)

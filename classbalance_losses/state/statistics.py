@@ -119,14 +119,19 @@ class ClassStatistics(nn.Module):
         """Add the counts of another part of the data set (another worker's, another rank's); returns self.
 
         Raises:
-            ValueError: ``other`` counts other classes, or ignores another label.
+            ValueError: ``other`` counts other classes, ignores another label, or is of another task.
+            TypeError: ``other`` is none.
         """
-        ours, theirs = ((of.num_classes, of.ignore_index) for of in (self, other))
-        if ours != theirs:
-            raise ValueError(
-                f"Expected statistics of {ours[0]} classes with ignore_index={ours[1]}, "
-                f"got {theirs[0]} classes with ignore_index={theirs[1]}."
+        if not isinstance(other, ClassStatistics):
+            raise TypeError(
+                f"Expected ClassStatistics of another part of the data, got {type(other).__name__}."
             )
+        ours, theirs = (
+            f"{of.num_classes} classes with ignore_index={of.ignore_index}, task={of.task!r}"
+            for of in (self, other)
+        )
+        if ours != theirs:
+            raise ValueError(f"Expected statistics of {ours}, got {theirs}.")
         for buffer, count in zip(self.buffers(), other.buffers(), strict=True):
             buffer.add_(count.to(buffer.device))
         return self

@@ -101,6 +101,21 @@ def test_auxiliary_heads_by_name_or_place() -> None:
         ComputeLoss(DeepSupervision(loss))
 
 
+def test_factors_of_outputs_are_named() -> None:
+    logits, label = torch.randn(4, NUM_CLASSES, 16, 16), scenes()[1]
+    loss = WeightedCrossEntropyLoss()
+    for wrong in ([1.0, 0.4], {}, "logits"):
+        with pytest.raises(TypeError, match="head_weights to be a mapping") as caught:
+            ComputeLoss(loss, head_weights=wrong)  # type: ignore[arg-type]
+    head_weights = [1.0, 0.4]
+    words = re.search(r"pass (dict\(.*\)), by", str(caught.value))
+    assert words is not None
+    compute = ComputeLoss(loss, head_weights=eval(words[1], {"head_weights": head_weights}))
+    torch.testing.assert_close(compute((logits, logits), label), 1.4 * loss(logits, label))
+    with pytest.raises(TypeError, match=r"Expected logits to be a torch\.Tensor, got ndarray"):
+        ComputeLoss(loss)({"logits": logits.numpy()}, label)
+
+
 @pytest.mark.parametrize("length", [NUM_CLASSES, 7])
 def test_tokens_have_their_classes_last(length: int) -> None:
     logits, label = torch.randn(4, length, NUM_CLASSES), torch.randint(NUM_CLASSES, (4, length))

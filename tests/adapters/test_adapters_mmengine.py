@@ -178,3 +178,13 @@ def test_training_by_mmengine_lowers_the_loss() -> None:
     assert set(logs[0]) == {"loss", "loss_dyce", "loss_gbw", "loss_dice"}
     assert falls([log["loss"].item() for log in logs])
     assert model.state_dict()["losses.1.loss.class_weight"].shape == (NUM_CLASSES,)
+
+
+def test_weights_and_labels_that_are_no_tensors_are_named() -> None:
+    pred, label = logits_and_labels(ignored=False)
+    for task in ("multiclass", "multilabel"):
+        loss = MMSegLoss(cb.FocalLoss(task=task))
+        with pytest.raises(TypeError, match=r"Expected label to be a torch\.Tensor, got ndarray"):
+            loss(pred, label.numpy())
+        with pytest.raises(TypeError, match=r"Expected weight to be a torch\.Tensor, got list"):
+            loss(pred, label, weight=[1.0, 2.0, 3.0])

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from toy_scenes import NUM_CLASSES, falls, scenes
 
-from classbalance_losses import DeepSupervision, DiceLoss, DyCELoss, GBWLoss, WeightedCrossEntropyLoss
+from classbalance_losses import (
+    DeepSupervision,
+    DiceLoss,
+    DyCELoss,
+    EntropyLoss,
+    GBWLoss,
+    WeightedCrossEntropyLoss,
+)
 from classbalance_losses.adapters.monai import MonaiLoss, class_indices
 
 
@@ -228,3 +235,29 @@ def test_training_by_monai_lowers_the_loss(deep: bool) -> None:
     trainer.run()
     assert isinstance(targets[0], MetaTensor)
     assert falls(seen)
+
+
+def test_what_is_no_tensor_or_lacks_an_axis_is_named() -> None:
+    label = scenes(2)[1]
+    logits, loss = torch.randn(2, NUM_CLASSES, 16, 16), MonaiLoss(DyCELoss())
+    target, mask = label.unsqueeze(1), torch.ones(2, 1, 16, 16)
+    for wrong, name in (
+        ((logits.numpy(), target), "input"),
+        ((logits, target.numpy()), "target"),
+        ((logits, target, mask.numpy()), "mask"),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"Expected {name} to be a torch.Tensor.*torch.as_tensor\({name}\)"
+        ):
+            loss(*wrong)
+    with pytest.raises(ValueError, match=r"Pass target\.unsqueeze\(1\)"):
+        loss(logits, label)
+    with pytest.raises(ValueError, match=r"For one of each image pass pixel_weight\.reshape\(-1, 1, 1\)"):
+        loss(logits, target, pixel_weight=torch.ones(2))
+    assert loss(logits, target, pixel_weight=torch.ones(2).reshape(-1, 1, 1)) == loss(logits, target)
+    for other, words in (
+        (DyCELoss, r"Pass an instance: DyCELoss\(\)"),
+        (EntropyLoss(), r"got EntropyLoss\(.*\)\.$"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            MonaiLoss(other)  # type: ignore[arg-type]
