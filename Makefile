@@ -27,7 +27,7 @@ demo: $(VENV)/.installed  ## train and compare five losses on the embedded data 
 compare: $(VENV)/.installed  ## the same on a real folder: make compare DATA=folder
 	$(BIN)/python -m benchmarks.accuracy compare --data $(DATA) --jobs $(JOBS)
 
-check: lint  ## before each commit: lint, and the laws of the case table on small inputs: three minutes of CPU, on two cores half
+check: lint  ## before each commit: lint, and the laws of the case table on small inputs, in a minute and a half on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -k "not one_logit" tests/test_conformance.py \
 		tests/test_values.py tests/test_identities.py tests/test_public.py tests/test_package.py
 
