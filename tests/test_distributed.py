@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import CASES, DEFAULTS, Case, close, grad, over, sample
+from processes import start_ranks
 
 from classbalance_losses import GBWLoss
 
@@ -26,7 +27,7 @@ Ranks = list[dict[tuple[str, str, str], Any]]
 )
 def test_ranks_are_one_process(world: int, backend: str, tmp_path: Path) -> None:
     """Starting processes takes seconds, so they run everything in one go, and everything is checked here."""
-    torch.multiprocessing.spawn(worker.main, args=(world, str(tmp_path), backend), nprocs=world)
+    start_ranks(worker.main, world, str(tmp_path), backend, world=world)
     ranks: Ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world)]
     for scenario in worker.SCENARIOS:
         check_losses(ranks, scenario)

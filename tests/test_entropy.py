@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from distributed_worker import leave_group
+from processes import start_ranks
 from pull_cases import no_value_checks  # noqa: F401
 from test_no_sync import NoSync
 from torch import Tensor
@@ -334,7 +334,7 @@ def _rank(own: int, folder: str) -> None:
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    start_ranks(_rank, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{own}.pt") for own in range(2)]
     whole = {name: torch.cat([share[name] for share in shares()]) for name in shares()[0]}
     x = whole.pop("input").requires_grad_()

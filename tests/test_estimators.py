@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_worker import leave_group
+from processes import start_ranks
 from torch import Tensor, nn
 
 from classbalance_losses import (
@@ -332,7 +333,7 @@ def test_two_ranks_are_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, str(tmp_path)), nprocs=2)
+    start_ranks(_rank, port, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name in ESTIMATORS:
         estimator = build(name)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from distributed_worker import leave_group
+from processes import start_ranks
 from torch import Tensor
 
 from classbalance_losses.functional import class_confidence_weights, class_prototypes
@@ -217,7 +217,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    start_ranks(_rank, str(tmp_path))
     features, labels, confidence = _batch()
     expected = class_prototypes(features, labels, C), class_confidence_weights(confidence, labels, C)
     for rank in range(2):

@@ -15,6 +15,7 @@ import pytest
 import state_worker as worker
 import torch
 import torch.distributed as dist
+from processes import start_ranks
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
@@ -591,7 +592,7 @@ def test_a_group_that_is_elsewhere_says_what_to_do() -> None:
 
 def test_two_ranks_agree_or_say_what_to_do(tmp_path: Path) -> None:
     """Rank 0 alone has loaded a checkpoint, and validates alone; a step is checkpointed."""
-    torch.multiprocessing.spawn(worker.main, (str(tmp_path),), nprocs=2)
+    start_ranks(worker.main, str(tmp_path))
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for (name, way), result in one.items():
         twin = other[name, way]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from distributed_worker import leave_group
+from processes import start_ranks
 from pull_cases import no_value_checks  # noqa: F401
 from test_no_sync import NoSync
 from torch import Tensor
@@ -483,7 +483,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    start_ranks(_rank, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for row in PIXELS:
         for name, whole in _uneven(row.inputs()):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from processes import start_ranks
 
 from examples.common.distributed import process_group
 
@@ -18,7 +19,7 @@ def spawn_two(main: Callable[..., None], *arguments: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(main, args=(2, *arguments, port), nprocs=2)
+    start_ranks(main, 2, *arguments, port)
 
 
 @contextmanager
