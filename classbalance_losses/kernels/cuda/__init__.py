@@ -14,6 +14,7 @@ from classbalance_losses.kernels.cuda.project import project
 from classbalance_losses.kernels.cuda.select import kth_largest
 from classbalance_losses.kernels.cuda.tversky import mean_missed
 from classbalance_losses.kernels.cuda.upsample import upsampled_pass
+from classbalance_losses.kernels.cuda.weighted import weighted_pass
 from classbalance_losses.kernels.forms.cuda import OF_LOSS, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 from classbalance_losses.kernels.reference import error_sums, soft_cross_entropy, soft_sums
@@ -32,6 +33,7 @@ __all__ = [
     "soft_cross_entropy",
     "soft_sums",
     "values_and_overlap",
+    "weighted_pass",
     "weighted_sums",
 ]
 
