@@ -1,4 +1,4 @@
-"""Weighted sums that the pixel pass makes on its way, on CUDA or under Triton's interpreter."""
+"""Sums whose gradient the pixel pass makes on its way: weighted ones, and of H's classes. On CUDA or interpreted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import Labels, Logits, Resize
-from classbalance_losses.kernels.cuda import weighted_pass
+from classbalance_losses.kernels.call import Hard, Labels, Logits, Resize, Share
+from classbalance_losses.kernels.cuda import kth_largest, mined_sums, weighted_pass
 from classbalance_losses.kernels.forms.reference import CrossEntropy, DualFocal, Focal, Form, Smoothed
 
 __all__ = ["poisoned"]
@@ -44,17 +44,19 @@ def gradients(mean: Tensor, total: Tensor, leaf: Tensor) -> list[Tensor]:
     return [torch.autograd.grad(part, leaf, retain_graph=True)[0] for part in parts]
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("layout", ["first", "last", "rows"])
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_is_that_of_the_reference(form: Form, layout: str, kind: str) -> None:
-    input, (weight, over) = drawn(layout), WEIGHTS[kind]
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*(("cross entropy", kind) for kind in WEIGHTS), *((name, "both") for name in list(FORMS)[1:])],
+)
+def test_is_that_of_the_reference(name: str, layout: str, kind: str) -> None:
+    form, input, (weight, over) = FORMS[name], drawn(layout), WEIGHTS[kind]
     of = labels((len(input), *input.shape[2:]), 5)
     q = torch.rand(of.target.shape, device=DEVICE) if kind in ("both", "none") else None
     outcomes = []
     for is_ours in (False, True):
         leaf = input.clone().requires_grad_()
-        logits = Logits(leaf, None, None, False)
+        logits = Logits(leaf)
         if is_ours:
             found = weighted_pass(logits, of, form, weight, over, q)
             assert found is not None
@@ -64,6 +66,33 @@ def test_is_that_of_the_reference(form: Form, layout: str, kind: str) -> None:
         mean, total, norm = found
         outcomes.append([mean.detach(), total.detach(), norm, *gradients(mean, total, leaf), graph])
     for truth, got in zip(*outcomes, strict=True):
+        torch.testing.assert_close(got, truth, rtol=2e-5, atol=2e-6 * float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("layout", ["first", "last", "rows"])
+def test_over_the_hardest(form: Form, layout: str) -> None:
+    input = drawn(layout).round()  # some tie
+    of = labels((len(input), *input.shape[2:]), 5)
+    q = torch.rand(of.target.shape, device=DEVICE) if layout == "last" else None
+    slopes, outcomes = torch.linspace(0.5, 2, 5, device=DEVICE), []
+
+    def choose(values: Tensor) -> Hard:
+        return kth_largest(values, of, 1, Share(0.3, 1), None)
+
+    leaf = input.clone().requires_grad_()
+    found = mined_sums(Logits(leaf), of, form, q, choose, by_image=False)
+    assert found is not None
+    sums, hard = found
+    values = reference.pixel_values(Logits(leaf), of, form)
+    for table in (sums, reference.class_sums(of, values, None, q, hard=hard)):
+        assert table.value is not None
+        total = (table.value * slopes).sum()
+        (first,) = torch.autograd.grad(total, leaf, create_graph=True)
+        once = torch.autograd.grad(total, leaf, retain_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf, retain_graph=True)
+        outcomes.append([table.number.float(), table.value.detach(), first.detach(), *once, second])
+    for got, truth in zip(*outcomes, strict=True):
         torch.testing.assert_close(got, truth, rtol=2e-5, atol=2e-6 * float(truth.abs().max()))
 
 
@@ -92,7 +121,9 @@ def test_an_infinite_loss_of_no_weight_adds_nothing_and_nan_stays() -> None:
 
 def test_enlarged_logits_take_another_way() -> None:
     logits = Logits(torch.randn(1, 5, 4, device=DEVICE), Resize((8,), align_corners=False))
-    assert weighted_pass(logits, labels((1, 8), 5), CrossEntropy(), None, None, None) is None
+    of = labels((1, 8), 5)
+    assert weighted_pass(logits, of, CrossEntropy(), None, None, None) is None
+    assert mined_sums(logits, of, CrossEntropy(), None, pytest.fail, by_image=False) is None
 
 
 def test_operators_are_well_formed() -> None:
@@ -102,5 +133,7 @@ def test_operators_are_well_formed() -> None:
     given = (input, of.target, of.ignore_index, *form, True, None, TABLE, None, q)
     torch.library.opcheck(ops.cuda_weighted_forward.default, given)
     _, norm_map = ops.cuda_weighted_forward(*given)
-    backward = (one, None, input, of.target, norm_map, one, None, TABLE, q, of.ignore_index, *form)
-    torch.library.opcheck(ops.cuda_weighted_backward.default, backward)
+    hard = (q, torch.tensor([0x3F000000], device=DEVICE), one.view(1))
+    for h in ((None,) * 3, hard):
+        backward = (one, None, input, of.target, norm_map, one, None, TABLE, q, *h, of.ignore_index, *form)
+        torch.library.opcheck(ops.cuda_weighted_backward.default, backward)

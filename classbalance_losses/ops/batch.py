@@ -71,11 +71,16 @@ class Batch(Pixels):
         choose = partial(self.hardest, fraction=fraction, min_kept=min_kept, scope=scope)
         fused = self._fused(form)
         sums_of_pass = self._pass("mined_sums", fused)
-        if sums_of_pass is None or (scope == "image" and self.logits.input.ndim == 2):
+        found = None
+        if sums_of_pass is not None:
+            given = (self.logits, self.labels, fused, self.pixel_weight, choose)
+            found = sums_of_pass(*given, by_image=scope == "image")
+        if found is None:
             values = self.values(form)
             return self.class_sums(values, choose(values))
-        sums, hard = sums_of_pass(self.logits, self.labels, fused, self.pixel_weight, choose)
-        return Sums(all_reduce_sum(sums.number[0], self.process_group), sums.value[0], None, hard)
+        sums, hard = found
+        number, value = (over_rows(table) for table in (sums.number, sums.value))
+        return Sums(all_reduce_sum(number, self.process_group), value, None, hard)
 
     def class_sums(self, values: Tensor, hard: Hard | None = None) -> Sums:
         """Sum a map over the pixels of each class, or over those of H."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cuda.classes import class_sums, weighted_sums
 from classbalance_losses.kernels.cuda.common import reasons
+from classbalance_losses.kernels.cuda.mined import mined_sums
 from classbalance_losses.kernels.cuda.overlap import loss_and_form, values_and_overlap
 from classbalance_losses.kernels.cuda.pixel import pixel_pass
 from classbalance_losses.kernels.cuda.probe import failure
@@ -27,6 +28,7 @@ __all__ = [
     "kth_largest",
     "loss_and_form",
     "mean_missed",
+    "mined_sums",
     "pixel_values",
     "project",
     "reasons",

@@ -13,7 +13,7 @@ _HALF = tl.constexpr(1 << 16)
 
 
 @triton.jit
-def _hard(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row):
+def hard_of(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row):
     """Return which pixels are in H, which of these in part, and that part."""
     threshold = tl.load(bits_ptr + row).to(tl.int32)
     share = tl.load(share_ptr + row)
@@ -50,7 +50,7 @@ def class_sums(
             factor = tl.full((lanes,), 1.0, tl.float32)
             q = factor
             if ranked_ptr is not None:
-                hard, tied, share = _hard(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row)
+                hard, tied, share = hard_of(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row)
                 kept = kept & hard
                 number = tl.where(tied, some * 1.0, 1.0)
                 factor = tl.where(tied, share, 1.0)
@@ -141,7 +141,7 @@ def class_slopes(
     if weight_ptr is not None:
         slope *= tl.load(weight_ptr + pixel, mask=inside, other=0.0).to(tl.float32)
     if ranked_ptr is not None:
-        hard, tied, share = _hard(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row)
+        hard, tied, share = hard_of(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row)
         slope = tl.where(tied, slope * share, slope)
         kept = kept & hard
     tl.store(slope_ptr + pixel, tl.where(kept, slope, 0.0), mask=inside)
@@ -222,8 +222,11 @@ def weighted_slopes(
 def weighted_slope(
     norm_ptr, of_mean_ptr, of_total_ptr, label, pixel, inside, weight_ptr, pixel_weight_ptr, num_classes
 ):  # fmt: skip
-    """Return w_y q (g / norm + g') for the gradients of the mean and of the sum, of which one may be absent."""
-    scale = 0.0
+    """Return w_y q (g / norm + g') for the gradients of the mean and of the sum, one of which may be absent.
+
+    Without both it is w_y q.
+    """
+    scale = 1.0 if of_mean_ptr is None and of_total_ptr is None else 0.0
     if of_mean_ptr is not None:
         norm = tl.load(norm_ptr)
         scale += tl.load(of_mean_ptr) / tl.where(norm > 0, norm, 1.0)

@@ -33,7 +33,7 @@ _ADDED = 256  # pixels that a thread adds up one after the other, at most, for e
 _SOME = 1 << 12  # a thread counts in one float: a pixel as 1, one that is in H in part as this
 _WRITTEN = 1024  # pixels of a program that writes a map
 _SUMMED = 512  # pixels that a program has at once which adds up under weights
-_ALL = (None, None, None)  # pixels count, not those of H
+ALL = (None, None, None)  # pixels count, not those of H
 
 
 def class_sums(
@@ -55,8 +55,8 @@ def class_sums(
         rows: R, into as many parts of one size the pixels are divided. Those of ``hard`` are as many.
         hard: Which pixels count in which part h, if not all do.
     """
-    chosen = _ALL if hard is None else hard
-    function = _CLASS_SUMS if value is None else _ClassSums.apply
+    chosen = ALL if hard is None else hard
+    function = CLASS_SUMS if value is None else _ClassSums.apply
     number, *sums = function(value, squared, *labels, rows, weight, *chosen)
     return ClassSums(number, None if value is None else sums[0], None if squared is None else sums[-1])
 
@@ -96,7 +96,7 @@ class _ClassSums(torch.autograd.Function):
         rows: int,
         *factors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        number, values, *squares = _CLASS_SUMS(
+        number, values, *squares = CLASS_SUMS(
             value, squared, target, num_classes, ignore_index, rows, *factors
         )
         ctx.mark_non_differentiable(number, *squares)
@@ -293,15 +293,15 @@ def read(*maps: Tensor | None) -> list[Tensor | None]:
     return [None if values is None else values.contiguous() for values in maps]
 
 
-_HARD = "Tensor? ranked, Tensor? bits, Tensor? share"
-_CLASS_SUMS = define(
+HARD = "Tensor? ranked, Tensor? bits, Tensor? share"
+CLASS_SUMS = define(
     "cuda_class_sums(Tensor? value, Tensor? squared, Tensor target, int num_classes, int ignore_index, "
-    f"SymInt rows, Tensor? weight, {_HARD}) -> Tensor[]",
+    f"SymInt rows, Tensor? weight, {HARD}) -> Tensor[]",
     _class_sums,
     _tables,
 )
 _CLASS_SLOPES = define(
-    f"cuda_class_slopes(Tensor coefficient, Tensor target, int ignore_index, Tensor? weight, {_HARD}) -> Tensor",
+    f"cuda_class_slopes(Tensor coefficient, Tensor target, int ignore_index, Tensor? weight, {HARD}) -> Tensor",
     _class_slopes,
     lambda coefficient, target, *_: _map(target),
 )

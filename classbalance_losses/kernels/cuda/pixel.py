@@ -39,8 +39,8 @@ from classbalance_losses.kernels.plain import needs_reference
 UNROLLED = 32  # classes of one round: a multiple of 4
 THREADS = 128  # of a program: four warps, as Triton has it
 _LANES = 32  # of a program that sums up its pixels: one warp, so that nothing crosses warps
-_NO_SUMS = (None,) * 3  # of what is launched for `weighted` alone
-_NO_SLOPES = (None,) * 5
+_NO_SUMS = (None,) * 3  # of what is launched for `weighted` and `mined` alone
+_NO_SLOPES = (None,) * 8
 _GROUPS = 128  # of logits, of a program, where a pixel's logits are neighbours: one a thread
 
 
@@ -82,7 +82,7 @@ class _PixelPass(torch.autograd.Function):
         bias: Tensor | None,
         single: bool,
     ) -> tuple[Tensor, ...]:
-        value, norm, *error = _FORWARD(
+        value, norm, *error = FORWARD(
             input, target, weight, ignore_index, kind, numbers, with_error, bias, single
         )
         ctx.mark_non_differentiable(*error)
@@ -225,7 +225,7 @@ def plan_for(
 
 _FORM = "int ignore_index, str kind, float[] numbers"
 _READ = "Tensor? bias=None, bool single=False"
-_FORWARD = define(
+FORWARD = define(
     "cuda_pixel_forward(Tensor input, Tensor target, Tensor? weight, "
     f"{_FORM}, bool with_error, {_READ}) -> Tensor[]",
     _forward,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from classbalance_losses.kernels.cuda.class_kernels import weighted, weighted_slope
+from classbalance_losses.kernels.cuda.class_kernels import hard_of, weighted, weighted_slope
 from classbalance_losses.kernels.cuda.device import (
     LOG2E,
     LOWEST,
@@ -113,7 +113,7 @@ def forward(
 @triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
 def backward(
     input_ptr, target_ptr, bias_ptr, weight_ptr, norm_ptr, output_ptr, grad_ptr,
-    of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr,
+    of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
     outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
     stride_c, stride_outer, stride_row, stride_pixel,
     out_stride_c, out_stride_outer, out_stride_row, out_stride_pixel,
@@ -122,7 +122,7 @@ def backward(
 ):  # fmt: skip
     """Write the gradient, (u_k - p_k Σ_j u_j) g: of a form of the cross-entropy ℓ (p_k - [k = y]) dφ/dℓ g.
 
-    Without a map of g it follows from the gradients of weighted sums.
+    Without a map of g it follows from the gradients of sums, by class weights, q, and h of the pixels of H.
     """
     outer, inner, inside = place(inner_count, blocks, block)
     pixel = outer * inner_count + inner
@@ -132,7 +132,8 @@ def backward(
     top = tl.load(norm_ptr + pixel, mask=inside, other=0.0)
     log_total = tl.load(norm_ptr + plane + pixel, mask=inside, other=0.0)
     grad = _grad(
-        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, label, pixel, inside, num_classes
+        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+        label, pixel, inside, num_classes,
     )  # fmt: skip
     grad = of_kept(grad, kept, log_total)
     logits = address(input_ptr, outer, inner, row_size, stride_outer, stride_row, stride_pixel, in_rows)
@@ -167,13 +168,17 @@ def backward(
 
 @triton.jit
 def _grad(
-    grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, label, pixel, inside, num_classes
+    grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+        label, pixel, inside, num_classes,
 ):  # fmt: skip
-    """Return the gradient of each pixel's value, from its map or as that of weighted sums."""
+    """Return the gradient of each pixel's value, from its map or as that of weighted sums, or of class sums over H."""
     if grad_ptr is None:
         grad = weighted_slope(
             total_norm_ptr, of_mean_ptr, of_total_ptr, label, pixel, inside, class_weight_ptr, q_ptr, num_classes
         )  # fmt: skip
+        if ranked_ptr is not None:
+            hard, tied, share = hard_of(ranked_ptr, bits_ptr, share_ptr, pixel, inside, 0)
+            grad = tl.where(hard, tl.where(tied, grad * share, grad), 0.0)
     else:
         grad = tl.load(grad_ptr + pixel, mask=inside, other=0.0)
     return grad
@@ -223,7 +228,8 @@ def _write_all(
 @triton.jit(do_not_specialize=["ignore_index"])
 def backward_of_rows(
     input_ptr, target_ptr, bias_ptr, weight_ptr, norm_ptr, output_ptr, grad_ptr,
-    of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, num_pixels, ignore_index,
+    of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+    num_pixels, ignore_index,
     kind: tl.constexpr, num_classes: tl.constexpr, each: tl.constexpr, groups: tl.constexpr,
 ):  # fmt: skip
     """Go over the logits as they lie, so that stores are wide: a thread takes ``each``, of one pixel or two."""
@@ -234,12 +240,12 @@ def backward_of_rows(
     row = (at.to(tl.uint32) // num_classes).to(tl.int32)
     at -= row * num_classes
     own0, grad0, top0, log0 = _of_pixel(
-        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr,
+        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
         target_ptr, norm_ptr, first, tl.minimum(row, last), num_pixels, ignore_index, at, num_classes, kind,
     )  # fmt: skip
     at1 = at - num_classes
     own1, grad1, top1, log1 = _of_pixel(
-        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr,
+        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
         target_ptr, norm_ptr, first, tl.minimum(row + 1, last), num_pixels, ignore_index, at1, num_classes, kind,
     )  # fmt: skip
     left = tl.minimum(num_pixels * tl.cast(num_classes, tl.int64) - start, groups * each).to(tl.int32)
@@ -260,7 +266,7 @@ def backward_of_rows(
 
 @triton.jit
 def _of_pixel(
-    grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr,
+    grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
     target_ptr, norm_ptr, first, pixel, num_pixels, ignore_index, at, num_classes, kind: tl.constexpr,
 ):  # fmt: skip
     """Return where the own logit of a pixel, from the ``first`` on, is, seen from ``at``, and its gradient's parts."""
@@ -270,11 +276,14 @@ def _of_pixel(
         grad_ptr += first
     if q_ptr is not None:
         q_ptr += first
+    if ranked_ptr is not None:
+        ranked_ptr += first
     label, kept = labels(target_ptr + first, pixel, inside, ignore_index, checked=True)
     top = tl.load(norm_ptr + pixel)
     log_total = tl.load(norm_ptr + num_pixels + pixel)
     grad = _grad(
-        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, label, pixel, inside, num_classes
+        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+        label, pixel, inside, num_classes,
     )  # fmt: skip
     if kind != "cross entropy":
         grad *= tl.load(norm_ptr + 2 * num_pixels + pixel)

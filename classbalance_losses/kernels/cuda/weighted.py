@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import Labels, Logits, WeightedSums
-from classbalance_losses.kernels.cuda.classes import join_of, read, three
+from classbalance_losses.kernels.cuda.classes import ALL, HARD, join_of, read, three
 from classbalance_losses.kernels.cuda.common import all_fit, check_fit, define
 from classbalance_losses.kernels.cuda.pixel import classes, plan_for
 from classbalance_losses.kernels.forms.cuda import form_of, parameters
@@ -64,8 +64,8 @@ class _WeightedPass(torch.autograd.Function):
         ignore_index, kind, numbers = ctx.how
         grads = (of_mean, of_total)
         if not any(grad is not None and needs_reference(grad) for grad in grads):
-            given = (norm_map, norm, form_weight, weight, q, *ctx.how, bias, ctx.single)
-            return _BACKWARD(*grads, input, target, *given), *[None] * 11
+            given = (norm_map, norm, form_weight, weight, q, *ALL, *ctx.how, bias, ctx.single)
+            return WEIGHTED_BACKWARD(*grads, input, target, *given), *[None] * 11
 
         def sums(input: Tensor) -> tuple[Tensor, ...]:
             logits = Logits(input, None, bias, ctx.single)
@@ -118,10 +118,13 @@ def _backward(
     input: Tensor,
     target: Tensor,
     norm_map: Tensor,
-    norm: Tensor,
+    norm: Tensor | None,
     form_weight: Tensor | None,
     weight: Tensor | None,
     q: Tensor | None,
+    ranked: Tensor | None,
+    bits: Tensor | None,
+    share: Tensor | None,
     ignore_index: int,
     kind: str,
     numbers: Sequence[float],
@@ -131,9 +134,23 @@ def _backward(
     output = torch.empty_like(input)
     plan = plan_for(ignore_index, kind, (*numbers,), single, input.shape, input.stride(), output.stride())
     if plan is None:
-        how = norm_map, norm, form_weight, weight, q, ignore_index, kind, numbers, bias, single
+        how = (
+            norm_map,
+            norm,
+            form_weight,
+            weight,
+            q,
+            ranked,
+            bits,
+            share,
+            ignore_index,
+            kind,
+            numbers,
+            bias,
+            single,
+        )
         return output.copy_(_backward(of_mean, of_total, input.contiguous(), target, *how))
-    slopes = (None, of_mean, of_total, norm, *read(weight, q))
+    slopes = (None, of_mean, of_total, norm, *read(weight, q, ranked, bits, share))
     plan(input, target.contiguous(), bias, form_weight, norm_map, output, *slopes)
     return output
 
@@ -145,9 +162,9 @@ _FORWARD = define(
     _forward,
     _outputs,
 )
-_BACKWARD = define(
+WEIGHTED_BACKWARD = define(
     "cuda_weighted_backward(Tensor? of_mean, Tensor? of_total, Tensor input, Tensor target, Tensor norm_map, "
-    f"Tensor norm, Tensor? form_weight, Tensor? weight, Tensor? pixel_weight, {_FORM}) -> Tensor",
+    f"Tensor? norm, Tensor? form_weight, Tensor? weight, Tensor? pixel_weight, {HARD}, {_FORM}) -> Tensor",
     _backward,
     lambda of_mean, of_total, logits, *_: torch.empty_like(logits),
 )
