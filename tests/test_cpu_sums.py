@@ -105,7 +105,7 @@ def test_over_the_hardest(kind: str, weighted: bool, name: str, rows: int) -> No
             return cpu.kth_largest(values.detach(), labels, rows, Share(0.3, 1), None)
 
         if fused:
-            sums, hard = cpu.mined_sums(logits._replace(input=input), labels, form, q, choose)
+            sums, hard = cpu.mined_sums(logits._replace(input=input), labels, form, q, choose, by_image=False)
         else:
             values = cpu.pixel_values(logits._replace(input=input), labels, form)
             hard = choose(values)
@@ -130,7 +130,7 @@ def test_over_the_hardest_enlarged_in_half_and_twice(kind: str) -> None:
         input = logits.input.float().requires_grad_()
         resized = logits._replace(input=input, resize=resize)
         if module is cpu:
-            value = cpu.mined_sums(resized, of, CrossEntropy(), None, lambda _: hard)[0].value
+            value = cpu.mined_sums(resized, of, CrossEntropy(), None, lambda _: hard, by_image=False)[0].value
         else:
             values = reference.pixel_values(resized, of, CrossEntropy())
             value = reference.class_sums(of, values, None, None, hard=hard).value

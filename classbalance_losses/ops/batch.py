@@ -71,11 +71,16 @@ class Batch(Pixels):
         choose = partial(self.hardest, fraction=fraction, min_kept=min_kept, scope=scope)
         fused = self._fused(form)
         sums_of_pass = self._pass("mined_sums", fused)
-        if sums_of_pass is None or (scope == "image" and self.logits.input.ndim == 2):
+        found = None
+        if sums_of_pass is not None:
+            given = (self.logits, self.labels, fused, self.pixel_weight, choose)
+            found = sums_of_pass(*given, by_image=scope == "image")
+        if found is None:
             values = self.values(form)
             return self.class_sums(values, choose(values))
-        sums, hard = sums_of_pass(self.logits, self.labels, fused, self.pixel_weight, choose)
-        return Sums(all_reduce_sum(sums.number[0], self.process_group), sums.value[0], None, hard)
+        sums, hard = found
+        number, value = (over_rows(table) for table in (sums.number, sums.value))
+        return Sums(all_reduce_sum(number, self.process_group), value, None, hard)
 
     def class_sums(self, values: Tensor, hard: Hard | None = None) -> Sums:
         """Sum a map over the pixels of each class, or over those of H."""
@@ -115,7 +120,8 @@ class Batch(Pixels):
         """Return the mean of a form's values, see `mean`."""
         table = self.table(form)
         if table is None:
-            return self.mean(self.values(form), weight, over)
+            sums = self._weighted_pass(form, weight, over)
+            return self.mean(self.values(form), weight, over) if sums is None else self._mean(sums, over)
         assert table.value is not None
         return self._mean(over_classes(table.number[0], table.value[0], weight, over), over)
 
@@ -165,6 +171,18 @@ class Batch(Pixels):
             return self._joined(sums.total, all_reduce_sum(sums.norm, self.process_group))
         # Σ_c w_c n_c, of all ranks' n_c: on each rank the derivative is the joined sum's
         return self._joined(sums.total, (over * self.number()).sum())
+
+    def _weighted_pass(
+        self, form: AnyForm, weight: Tensor | None, over: Tensor | None
+    ) -> WeightedSums | None:
+        fused = self._fused(form)
+        sums_of_pass = self._pass("weighted_pass", fused)
+        if sums_of_pass is None:
+            return None
+        found: WeightedSums | None = sums_of_pass(
+            self.logits, self.labels, fused, weight, over, self.pixel_weight
+        )
+        return found
 
     def _weighted_sums(self, values: Tensor, weight: Tensor | None, over: Tensor | None) -> WeightedSums:
         return self.backend.weighted_sums(values, self.classes, weight, over, self.entry_weight)

@@ -29,4 +29,4 @@ def hardest(
     joined = None
     if resolve(process_group) is not None:
         joined = partial(all_reduce_sum, process_group=process_group)
-    return backend.kth_largest(loss.detach(), labels, rows, Share(fraction, min_kept), joined)
+    return backend.kth_largest(loss, labels, rows, Share(fraction, min_kept), joined)

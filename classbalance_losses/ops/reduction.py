@@ -28,7 +28,8 @@ def reduce_total(
 ) -> Tensor:
     """Return the same from this rank's sum."""
     if reduction == "mean":
-        total = total / torch.where(normalizer > 0, normalizer, 1).to(total.dtype)
+        normalizer = normalizer.to(total.dtype)
+        total = total / normalizer.clamp(min=torch.finfo(total.dtype).tiny)
     return joined_value(total, process_group)
 
 

@@ -20,17 +20,26 @@ from classbalance_losses.kernels.plain import needs_reference
 
 
 def mined_sums(
-    logits: Logits, labels: Labels, form: Form, weight: Tensor | None, choose: Callable[[Tensor], Hard]
-) -> tuple[ClassSums, Hard]:
-    r"""Return what `class_sums` makes of φ over H, of all rows together (1, C), and H.
+    logits: Logits,
+    labels: Labels,
+    form: Form,
+    weight: Tensor | None,
+    choose: Callable[[Tensor], Hard],
+    *,
+    by_image: bool,
+) -> tuple[ClassSums, Hard] | None:
+    r"""Return what `class_sums` makes of φ over H, of all rows together (1, C), and H; ``None`` of images of one pixel.
 
     Args:
         logits: Of any layout, with their gradient.
         labels: The pixels that count, and their classes.
         form: φ.
         weight: q (N, *), float32 and constant, or ``None`` for 1.
-        choose: Finds H from the map of φ (N, *). Its rows are the batch, or images of more than one pixel each.
+        choose: Finds H from the map of φ (N, *).
+        by_image: Whether each image has an H of its own.
     """
+    if by_image and logits.input.ndim == 2:
+        return None
     input, align_corners = upsample.taken(logits)
     code, numbers, class_weight = parameters(form)
     constants = (labels.ignore_index, align_corners, code, numbers, class_weight, False)

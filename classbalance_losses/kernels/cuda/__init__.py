@@ -7,6 +7,7 @@ from torch import Tensor
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cuda.classes import class_sums, weighted_sums
 from classbalance_losses.kernels.cuda.common import reasons
+from classbalance_losses.kernels.cuda.mined import mined_sums
 from classbalance_losses.kernels.cuda.overlap import loss_and_form, values_and_overlap
 from classbalance_losses.kernels.cuda.pixel import pixel_pass
 from classbalance_losses.kernels.cuda.probe import failure
@@ -14,6 +15,7 @@ from classbalance_losses.kernels.cuda.project import project
 from classbalance_losses.kernels.cuda.select import kth_largest
 from classbalance_losses.kernels.cuda.tversky import mean_missed
 from classbalance_losses.kernels.cuda.upsample import upsampled_pass
+from classbalance_losses.kernels.cuda.weighted import weighted_pass
 from classbalance_losses.kernels.forms.cuda import OF_LOSS, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 from classbalance_losses.kernels.reference import error_sums, soft_cross_entropy, soft_sums
@@ -26,12 +28,14 @@ __all__ = [
     "kth_largest",
     "loss_and_form",
     "mean_missed",
+    "mined_sums",
     "pixel_values",
     "project",
     "reasons",
     "soft_cross_entropy",
     "soft_sums",
     "values_and_overlap",
+    "weighted_pass",
     "weighted_sums",
 ]
 

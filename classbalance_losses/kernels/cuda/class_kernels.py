@@ -13,7 +13,7 @@ _HALF = tl.constexpr(1 << 16)
 
 
 @triton.jit
-def _hard(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row):
+def hard_of(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row):
     """Return which pixels are in H, which of these in part, and that part."""
     threshold = tl.load(bits_ptr + row).to(tl.int32)
     share = tl.load(share_ptr + row)
@@ -50,7 +50,7 @@ def class_sums(
             factor = tl.full((lanes,), 1.0, tl.float32)
             q = factor
             if ranked_ptr is not None:
-                hard, tied, share = _hard(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row)
+                hard, tied, share = hard_of(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row)
                 kept = kept & hard
                 number = tl.where(tied, some * 1.0, 1.0)
                 factor = tl.where(tied, share, 1.0)
@@ -115,12 +115,12 @@ def join_classes(
 
 
 @triton.jit
-def add_up(ptr, number, block: tl.constexpr):
-    """Return the sum of ``number`` floats."""
+def add_up(ptr, number, block: tl.constexpr, step: tl.constexpr = 1):
+    """Return the sum of ``number`` floats, each ``step``."""
     total = tl.zeros((block,), tl.float32)
     for first in range(0, number, block):
         part = first + tl.arange(0, block)
-        total += tl.load(ptr + part, mask=part < number, other=0.0)
+        total += tl.load(ptr + step * part, mask=part < number, other=0.0)
     return tl.sum(total, 0)
 
 
@@ -141,7 +141,7 @@ def class_slopes(
     if weight_ptr is not None:
         slope *= tl.load(weight_ptr + pixel, mask=inside, other=0.0).to(tl.float32)
     if ranked_ptr is not None:
-        hard, tied, share = _hard(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row)
+        hard, tied, share = hard_of(ranked_ptr, bits_ptr, share_ptr, pixel, inside, row)
         slope = tl.where(tied, slope * share, slope)
         kept = kept & hard
     tl.store(slope_ptr + pixel, tl.where(kept, slope, 0.0), mask=inside)
@@ -153,12 +153,29 @@ def _of_class(table_ptr, label, inside, num_classes):
     return tl.load(table_ptr + as_class(label, num_classes), mask=inside, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def weighted(value, kept, label, pixel, inside, weight_ptr, norm_weight_ptr, pixel_weight_ptr, num_classes):
+    """Return w_y q value and w'_y of each pixel, 0 where it does not count; a weight that is not given is 1.
+
+    Without w' these are integers, of which a warp has a sum in one instruction.
+    """
+    factor = tl.full(value.shape, 1.0, tl.float32)
+    norm = tl.full(value.shape, 1, tl.int32)
+    if weight_ptr is not None:
+        factor = _of_class(weight_ptr, label, inside, num_classes)
+    if norm_weight_ptr is not None:
+        norm = _of_class(norm_weight_ptr, label, inside, num_classes)
+    if pixel_weight_ptr is not None:
+        factor *= tl.load(pixel_weight_ptr + pixel, mask=inside, other=0.0).to(tl.float32)
+    return tl.where(kept, _product(value, factor), 0.0), tl.where(kept, norm, 0)
+
+
 @triton.jit(do_not_specialize=["num_classes", "parts", "blocks", "ignore_index"])
 def weighted_sums(
     value_ptr, target_ptr, weight_ptr, norm_weight_ptr, pixel_weight_ptr, partial_ptr,
-    pixels, num_classes, parts, blocks, ignore_index, over_weight: tl.constexpr, block: tl.constexpr,
+    pixels, num_classes, parts, blocks, ignore_index, block: tl.constexpr,
 ):  # fmt: skip
-    """Write a part of Σ w_y q value and Σ w'_y, w' being w if ``over_weight``, and 1 where it is not given."""
+    """Write a part of Σ w_y q value and Σ w'_y."""
     part = tl.program_id(0)
     total = tl.zeros((block,), tl.float32)
     norm = tl.zeros((block,), tl.float32)
@@ -166,29 +183,21 @@ def weighted_sums(
         pixel = tl.cast(at, tl.int64) * block + tl.arange(0, block)
         inside = pixel < pixels
         label, kept = labels(target_ptr, pixel, inside, ignore_index, checked=False)
-        kept = kept & inside
-        factor = tl.full((block,), 1.0, tl.float32)
-        of_norm = factor
-        if weight_ptr is not None:
-            factor = _of_class(weight_ptr, label, inside, num_classes)
-        if over_weight:
-            of_norm = factor
-        elif norm_weight_ptr is not None:
-            of_norm = _of_class(norm_weight_ptr, label, inside, num_classes)
-        if pixel_weight_ptr is not None:
-            factor *= tl.load(pixel_weight_ptr + pixel, mask=inside, other=0.0).to(tl.float32)
         value = tl.load(value_ptr + pixel, mask=inside, other=0.0)
-        total += tl.where(kept, _product(value, factor), 0.0)
-        norm += tl.where(kept, of_norm, 0.0)
-    tl.store(partial_ptr + part, tl.sum(total, 0))
-    tl.store(partial_ptr + parts + part, tl.sum(norm, 0))
+        more, of_norm = weighted(
+            value, kept & inside, label, pixel, inside, weight_ptr, norm_weight_ptr, pixel_weight_ptr, num_classes
+        )  # fmt: skip
+        total += more
+        norm += of_norm
+    tl.store(partial_ptr + 2 * part, tl.sum(total, 0))
+    tl.store(partial_ptr + 2 * part + 1, tl.sum(norm, 0))
 
 
 @triton.jit(do_not_specialize=["parts"])
 def join_weighted(partial_ptr, sums_ptr, parts, block: tl.constexpr):
     """Add the parts up, and write their quotient, the sum and the norm."""
-    total = add_up(partial_ptr, parts, block)
-    norm = add_up(partial_ptr + parts, parts, block)
+    total = add_up(partial_ptr, parts, block, 2)
+    norm = add_up(partial_ptr + 1, parts, block, 2)
     tl.store(sums_ptr, total / tl.where(norm > 0, norm, 1.0))
     tl.store(sums_ptr + 1, total)
     tl.store(sums_ptr + 2, norm)
@@ -199,19 +208,33 @@ def weighted_slopes(
     norm_ptr, of_mean_ptr, of_total_ptr, target_ptr, weight_ptr, pixel_weight_ptr, slope_ptr,
     pixels, num_classes, ignore_index, block: tl.constexpr,
 ):  # fmt: skip
-    """Write w_y q (g / norm + g') for the gradients of the mean and of the sum, of which one may be absent."""
+    """Write the gradient of weighted sums with respect to each pixel's value."""
     pixel = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = pixel < pixels
-    scale = 0.0
+    label, kept = labels(target_ptr, pixel, inside, ignore_index, checked=False)
+    slope = weighted_slope(
+        norm_ptr, of_mean_ptr, of_total_ptr, label, pixel, inside, weight_ptr, pixel_weight_ptr, num_classes
+    )  # fmt: skip
+    tl.store(slope_ptr + pixel, tl.where(kept, slope, 0.0), mask=inside)
+
+
+@triton.jit
+def weighted_slope(
+    norm_ptr, of_mean_ptr, of_total_ptr, label, pixel, inside, weight_ptr, pixel_weight_ptr, num_classes
+):  # fmt: skip
+    """Return w_y q (g / norm + g') for the gradients of the mean and of the sum, one of which may be absent.
+
+    Without both it is w_y q.
+    """
+    scale = 1.0 if of_mean_ptr is None and of_total_ptr is None else 0.0
     if of_mean_ptr is not None:
         norm = tl.load(norm_ptr)
         scale += tl.load(of_mean_ptr) / tl.where(norm > 0, norm, 1.0)
     if of_total_ptr is not None:
         scale += tl.load(of_total_ptr)
-    label, kept = labels(target_ptr, pixel, inside, ignore_index, checked=False)
-    slope = tl.zeros((block,), tl.float32) + scale
+    slope = tl.zeros(pixel.shape, tl.float32) + scale
     if weight_ptr is not None:
         slope *= _of_class(weight_ptr, label, inside, num_classes)
     if pixel_weight_ptr is not None:
         slope *= tl.load(pixel_weight_ptr + pixel, mask=inside, other=0.0).to(tl.float32)
-    tl.store(slope_ptr + pixel, tl.where(kept, slope, 0.0), mask=inside)
+    return slope

@@ -28,11 +28,12 @@ _GROUP = 8  # classes of a program
 _ROUNDS = 8  # pixels whose loads a thread starts before it needs the first
 _LANES = 32
 _PARTS = 1024  # fixed: as many partial sums on every device
+_JOINED = 1 << 13  # of them that a program adds up at once, at most
 _ADDED = 256  # pixels that a thread adds up one after the other, at most, for each that it has at once
 _SOME = 1 << 12  # a thread counts in one float: a pixel as 1, one that is in H in part as this
 _WRITTEN = 1024  # pixels of a program that writes a map
 _SUMMED = 512  # pixels that a program has at once which adds up under weights
-_ALL = (None, None, None)  # pixels count, not those of H
+ALL = (None, None, None)  # pixels count, not those of H
 
 
 def class_sums(
@@ -54,8 +55,8 @@ def class_sums(
         rows: R, into as many parts of one size the pixels are divided. Those of ``hard`` are as many.
         hard: Which pixels count in which part h, if not all do.
     """
-    chosen = _ALL if hard is None else hard
-    function = _CLASS_SUMS if value is None else _ClassSums.apply
+    chosen = ALL if hard is None else hard
+    function = CLASS_SUMS if value is None else _ClassSums.apply
     number, *sums = function(value, squared, *labels, rows, weight, *chosen)
     return ClassSums(number, None if value is None else sums[0], None if squared is None else sums[-1])
 
@@ -95,7 +96,7 @@ class _ClassSums(torch.autograd.Function):
         rows: int,
         *factors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        number, values, *squares = _CLASS_SUMS(
+        number, values, *squares = CLASS_SUMS(
             value, squared, target, num_classes, ignore_index, rows, *factors
         )
         ctx.mark_non_differentiable(number, *squares)
@@ -131,7 +132,7 @@ def _class_sums(
     parts, add, join = _class_launches(target.numel() // rows, num_classes, ignore_index, rows)
     counts = target.new_empty((rows * num_classes, parts), dtype=torch.int64)
     sums = target.new_empty((len(tables), rows * num_classes, parts), dtype=torch.float32)
-    add(target.contiguous(), *_read(value, squared, *factors), counts, sums)
+    add(target.contiguous(), *read(value, squared, *factors), counts, sums)
     of_value, of_squared = None if value is None else tables[0], None if squared is None else tables[-1]
     join(counts, sums, factors[-1], number, of_value, of_squared)
     return outputs
@@ -171,7 +172,7 @@ def _class_slopes(coefficient: Tensor, target: Tensor, ignore_index: int, *facto
     slope = _map(target)
     if coefficient.numel() * target.numel():
         launch = _class_slope_launch(target.numel(), ignore_index, *coefficient.shape)
-        launch(coefficient.contiguous(), target.contiguous(), *_read(*factors), slope)
+        launch(coefficient.contiguous(), target.contiguous(), *read(*factors), slope)
     return slope
 
 
@@ -229,27 +230,35 @@ def _weighted_sums(
     over_weight: bool,
     *weights: Tensor | None,
 ) -> Tensor:
-    sums = _three(value)
-    parts, add, join = _weighted_launches(target.numel(), num_classes, ignore_index, over_weight)
-    partial = value.new_empty((2, parts))
-    add(value.contiguous(), target.contiguous(), *_read(*weights), partial)
+    sums = three(value)
+    parts, add, join = _weighted_launches(target.numel(), num_classes, ignore_index)
+    partial = value.new_empty((parts, 2))
+    weight, norm_weight, pixel_weight = read(*weights)
+    norm_weight = weight if over_weight else norm_weight
+    add(value.contiguous(), target.contiguous(), weight, norm_weight, pixel_weight, partial)
     join(partial, sums)
     return sums
 
 
 @lru_cache(maxsize=1 << 10)
-def _weighted_launches(
-    pixels: int, num_classes: int, ignore_index: int, over_weight: bool
-) -> tuple[int, Launch, Launch]:
+def _weighted_launches(pixels: int, num_classes: int, ignore_index: int) -> tuple[int, Launch, Launch]:
     """Return how many parts there are, what adds up each, and what adds these up."""
     blocks = triton.cdiv(pixels, _SUMMED)
     parts = min(blocks, max(_PARTS, triton.cdiv(blocks, _ADDED)))
     numbers = (pixels, num_classes, parts, blocks, ignore_index)
-    add = Launch(kernels.weighted_sums, parts, numbers, (over_weight, _SUMMED))
-    return parts, add, Launch(kernels.join_weighted, 1, (parts,), (_PARTS,))
+    add = Launch(kernels.weighted_sums, parts, numbers, (_SUMMED,))
+    return parts, add, join_of(parts)
 
 
-def _three(value: Tensor, *_: object) -> Tensor:
+@lru_cache(maxsize=1 << 10)
+def join_of(parts: int) -> Launch:
+    """Return what adds up parts of weighted sums, and divides."""
+    block = min(max(triton.next_power_of_2(parts), _PARTS), _JOINED)
+    return Launch(kernels.join_weighted, 1, (parts,), (block,), num_warps=block // 256)
+
+
+def three(value: Tensor, *_: object) -> Tensor:
+    """Make the mean, the sum and the norm."""
     return value.new_empty(3, dtype=torch.float32)
 
 
@@ -265,7 +274,7 @@ def _weighted_slopes(
 ) -> Tensor:
     slope = _map(target)
     launch = _weighted_slope_launch(target.numel(), num_classes, ignore_index)
-    launch(norm, of_mean, of_total, *_read(target, weight, pixel_weight), slope)
+    launch(norm, of_mean, of_total, *read(target, weight, pixel_weight), slope)
     return slope
 
 
@@ -279,19 +288,20 @@ def _map(target: Tensor) -> Tensor:
     return target.new_empty(target.shape, dtype=torch.float32)
 
 
-def _read(*maps: Tensor | None) -> list[Tensor | None]:
+def read(*maps: Tensor | None) -> list[Tensor | None]:
+    """Return what there is as kernels read it."""
     return [None if values is None else values.contiguous() for values in maps]
 
 
-_HARD = "Tensor? ranked, Tensor? bits, Tensor? share"
-_CLASS_SUMS = define(
+HARD = "Tensor? ranked, Tensor? bits, Tensor? share"
+CLASS_SUMS = define(
     "cuda_class_sums(Tensor? value, Tensor? squared, Tensor target, int num_classes, int ignore_index, "
-    f"SymInt rows, Tensor? weight, {_HARD}) -> Tensor[]",
+    f"SymInt rows, Tensor? weight, {HARD}) -> Tensor[]",
     _class_sums,
     _tables,
 )
 _CLASS_SLOPES = define(
-    f"cuda_class_slopes(Tensor coefficient, Tensor target, int ignore_index, Tensor? weight, {_HARD}) -> Tensor",
+    f"cuda_class_slopes(Tensor coefficient, Tensor target, int ignore_index, Tensor? weight, {HARD}) -> Tensor",
     _class_slopes,
     lambda coefficient, target, *_: _map(target),
 )
@@ -299,7 +309,7 @@ _WEIGHTED_SUMS = define(
     "cuda_weighted_sums(Tensor value, Tensor target, int num_classes, int ignore_index, bool over_weight, "
     "Tensor? weight, Tensor? norm_weight, Tensor? pixel_weight) -> Tensor",
     _weighted_sums,
-    _three,
+    three,
 )
 _WEIGHTED_SLOPES = define(
     "cuda_weighted_slopes(Tensor? of_mean, Tensor? of_total, Tensor norm, Tensor target, int num_classes, "

@@ -163,17 +163,17 @@ class Launch:
         constants: tuple[Any, ...] = (),
         **options: int,
     ) -> None:
-        self._kernel, self._programs, self._options = kernel, programs, options
+        self._kernel, self.programs, self._options = kernel, programs, options
         self._given = (*numbers, *constants)
         self._passed = self._given if _PASSES_CONSTANTS else numbers
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def __call__(self, first: Tensor, *tensors: Tensor | None) -> None:
         """Launch ``kernel(first, *tensors, *numbers, *constants)`` where the first one is."""
-        if not self._programs:
+        if not self.programs:
             return
         if INTERPRETED:
-            self._kernel[(self._programs,)](first, *tensors, *self._given)
+            self._kernel[(self.programs,)](first, *tensors, *self._given)
             return
         device = first.get_device()
         key = (
@@ -184,13 +184,13 @@ class Launch:
         if compiled is None or device != torch.cuda.current_device():
             with torch.cuda.device(device):
                 # Whether a·b + c may be one instruction is said, since Triton's own default is about to change.
-                self._compiled[key] = self._kernel[(self._programs,)](
+                self._compiled[key] = self._kernel[(self.programs,)](
                     first, *tensors, *self._given, enable_fp_fusion=True, **self._options
                 )
             return
         stream = driver.active.get_current_stream(device)
         kernel, metadata = compiled.function, compiled.packed_metadata
         compiled.run(
-            *(self._programs, 1, 1, stream, kernel, metadata, None, None, None),
+            *(self.programs, 1, 1, stream, kernel, metadata, None, None, None),
             *(first, *tensors, *self._passed),
         )

@@ -198,7 +198,21 @@ def _forward(
         partial = input.new_empty((2, input.shape[0], num_classes, parts), dtype=torch.float32)
     fits = all_fit(input.device)
     q = None if q is None else q.contiguous()
-    add(input, target.contiguous(), bias, class_weight, q, *values, error, norm, partial, fits)
+    add(
+        input,
+        target.contiguous(),
+        bias,
+        class_weight,
+        q,
+        *values,
+        error,
+        norm,
+        partial,
+        fits,
+        None,
+        None,
+        None,
+    )
     check_fit(fits, num_classes)
     if partial is not None:
         join(partial, *tables)

@@ -38,6 +38,9 @@ from classbalance_losses.kernels.plain import needs_reference
 
 UNROLLED = 32  # classes of one round: a multiple of 4
 THREADS = 128  # of a program: four warps, as Triton has it
+_LANES = 32  # of a program that sums up its pixels: one warp, so that nothing crosses warps
+_NO_SUMS = (None,) * 3  # of what is launched for `weighted` and `mined` alone
+_NO_SLOPES = (None,) * 8
 _GROUPS = 128  # of logits, of a program, where a pixel's logits are neighbours: one a thread
 
 
@@ -79,7 +82,7 @@ class _PixelPass(torch.autograd.Function):
         bias: Tensor | None,
         single: bool,
     ) -> tuple[Tensor, ...]:
-        value, norm, *error = _FORWARD(
+        value, norm, *error = FORWARD(
             input, target, weight, ignore_index, kind, numbers, with_error, bias, single
         )
         ctx.mark_non_differentiable(*error)
@@ -123,13 +126,13 @@ def _forward(
     single: bool = False,
 ) -> list[Tensor]:
     how = weight, ignore_index, kind, numbers, with_error, bias, single
-    plan = _plan(ignore_index, kind, (*numbers,), single, input.shape, input.stride())
+    plan = plan_for(ignore_index, kind, (*numbers,), single, input.shape, input.stride())
     if plan is None:
         return _forward(input.contiguous(), target, *how)
     value, norm, *error = outputs = _outputs(input, target, *how)
     fits = all_fit(input.device)
     maps = value, None, error[0] if error else None, norm
-    plan(input, target.contiguous(), bias, weight, None, *maps, None, fits)
+    plan(input, target.contiguous(), bias, weight, None, *maps, None, fits, *_NO_SUMS)
     check_fit(fits, classes(input.shape, single))
     return outputs
 
@@ -165,26 +168,28 @@ def _backward(
     single: bool = False,
 ) -> Tensor:
     output = torch.empty_like(input)
-    plan = _plan(ignore_index, kind, (*numbers,), single, input.shape, input.stride(), output.stride())
+    plan = plan_for(ignore_index, kind, (*numbers,), single, input.shape, input.stride(), output.stride())
     if plan is None:
         how = ignore_index, kind, numbers, bias, single
         return output.copy_(_backward(grad, input.contiguous(), target, weight, norm, *how))
-    plan(grad.contiguous(), input, target.contiguous(), bias, weight, norm, output)
+    plan(input, target.contiguous(), bias, weight, norm, output, grad.contiguous(), *_NO_SLOPES)
     return output
 
 
 @lru_cache(maxsize=1 << 10)
-def _plan(
+def plan_for(
     ignore_index: int,
     kind: str,
     numbers: Sequence[float],
     single: bool,
     shape: Sequence[int],
     *strides: Sequence[int],
+    has_sums: bool = False,
 ) -> Launch | None:
     """Return the launch of forward, for the logits' strides, or of backward, for theirs and the gradient's.
 
-    ``None`` where pixels lie along too many axes that cannot be taken as one.
+    ``has_sums``: its programs sum up their values. ``None`` where pixels lie along too many axes that cannot be taken
+    as one.
     """
     layout = pixel_layout(shape, *strides)
     if layout is None:
@@ -201,7 +206,8 @@ def _plan(
             *((layout.inner, ignore_index), (for_code, num_classes, each, _GROUPS)),
         )
     together = 4 if layout.strides[0][-1] == 1 else 1  # of neighbours a thread takes 16 bytes
-    blocks = triton.cdiv(layout.inner, together * THREADS)
+    threads = _LANES if has_sums else THREADS
+    blocks = triton.cdiv(layout.inner, together * threads)
     return Launch(
         kernels.forward if len(strides) == 1 else kernels.backward,
         layout.outer * blocks,
@@ -211,14 +217,15 @@ def _plan(
         ),
         (
             *(layout.row < layout.inner, for_code, not of_loss, int(single), num_classes),
-            *(UNROLLED, together, together * THREADS),
+            *(UNROLLED, together, together * threads),
         ),
+        num_warps=threads // 32,
     )
 
 
 _FORM = "int ignore_index, str kind, float[] numbers"
 _READ = "Tensor? bias=None, bool single=False"
-_FORWARD = define(
+FORWARD = define(
     "cuda_pixel_forward(Tensor input, Tensor target, Tensor? weight, "
     f"{_FORM}, bool with_error, {_READ}) -> Tensor[]",
     _forward,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from classbalance_losses.kernels.cuda.class_kernels import hard_of, weighted, weighted_slope
 from classbalance_losses.kernels.cuda.device import (
     LOG2E,
     LOWEST,
@@ -31,12 +32,13 @@ from classbalance_losses.kernels.forms.cuda import as_tensors, of_loss, slope, s
 @triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
 def forward(
     input_ptr, target_ptr, bias_ptr, weight_ptr, q_ptr, value_ptr, loss_ptr, error_ptr, norm_ptr, partial_ptr, fits_ptr,
+    class_weight_ptr, norm_weight_ptr, sums_ptr,
     outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
     stride_c, stride_outer, stride_row, stride_pixel,
     in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, single: tl.constexpr,
     num_classes: tl.constexpr, unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Write what is asked of φ, ℓ, ‖p − e_y‖² and parts of overlap sums, what backward needs, and if a label is none.
+    """Write what is asked of φ, ℓ, ‖p − e_y‖² and parts of sums, what backward needs, and if a label is none.
 
     Of a ``single`` logit a pixel, 1 and not 0, class 0 has no place in memory.
     """
@@ -88,6 +90,13 @@ def forward(
         found = value(kind, loss, n0, n1, n2, n3, s0, s1, s2, s3, s4)
     if value_ptr is not None:
         tl.store(value_ptr + pixel, tl.where(kept, found, 0.0), mask=inside)
+    if sums_ptr is not None:
+        total, of_norm = weighted(
+            found, kept & inside, of_own, pixel, inside, class_weight_ptr, norm_weight_ptr, q_ptr, num_classes
+        )  # fmt: skip
+        sums_ptr += 2 * tl.program_id(0)
+        tl.store(sums_ptr, tl.sum(total, 0))
+        tl.store(sums_ptr + 1, tl.sum(of_norm, 0).to(tl.float32))
     if loss_ptr is not None:
         tl.store(loss_ptr + pixel, tl.where(kept, loss, 0.0), mask=inside)
     if with_error:
@@ -103,14 +112,18 @@ def forward(
 
 @triton.jit(do_not_specialize=["outer_count", "blocks", "ignore_index"])
 def backward(
-    grad_ptr, input_ptr, target_ptr, bias_ptr, weight_ptr, norm_ptr, output_ptr,
+    input_ptr, target_ptr, bias_ptr, weight_ptr, norm_ptr, output_ptr, grad_ptr,
+    of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
     outer_count, inner_count, blocks, ignore_index, row_size, n0, n1, n2, n3,
     stride_c, stride_outer, stride_row, stride_pixel,
     out_stride_c, out_stride_outer, out_stride_row, out_stride_pixel,
     in_rows: tl.constexpr, kind: tl.constexpr, of_all: tl.constexpr, single: tl.constexpr,
     num_classes: tl.constexpr, unrolled: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient, (u_k - p_k Σ_j u_j) g: of a form of the cross-entropy ℓ (p_k - [k = y]) dφ/dℓ g."""
+    """Write the gradient, (u_k - p_k Σ_j u_j) g: of a form of the cross-entropy ℓ (p_k - [k = y]) dφ/dℓ g.
+
+    Without a map of g it follows from the gradients of sums, by class weights, q, and h of the pixels of H.
+    """
     outer, inner, inside = place(inner_count, blocks, block)
     pixel = outer * inner_count + inner
     plane = outer_count.to(tl.int64) * inner_count
@@ -118,7 +131,11 @@ def backward(
     target = tl.where(kept, label.to(tl.int32), -1)
     top = tl.load(norm_ptr + pixel, mask=inside, other=0.0)
     log_total = tl.load(norm_ptr + plane + pixel, mask=inside, other=0.0)
-    grad = of_kept(tl.load(grad_ptr + pixel, mask=inside, other=0.0), kept, log_total)
+    grad = _grad(
+        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+        label, pixel, inside, num_classes,
+    )  # fmt: skip
+    grad = of_kept(grad, kept, log_total)
     logits = address(input_ptr, outer, inner, row_size, stride_outer, stride_row, stride_pixel, in_rows)
     output = address(
         output_ptr, outer, inner, row_size, out_stride_outer, out_stride_row, out_stride_pixel, in_rows
@@ -147,6 +164,24 @@ def backward(
             x0, x1, x2, x3 = load_classes(at, bias_ptr, k, num_classes - k, step, inside)
             to = output + (k - single) * out_step
             _write(x0, x1, x2, x3, num_classes - k, to, out_step, inside, target - k, grad, top, log_total)
+
+
+@triton.jit
+def _grad(
+    grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+        label, pixel, inside, num_classes,
+):  # fmt: skip
+    """Return the gradient of each pixel's value, from its map or as that of weighted sums, or of class sums over H."""
+    if grad_ptr is None:
+        grad = weighted_slope(
+            total_norm_ptr, of_mean_ptr, of_total_ptr, label, pixel, inside, class_weight_ptr, q_ptr, num_classes
+        )  # fmt: skip
+        if ranked_ptr is not None:
+            hard, tied, share = hard_of(ranked_ptr, bits_ptr, share_ptr, pixel, inside, 0)
+            grad = tl.where(hard, tl.where(tied, grad * share, grad), 0.0)
+    else:
+        grad = tl.load(grad_ptr + pixel, mask=inside, other=0.0)
+    return grad
 
 
 @triton.jit
@@ -192,7 +227,9 @@ def _write_all(
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def backward_of_rows(
-    grad_ptr, input_ptr, target_ptr, bias_ptr, weight_ptr, norm_ptr, output_ptr, num_pixels, ignore_index,
+    input_ptr, target_ptr, bias_ptr, weight_ptr, norm_ptr, output_ptr, grad_ptr,
+    of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+    num_pixels, ignore_index,
     kind: tl.constexpr, num_classes: tl.constexpr, each: tl.constexpr, groups: tl.constexpr,
 ):  # fmt: skip
     """Go over the logits as they lie, so that stores are wide: a thread takes ``each``, of one pixel or two."""
@@ -202,13 +239,14 @@ def backward_of_rows(
     at = (start - first * num_classes).to(tl.int32) + tl.arange(0, groups) * each
     row = (at.to(tl.uint32) // num_classes).to(tl.int32)
     at -= row * num_classes
-    norm_ptr += first
     own0, grad0, top0, log0 = _of_pixel(
-        grad_ptr + first, target_ptr + first, norm_ptr, tl.minimum(row, last), num_pixels, ignore_index, at, kind
+        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+        target_ptr, norm_ptr, first, tl.minimum(row, last), num_pixels, ignore_index, at, num_classes, kind,
     )  # fmt: skip
     at1 = at - num_classes
     own1, grad1, top1, log1 = _of_pixel(
-        grad_ptr + first, target_ptr + first, norm_ptr, tl.minimum(row + 1, last), num_pixels, ignore_index, at1, kind
+        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+        target_ptr, norm_ptr, first, tl.minimum(row + 1, last), num_pixels, ignore_index, at1, num_classes, kind,
     )  # fmt: skip
     left = tl.minimum(num_pixels * tl.cast(num_classes, tl.int64) - start, groups * each).to(tl.int32)
     logit = tl.arange(0, groups)[:, None] * each + tl.arange(0, 4)[None, :]
@@ -227,12 +265,26 @@ def backward_of_rows(
 
 
 @triton.jit
-def _of_pixel(grad_ptr, target_ptr, norm_ptr, pixel, num_pixels, ignore_index, at, kind: tl.constexpr):
-    """Return where a pixel's own logit is, seen from ``at``, and what its gradient is made of."""
-    label, kept = labels(target_ptr, pixel, pixel >= 0, ignore_index, checked=True)
+def _of_pixel(
+    grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+    target_ptr, norm_ptr, first, pixel, num_pixels, ignore_index, at, num_classes, kind: tl.constexpr,
+):  # fmt: skip
+    """Return where the own logit of a pixel, from the ``first`` on, is, seen from ``at``, and its gradient's parts."""
+    inside = pixel >= 0
+    norm_ptr += first
+    if grad_ptr is not None:
+        grad_ptr += first
+    if q_ptr is not None:
+        q_ptr += first
+    if ranked_ptr is not None:
+        ranked_ptr += first
+    label, kept = labels(target_ptr + first, pixel, inside, ignore_index, checked=True)
     top = tl.load(norm_ptr + pixel)
     log_total = tl.load(norm_ptr + num_pixels + pixel)
-    grad = tl.load(grad_ptr + pixel)
+    grad = _grad(
+        grad_ptr, of_mean_ptr, of_total_ptr, total_norm_ptr, class_weight_ptr, q_ptr, ranked_ptr, bits_ptr, share_ptr,
+        label, pixel, inside, num_classes,
+    )  # fmt: skip
     if kind != "cross entropy":
         grad *= tl.load(norm_ptr + 2 * num_pixels + pixel)
     return label.to(tl.int32) - at, of_kept(grad, kept, log_total), top, log_total * LOG2E
