@@ -14,7 +14,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from struct import unpack_from
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,24 +63,42 @@ def compiled_only(arch: int) -> Iterator[list[tuple[str, Any]]]:
     JITFunction.run = run
 
 
-def cubin_facts(cubin: bytes) -> dict[str, int]:
+def code(cubin: bytes) -> bytes:
+    """Return a kernel's instructions, of 16 bytes each, out of the ELF file that holds them."""
+    (headers,), (size, count, names) = unpack_from("<Q", cubin, 40), unpack_from("<3H", cubin, 58)
+    sections = [unpack_from("<2I4Q", cubin, headers + place * size) for place in range(count)]
+    start = sections[names][4]
+    (found,) = (
+        cubin[offset : offset + length]
+        for name, *_, offset, length in sections
+        if cubin.startswith(b".text.", start + name)
+    )
+    return found
+
+
+def disassembled(codes: list[bytes], arch: int) -> list[list[str]]:
+    """Return the names of each one's instructions. The disassembler starts once, which takes it longer than to read."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(codes))
+        file.flush()
+        how = ["--binary", f"SM{arch}", "--no-dataflow"]
+        read = subprocess.run(
+            [str(BINARIES / "nvdisasm"), *how, file.name], capture_output=True, text=True, check=True
+        )
+    names = re.findall(r"/\*\w{4,}\*/\s+(?:@\S+ )?(\w+)", read.stdout)
+    assert 16 * len(names) == sum(map(len, codes))
+    left = iter(names)
+    return [list(islice(left, len(each) // 16)) for each in codes]
+
+
+def registers(cubin: bytes) -> int:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        used, code = (
-            subprocess.run(
-                [str(BINARIES / "cuobjdump"), what, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for what in ("-res-usage", "-sass")
-        )
-    (registers,) = re.findall(r"REG:(\d+)", used)
-    instructions = [name for name in re.findall(r"/\*\w{4,}\*/\s+(?:@\S+ )?(\w+)", code) if name != "NOP"]
-    return {
-        "registers": int(registers),
-        "spills": sum(name in ("STL", "LDL") for name in instructions),
-        "barriers": instructions.count("BAR"),
-        "instructions": len(instructions),
-    }
+        how = [str(BINARIES / "cuobjdump"), "-res-usage", file.name]
+        used = subprocess.run(how, capture_output=True, text=True, check=True).stdout
+    (found,) = re.findall(r"REG:(\d+)", used)
+    return int(found)
 
 
 def width(ptx: str, access: str) -> int:
@@ -87,9 +107,19 @@ def width(ptx: str, access: str) -> int:
     return max((int(lanes or 1) * int(bits) for lanes, bits in found), default=0)
 
 
-def facts(kernel: Any) -> dict[str, int]:
-    ptx = kernel.asm["ptx"]
-    return cubin_facts(kernel.asm["cubin"]) | {"loads": width(ptx, "ld"), "stores": width(ptx, "st")}
+def facts(kernels: list[Any], arch: int) -> list[dict[str, int]]:
+    codes = [code(kernel.asm["cubin"]) for kernel in kernels]
+    return [
+        {
+            "registers": registers(kernel.asm["cubin"]),
+            "spills": sum(name in ("STL", "LDL") for name in names),
+            "barriers": names.count("BAR"),
+            "instructions": len(names) - names.count("NOP"),
+            "loads": width(kernel.asm["ptx"], "ld"),
+            "stores": width(kernel.asm["ptx"], "st"),
+        }
+        for kernel, names in zip(kernels, disassembled(codes, arch), strict=True)
+    ]
 
 
 def logits(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -256,11 +286,14 @@ def main(arch: int, cases: list[str]) -> None:
     if cases == ["--launches"]:
         print(json.dumps(launches(arch)))
         return
+    found: list[tuple[str, str, Any]] = []
     for case in cases or CASES:
-        with compiled_only(arch) as kernels:
+        with compiled_only(arch) as launched:
             CASES[case]()
-        for name, kernel in kernels:
-            print(json.dumps({"case": case, "kernel": name.strip("_"), **facts(kernel)}), flush=True)
+        found += [(case, name.strip("_"), kernel) for name, kernel in launched]
+    kernels = [kernel for *_, kernel in found]
+    for (case, name, _), fact in zip(found, facts(kernels, arch), strict=True):
+        print(json.dumps({"case": case, "kernel": name, **fact}))
 
 
 if __name__ == "__main__":

@@ -144,22 +144,29 @@ def overlap_backward(
             weight_ptr, n0, n1, n2, n3, probability_ptr, q, rest, of_own_class, single, num_classes, block,
         )  # fmt: skip
     else:
+        # Addresses and labels move along: of products by k and comparisons with it, some versions of the compiler keep
+        # numbers of 64 bits for every class of a round.
         left: tl.constexpr = num_classes % unrolled
         for start in range(0, num_classes - left, unrolled):
             for first in tl.static_range(0, unrolled, 4):
                 k = start + first
-                x0, x1, x2, x3 = load_classes(logits + k * step, bias_ptr, k, 4, step, inside)
+                x0, x1, x2, x3 = load_classes(logits, bias_ptr, k, 4, step, inside)
                 _write(
-                    x0, x1, x2, x3, 4, output + k * out_step, out_step, probability_ptr, k, inside, kept,
-                    target - k, q, rest, of_own_class, top, log_total,
+                    x0, x1, x2, x3, 4, output, out_step, probability_ptr, k, inside, kept,
+                    target, q, rest, of_own_class, top, log_total,
                 )  # fmt: skip
+                logits += 4 * step
+                output += 4 * out_step
+                target -= 4
         for k in tl.static_range(num_classes - left + single, num_classes, 4):
-            at = logits + (k - single) * step
-            x0, x1, x2, x3 = load_classes(at, bias_ptr, k, num_classes - k, step, inside)
+            x0, x1, x2, x3 = load_classes(logits, bias_ptr, k, num_classes - k, step, inside)
             _write(
-                x0, x1, x2, x3, num_classes - k, output + (k - single) * out_step, out_step, probability_ptr, k,
-                inside, kept, target - k, q, rest, of_own_class, top, log_total,
+                x0, x1, x2, x3, num_classes - k, output, out_step, probability_ptr, k,
+                inside, kept, target - single, q, rest, of_own_class, top, log_total,
             )  # fmt: skip
+            logits += 4 * step
+            output += 4 * out_step
+            target -= 4
 
 
 @triton.jit
@@ -180,12 +187,13 @@ def _add_mean(
     for start in range(0, num_classes - left, unrolled):
         for first in tl.static_range(0, unrolled, 4):
             k = start + first
-            x0, x1, x2, x3 = load_classes(logits + k * step, bias_ptr, k, 4, step, inside)
+            x0, x1, x2, x3 = load_classes(logits, bias_ptr, k, 4, step, inside)
             mean = _add_some(mean, x0, x1, x2, x3, 4, table_ptr + k, top, log_total)
+            logits += 4 * step
     for k in tl.static_range(num_classes - left + single, num_classes, 4):
-        at = logits + (k - single) * step
-        x0, x1, x2, x3 = load_classes(at, bias_ptr, k, num_classes - k, step, inside)
+        x0, x1, x2, x3 = load_classes(logits, bias_ptr, k, num_classes - k, step, inside)
         mean = _add_some(mean, x0, x1, x2, x3, num_classes - k, table_ptr + k, top, log_total)
+        logits += 4 * step
     return mean
 
 
