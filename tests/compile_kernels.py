@@ -147,6 +147,23 @@ def step(
     value.sum().backward()
 
 
+def summed(input: Tensor, form: Form, *, weighted: bool = False, mined: bool = False) -> None:
+    """A pass each way, whose values are summed under weights, or over H's classes."""
+    target, classes = torch.zeros((input.shape[0], *input.shape[2:]), dtype=torch.int64), input.shape[1]
+    labels, table = Labels(target, classes, 255), torch.ones(classes) if weighted else None
+    q = torch.ones(target.shape) if weighted else None
+    if mined:
+        hard = Hard(torch.ones(target.shape), torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+        found = cuda.mined_sums(Logits(input), labels, form, q, lambda _: hard, by_image=False)
+        assert found is not None
+        assert found[0].value is not None
+        found[0].value.sum().backward()
+    else:
+        mean = cuda.weighted_pass(Logits(input), labels, form, table, table, q)
+        assert mean is not None
+        mean.mean.backward()
+
+
 def overlap(
     input: Tensor,
     form: Form | None = None,
@@ -213,6 +230,11 @@ CASES: dict[str, Any] = {
     "channels last": lambda: step(logits(2, 64, 64, 19).permute(0, 3, 1, 2), FOCAL),
     "150 classes": lambda: step(logits(2, 150, 64, 64), CE),
     "150 classes, errors": lambda: step(logits(2, 150, 64, 64)),
+    "summed": lambda: summed(logits(*STREET), FOCAL),
+    "summed, bfloat16, weighted": lambda: summed(logits(*STREET, dtype=torch.bfloat16), CE, weighted=True),
+    "summed, channels last": lambda: summed(logits(2, 64, 64, 19).permute(0, 3, 1, 2), CE, weighted=True),
+    "mined": lambda: summed(logits(*STREET), CE, mined=True),
+    "mined, channels last": lambda: summed(logits(2, 64, 64, 19).permute(0, 3, 1, 2), CE, mined=True),
     "odd": lambda: step(logits(2, 3, 7, 9, 6)[:, :, 1:, 1:], FOCAL, torch.uint8),
     "one of each": lambda: step(logits(1, 1, 1, dtype=torch.float16), CE, torch.int16),
     "upsampled": lambda: step(logits(2, 19, 32, 64), FOCAL, size=(128, 256)),

@@ -33,6 +33,17 @@ PIXEL = {
     ("150 classes", "forward"): (168, 0, 12 * 4 * 54, 128),  # rounds of 32, and 22 that are left
     ("150 classes", "backward"): (168, 0, 13 * 4 * 54, 128),
 }
+SUMMED = {  # programs of forward are one warp each
+    ("summed", "forward"): (96, 0, 15 * 4 * 19, 128),
+    ("summed", "backward"): (80, 0, 13 * 4 * 19, 128),
+    ("summed", "join_weighted"): (64, 5, 300, 32),
+    ("summed, bfloat16, weighted", "forward"): (96, 0, 16 * 4 * 19, 128),
+    ("summed, bfloat16, weighted", "backward"): (80, 0, 16 * 4 * 19, 128),
+    ("summed, channels last", "forward"): (64, 0, 20 * 19, 32),
+    ("summed, channels last", "backward_of_rows"): (64, 0, 22 * 16, 128),
+    ("mined", "backward"): (80, 0, 13 * 4 * 19, 128),
+    ("mined, channels last", "backward_of_rows"): (64, 0, 24 * 16, 128),
+}
 FORMS = {  # instructions as they stand, loops once
     ("float32, any focal", "forward"): (96, 0, 16 * 4 * 19, 128),
     ("float32, smoothed", "forward"): (128, 0, 1250, 128),
@@ -77,7 +88,7 @@ UPSAMPLED = {
     ("upsampled", "forward"): (80, 0, 750, 32),
     ("upsampled", "backward"): (224, 0, 1300, 32),
 }
-LIMITS = {**PIXEL, **FORMS, **READ, **OVERLAP, **MAPS, **UPSAMPLED}
+LIMITS = {**PIXEL, **SUMMED, **FORMS, **READ, **OVERLAP, **MAPS, **UPSAMPLED}
 NAMES = list(CASES)
 HALVES = {"first": NAMES[: len(NAMES) // 2], "second": NAMES[len(NAMES) // 2 :]}  # which take about as long
 AMPERE = (
