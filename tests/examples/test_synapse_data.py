@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from examples.common.organs import CLASSES, ORGANS, render_organs
 from examples.synapse_ssl.data import btcv
 from examples.synapse_ssl.data.batches import Patches, Steps, random_patch
 from examples.synapse_ssl.data.config import DataConfig
-from examples.synapse_ssl.data.organs import CLASSES, ORGANS, render_organs
 from examples.synapse_ssl.data.splits import kept_labelled, labelled_patients
 from examples.synapse_ssl.data.task import Stored, Subset, Task, load_task
 

@@ -13,8 +13,8 @@ pytest.importorskip("monai", reason="MONAI's windows and surfaces are used")
 
 from monai.metrics import compute_average_surface_distance, compute_dice
 
+from examples.common.organs import render_organs
 from examples.synapse_ssl.config import load_config
-from examples.synapse_ssl.data.organs import render_organs
 from examples.synapse_ssl.data.task import Stored
 from examples.synapse_ssl.evaluation import (
     dice_per_class,
