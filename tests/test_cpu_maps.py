@@ -178,6 +178,12 @@ def test_a_uint8_is_no_negative_number() -> None:
     assert labels_outside(*labels) == 1
 
 
+@over_dtypes
+def test_an_ignored_label_that_no_label_can_be(dtype: torch.dtype) -> None:
+    labels = Labels(torch.ones(1, 40, dtype=dtype), 2, (1 << 32) + 1)
+    assert class_sums(labels).number.tolist() == [[0, 40]]
+
+
 @pytest.mark.parametrize("is_hard", [False, True])
 def test_one_thread_or_three_find_the_same_bits(is_hard: bool) -> None:
     former, found = torch.get_num_threads(), []
@@ -426,6 +432,21 @@ def test_a_sample_spares_the_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     for share in (Share(0.2, 1), Share(0.9, 1), Share(0, 1), Share(1, 1)):
         found = kth_largest(ranked, labels, 1, share, None)
         assert [(int(found.bits), float(found.share))] == by_sorting(ranked, labels, 1, share)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_values_near_the_threshold_may_lie_side_by_side(parts: int) -> None:
+    """A sample tells half a million of a million pixels to within 2^13: 2^14 in 2 parts are too many for their room."""
+    pixels, near = 64 * map_loops.PART, parts * map_loops.PART
+    value = 2.0 * (torch.rand(1, pixels) < 0.5)
+    value[0, :near] = 1 + torch.rand(near) / 1024
+    labels = Labels(torch.zeros(1, pixels, dtype=torch.uint8), 2, -100)
+    share = Share((int((value == 2).sum()) + near // 2) / pixels, 1)
+    got, wanted = (of(value, labels, 1, share, None) for of in (kth_largest, reference.kth_largest))
+    assert torch.equal(got.bits, wanted.bits)
+    assert torch.equal(got.share, wanted.share)
+    of_row = labels._replace(target=labels.target[0])
+    assert (select._near_sample(value[0], of_row, share) is not None) == (parts == 8)
 
 
 class Ranks:

@@ -47,16 +47,14 @@ def add_pixels(own: Any, tied: Any, values: Any, squares: Any, sums: int, lanes:
 
 @compiled
 def _add_pixels_of_two(own: Any, tied: Any, values: Any, squares: Any, cells: Any) -> None:
-    """Add pixels of two classes, in vectors: this is quicker than to go by pixels."""
+    """Add a few hundred pixels of two classes, in vectors: this is quicker than to go by pixels."""
+    parts, sums, of_squares = _sums(own, tied), _sums(own, values), _sums(own, squares)
     for k in range(2):
-        cell, number, part = COLUMNS * k, _number(own, np.int32(k)), np.float32(0)
-        if tied.size:
-            part = _sum(own, np.int32(k), tied)
-        cells[cell] += number - part
-        cells[cell + 1] += part
-        cells[cell + 2] += _sum(own, np.int32(k), values)
-        if squares.size:
-            cells[cell + 3] += _sum(own, np.int32(k), squares)
+        cell = COLUMNS * k
+        cells[cell] += _number(own, np.int32(k)) - parts[k]
+        cells[cell + 1] += parts[k]
+        cells[cell + 2] += sums[k]
+        cells[cell + 3] += of_squares[k]
 
 
 @summing
@@ -69,14 +67,15 @@ def _number(own: Any, k: np.int32) -> Any:
 
 
 @summing
-def _sum(own: Any, k: np.int32, values: Any) -> Any:
-    """Return the sum of a class's numbers, which float32 would lose digits of."""
+def _sums(own: Any, values: Any) -> Any:
+    """Return the sums of both classes' numbers, which float32 would lose digits of; of none, 0."""
     wide()
-    total = 0.0
-    for p in range(own.size):
+    absent, present = 0.0, 0.0
+    for p in range(values.size):
         value = values[p]
-        total += np.float64(value if own[p] == k else np.float32(0))
-    return total
+        absent += np.float64(value if own[p] == np.int32(0) else np.float32(0))
+        present += np.float64(value if own[p] == np.int32(1) else np.float32(0))
+    return absent, present
 
 
 @intrinsic

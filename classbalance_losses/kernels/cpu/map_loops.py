@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray
+from llvmlite import ir
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from classbalance_losses.kernels.cpu.class_cells import COLUMNS, add_pixels, scale
 from classbalance_losses.kernels.cpu.labels import classes_of
@@ -19,11 +22,14 @@ from classbalance_losses.kernels.cpu.math import (
     flags,
     floats,
     integers,
+    keep,
+    lent,
     ordered,
     shorts,
     summing,
     take,
     task,
+    wide,
     words,
 )
 from classbalance_losses.kernels.cpu.memory import Field
@@ -33,7 +39,8 @@ BINS = 1 << 16
 NARROW = 255  # an ignored label as a byte
 _CHUNK = 1 << 10  # pixels whose numbers stay in the first-level cache
 
-_SOME = 1 << 4  # pixels that are looked at one by one if one of them is asked for
+TOGETHER = 1 << 4  # pixels that are looked at together
+BETWEEN = PART >> 2  # of a part: memory for more, were it used or not, takes time to get
 
 _NUMBERS = (
     *("taken", "rows", "pixels", "parts", "classes", "cells", "lanes"),
@@ -49,7 +56,7 @@ FIELDS = {
     "slope": Field(torch.float32, _MAP),
     "sums": Field(torch.float64, ("rows", "parts", "lanes", "cells", COLUMNS)),
     "count": Field(torch.int64, (BINS,)),
-    "between": Field(torch.int32, ("pixels",)),
+    "between": Field(torch.int32, ("parts", BETWEEN)),
     "found": Field(torch.int64, ("parts", 3)),
     "outside": Field(torch.int64, (1,)),
     "narrow": Field(torch.uint8, _MAP),
@@ -100,12 +107,25 @@ def _spread(coefficient: Any, own: Any, weight: Any, tied: Any, share: Any, out:
         out[p] = slope if own[p] >= 0 else np.float32(0)
 
 
+@compiled
+def _rows(room: Any) -> Any:
+    """Return four maps of a chunk."""
+    first = np.int64(room.ctypes.data)
+    return (
+        floats(first, _CHUNK),
+        floats(first + 4 * _CHUNK, _CHUNK),
+        floats(first + 8 * _CHUNK, _CHUNK),
+        floats(first + 12 * _CHUNK, _CHUNK),
+    )
+
+
 @task
 def class_sums(memory: Any) -> None:
     """Sum over the pixels of each class in each part: a cell a class, after the first, which is for no class."""
     job = carray(memory, 1, JOB)[0]
-    own, tied, ones = np.empty(_CHUNK, np.int32), np.zeros(_CHUNK, np.float32), np.ones(_CHUNK, np.float32)
-    values, squares = np.zeros(_CHUNK, np.float32), np.zeros(_CHUNK, np.float32)
+    classes, room = np.empty(_CHUNK, np.int32), np.zeros((4, _CHUNK), np.float32)
+    room[3] = 1
+    own, (tied, values, squares, ones) = lent(classes), _rows(room)
     part = take(memory)
     while part < job.rows * job.parts:
         row, start = part // job.parts, part % job.parts * PART
@@ -115,20 +135,26 @@ def class_sums(memory: Any) -> None:
             share = _members(job, row, place, own[:size], tied)
             ties = tied[: size if job.ranked else 0]
             weight = floats(job.weight + 4 * place, size) if job.weight else ones[:size]
-            if job.value:
-                scale(floats(job.value + 4 * place, size), weight, ones, ties, share, values)
+            value = values[: size if job.value or job.classes != 2 else 0]
+            if job.value and not job.weight and not job.ranked:
+                value = floats(job.value + 4 * place, size)
+            elif job.value:
+                scale(floats(job.value + 4 * place, size), weight, ones, ties, share, value)
             if job.squared:
                 scale(floats(job.squared + 4 * place, size), weight, weight, ties, share, squares)
             asked = squares[: size if job.squared else 0]
-            add_pixels(own[:size], ties, values[:size], asked, sums, job.lanes, job.classes)
+            add_pixels(own[:size], ties, value, asked, sums, job.lanes, job.classes)
         part = take(memory)
+    keep((classes, room))
 
 
 @task
 def class_slopes(memory: Any) -> None:
     """Write the gradient of the sums of values: the coefficient of each pixel's class times its factors, or 0."""
     job = carray(memory, 1, JOB)[0]
-    own, tied, ones = np.empty(_CHUNK, np.int32), np.zeros(_CHUNK, np.float32), np.ones(_CHUNK, np.float32)
+    classes, room = np.empty(_CHUNK, np.int32), np.zeros((4, _CHUNK), np.float32)
+    room[3] = 1
+    own, (tied, _, _, ones) = lent(classes), _rows(room)
     part = take(memory)
     while part < job.rows * job.parts:
         row, start = part // job.parts, part % job.parts * PART
@@ -139,13 +165,15 @@ def class_slopes(memory: Any) -> None:
             weight = floats(job.weight + 4 * place, size) if job.weight else ones[:size]
             _spread(coefficient, own[:size], weight, tied, share, floats(job.slope + 4 * place, size))
         part = take(memory)
+    keep((classes, room))
 
 
 @task
 def digits(memory: Any) -> None:
     """Count the 16 bits at ``shift`` of a row's candidates whose bits above are the prefix."""
     job = carray(memory, 1, JOB)[0]
-    own, count = np.empty(_CHUNK, np.int32), np.zeros(BINS, np.int64)
+    classes, count = np.empty(_CHUNK, np.int32), np.zeros(BINS, np.int64)
+    own = lent(classes)
     shift, prefix = np.int32(job.shift), np.int32(job.prefix)
     part = take(memory)
     while part < job.parts:
@@ -161,30 +189,37 @@ def digits(memory: Any) -> None:
     for k in range(count.size):
         if count[k]:
             add(job.count + 8 * k, count[k])
+    keep(classes)
 
 
 @task
 def between(memory: Any) -> None:
-    """Count each part's candidates, those above ``high``, and those from ``low`` to it, whose bits it writes."""
+    """Count each part's candidates, those above ``high``, and those from ``low`` to it, whose bits it writes.
+
+    Where there is no room for ``TOGETHER`` more what is written is of no use.
+    """
     job = carray(memory, 1, JOB)[0]
-    bits, low, high = np.empty(_CHUNK, np.int32), np.int32(job.low), np.int32(job.high)
+    room, low, high = np.empty(_CHUNK, np.int32), np.int32(job.low), np.int32(job.high)
+    bits = lent(room)
     part = take(memory)
     while part < job.parts:
         start, inside = part * PART, 0
         found = integers(job.found + 24 * part, 3)
-        out = words(job.between + 4 * start, min(PART, job.pixels - start))
-        for first in range(start, start + out.size, _CHUNK):
-            size = min(_CHUNK, start + out.size - first)
+        end, out = min(start + PART, job.pixels), job.between + 4 * BETWEEN * part
+        for first in range(start, end, _CHUNK):
+            size = min(_CHUNK, end - first)
             classes_of(job.label, job.label_bytes, first, job.ignored, job.classes, bits[:size])
             _rank(words(job.ranked + 4 * first, size), bits)
-            found[0] += _number(bits[:size], np.int32(0), np.int32(0x7FFFFFFF))
-            found[1] += size - _number(bits[:size], np.int32(-1), high)
-            for p in range(0, size, _SOME):
-                some = bits[p : min(p + _SOME, size)]
-                if _number(some, low, high):
-                    inside = _keep(some, low, high, out, inside)
+            valid, above = _number(bits[:size], high)
+            found[0] += valid
+            found[1] += above
+            bits[size:] = -1
+            for p in range(0, size, TOGETHER):
+                place = np.int64(bits.ctypes.data) + 4 * p
+                inside += _keep(place, low, high, out + 4 * min(inside, BETWEEN - TOGETHER))
         found[2] = inside
         part = take(memory)
+    keep(room)
 
 
 @compiled
@@ -195,21 +230,36 @@ def _rank(ranked: Any, bits: Any) -> None:
 
 
 @summing
-def _number(bits: Any, low: Any, high: Any) -> Any:
-    """Return how many of at most a chunk are from ``low`` to ``high``."""
-    number = np.float32(0)  # whole numbers would become wider
+def _number(bits: Any, high: Any) -> Any:
+    """Return how many of at most a chunk are candidates, and how many are above ``high``."""
+    wide()
+    valid, above = np.float32(0), np.float32(0)  # whole numbers would become wider
     for p in range(bits.size):
-        number += np.float32(1) if (bits[p] >= low) & (bits[p] <= high) else np.float32(0)
-    return np.int64(number)
+        valid += np.float32(1) if bits[p] >= 0 else np.float32(0)
+        above += np.float32(1) if bits[p] > high else np.float32(0)
+    return np.int64(valid), np.int64(above)
 
 
-@compiled
-def _keep(bits: Any, low: Any, high: Any, out: Any, number: int) -> int:
-    for p in range(bits.size):
-        if (bits[p] >= low) & (bits[p] <= high):
-            out[number] = bits[p]
-            number += 1
-    return number
+@intrinsic
+def _keep(_: Any, place: Any, low: Any, high: Any, out: Any) -> Any:
+    """Copy those of ``TOGETHER`` int32 that are from ``low`` to ``high`` side by side, and return how many."""
+
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        word, vector = ir.IntType(32), ir.VectorType(ir.IntType(32), TOGETHER)
+        source, out = (builder.inttoptr(args[k], kind.as_pointer()) for k, kind in ((0, vector), (3, word)))
+        bits, compared = builder.load(source, align=4), []
+        for sign, bound in ((">=", args[1]), ("<=", args[2])):
+            bounds = ir.Constant(vector, ir.Undefined)
+            for k in range(TOGETHER):
+                bounds = builder.insert_element(bounds, bound, word(k))
+            compared.append(builder.icmp_signed(sign, bits, bounds))
+        is_inside = builder.and_(*compared)
+        kind = ir.FunctionType(ir.VoidType(), (vector, out.type, is_inside.type))
+        name = f"llvm.masked.compressstore.v{TOGETHER}i32"
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), (bits, out, is_inside))
+        return builder.zext(builder.ctpop(builder.bitcast(is_inside, ir.IntType(TOGETHER))), ir.IntType(64))
+
+    return types.int64(types.int64, types.int32, types.int32, types.int64), generate
 
 
 @task

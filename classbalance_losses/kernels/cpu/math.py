@@ -168,6 +168,20 @@ def flags(address: int, size: int) -> Any:
     return carray(_pointer(address), size, np.uint8)
 
 
+@compiled
+def lent(array: Any) -> Any:
+    """Return an array's memory without a share in it: else each call that is given it counts up and down, atomically.
+
+    The array itself has to be in use until the end: see `keep`.
+    """
+    return carray(_pointer(np.int64(array.ctypes.data)), array.size, array.dtype)
+
+
+@compiled
+def keep(_: Any) -> None:
+    """Use what is to live until here."""
+
+
 @inlined
 def ordered(bits: Any) -> Any:
     """Return what sorts as the non-negative floats of such bits do: -0.0 and NaN may have a sign."""

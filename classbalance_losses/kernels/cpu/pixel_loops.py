@@ -14,6 +14,8 @@ from classbalance_losses.kernels.cpu.math import (
     compiled,
     floats,
     halves,
+    keep,
+    lent,
     of_bfloat16,
     of_float16,
     step,
@@ -23,7 +25,7 @@ from classbalance_losses.kernels.cpu.math import (
 from classbalance_losses.kernels.cpu.passes import PITCH, ROWS, Tile
 from classbalance_losses.kernels.cpu.soft_tiles import FIELDS as SOFT_FIELDS
 from classbalance_losses.kernels.cpu.soft_tiles import take_soft_tile
-from classbalance_losses.kernels.cpu.tiles import FIELDS, NUMBERS, take_tile
+from classbalance_losses.kernels.cpu.tiles import FIELDS, NUMBERS, is_pair, take_tile
 from classbalance_losses.kernels.forms.cpu import FORM
 
 # Types of logits, and what the loops call them.
@@ -58,13 +60,10 @@ class Room(NamedTuple):
 def go(memory: Any) -> None:
     """Do what the job asks for with a part after the other."""
     job = carray(memory, 1, JOB)[0]
-    is_single, has_powers = (
-        job.channels < job.classes,
-        (job.overlap != 0) | (job.soft != 0) & (job.with_error != 0),
-    )
-    size = job.classes * job.size
-    apart = (job.type != 0) | (job.gradient_pixel != 1) | is_single | has_powers
-    room = Room(
+    has_powers = (job.overlap != 0) | (job.soft != 0) & (job.with_error != 0)
+    size = _rows(job) * job.size
+    apart = (job.type != 0) | (job.gradient_pixel != 1) | (_rows(job) > job.channels) | has_powers
+    own = Room(
         np.empty(0 if _is_in_order(job) else size, np.float32),
         np.empty(size if apart else 0, np.float32),
         np.empty(size if job.soft and job.soft_pixel != 1 else 0, np.float32),
@@ -72,6 +71,8 @@ def go(memory: Any) -> None:
         np.empty(ROWS * PITCH, np.float32),
         np.empty(job.size, np.int32),
     )
+    values, slopes, shares = lent(own.values), lent(own.slopes), lent(own.shares)
+    room = Room(values, slopes, shares, lent(own.spare), lent(own.maps), lent(own.labels))
     tiles = (job.pixels + job.size - 1) // job.size
     part = take(memory)
     while part < job.parts:
@@ -79,16 +80,17 @@ def go(memory: Any) -> None:
         for tile in range(total * part // job.parts, total * (part + 1) // job.parts):
             _take_tile(job, room, part, tile // tiles, tile % tiles * job.size)
         part = take(memory)
+    keep(own)
 
 
 @step
 def _take_tile(job: Any, room: Any, part: int, image: int, first: int) -> None:
     label = room.labels[: min(job.size, job.pixels - first)]
-    x = _logits(job, image, first, label.size, room.values)
+    x, rows = _logits(job, image, first, label.size, room.values), _rows(job)
     place = image * job.gradient_image + first * job.gradient_pixel
-    gradient = Tile(job.gradient + 4 * place, job.gradient_class, job.classes, label.size)
+    gradient = Tile(job.gradient + 4 * place, job.gradient_class, rows, label.size)
     if room.slopes.size:
-        gradient = Tile(np.int64(room.slopes.ctypes.data), label.size, job.classes, label.size)
+        gradient = Tile(np.int64(room.slopes.ctypes.data), label.size, rows, label.size)
     pixel = image * job.pixels + first
     if job.soft:
         shares = _label_vectors(job, image, first, label.size, room.shares)
@@ -97,21 +99,28 @@ def _take_tile(job: Any, room: Any, part: int, image: int, first: int) -> None:
     else:
         take_tile(job, x, gradient, label, room.maps, image, pixel, part)
     if job.gradient and room.slopes.size:
-        _put(job, place, label.size, room.slopes[(job.classes - job.channels) * label.size :])
+        _put(job, place, label.size, room.slopes[(rows - job.channels) * label.size :])
+
+
+@compiled
+def _rows(job: Any) -> Any:
+    """Return how many logits of a pixel a tile has: classes, but for single ones whose passes need no others."""
+    return job.channels if is_pair(job) and not job.soft else job.classes
 
 
 @compiled
 def _is_in_order(job: Any) -> Any:
-    return (job.type == 0) & (job.x_pixel == 1) & (job.bias == 0) & (job.channels == job.classes)
+    is_whole, is_added = _rows(job) == job.channels, _rows(job) < job.classes  # by the passes
+    return (job.type == 0) & (job.x_pixel == 1) & is_whole & (is_added | (job.bias == 0))
 
 
 @compiled
 def _logits(job: Any, image: int, first: int, size: int, room: Any) -> Tile:
     """Return float32 logits: as they stand, or copied to room, where that of class 0 is left out of single ones."""
-    place = image * job.x_image + first * job.x_pixel
+    place, rows = image * job.x_image + first * job.x_pixel, _rows(job)
     if _is_in_order(job):
-        return Tile(job.x + 4 * place, job.x_class, job.classes, size)
-    values = room[(job.classes - job.channels) * size :]
+        return Tile(job.x + 4 * place, job.x_class, rows, size)
+    values = room[(rows - job.channels) * size :]
     extent = (job.channels - 1) * job.x_class + (size - 1) * job.x_pixel + 1
     if job.type == 0:
         x = floats(job.x + 4 * place, extent)
@@ -122,7 +131,7 @@ def _logits(job: Any, image: int, first: int, size: int, room: Any) -> Tile:
             _widen_bfloat16(x, job.x_class, job.x_pixel, values, size, 1, job.channels, size)
         else:
             _widen_float16(x, job.x_class, job.x_pixel, values, size, 1, job.channels, size)
-    return Tile(np.int64(room.ctypes.data), size, job.classes, size)
+    return Tile(np.int64(room.ctypes.data), size, rows, size)
 
 
 @compiled

@@ -81,7 +81,8 @@ def _near_sample(ranked: Tensor, labels: Labels, share: Share) -> tuple[int, int
     """Return the same by one pass over the row, or ``None`` where the sample told too little of where to look."""
     low, high = _bounds(ranked, labels, share)
     pixels = ranked.numel()
-    bits, found = np.empty(pixels, np.int32), np.zeros((-(-pixels // loops.PART), 3), np.int64)
+    parts = -(-pixels // loops.PART)
+    bits, found = np.empty((parts, loops.BETWEEN), np.int32), np.zeros((parts, 3), np.int64)
     tensors = {"ranked": ranked, "between": torch.from_numpy(bits), "found": torch.from_numpy(found)}
     run_on_maps(loops.between, labels, 1, tensors, low=low, high=high)
     valid, above, inside = map(int, found.sum(0))
@@ -90,9 +91,9 @@ def _near_sample(ranked: Tensor, labels: Labels, share: Share) -> tuple[int, int
         return None
     if low == high:
         return low, rest, inside
-    if inside * _RARE > pixels:
+    if inside * _RARE > pixels or found[:, 2].max() > loops.BETWEEN - loops.TOGETHER:
         return None
-    near = np.sort(np.concatenate([bits[p * loops.PART :][:n] for p, n in enumerate(found[:, 2])]))
+    near = np.sort(np.concatenate([of[:n] for of, n in zip(bits, found[:, 2], strict=True)]))
     threshold = near[-rest]
     first, end = near.searchsorted(threshold), near.searchsorted(threshold, "right")
     return int(threshold), rest - int(inside - end), int(end - first)

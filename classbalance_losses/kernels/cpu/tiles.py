@@ -23,7 +23,13 @@ from classbalance_losses.kernels.cpu.overlap import (
     pull_overlap,
     write_overlap_slope,
 )
-from classbalance_losses.kernels.cpu.pairs import backward_pair, forward_pair
+from classbalance_losses.kernels.cpu.pairs import (
+    add_pair_overlap,
+    backward_pair,
+    find_margin,
+    forward_pair,
+    write_pair,
+)
 from classbalance_losses.kernels.cpu.passes import (
     GIVEN,
     HIGHEST,
@@ -54,13 +60,14 @@ from classbalance_losses.kernels.forms.cpu import (
     CROSS_ENTROPY,
     DUAL_CROSS_ENTROPY,
     FOCAL,
+    NO_FORM,
     SMOOTHED,
     focal_slope,
     focal_value,
     read,
 )
 
-__all__ = ["FIELDS", "NUMBERS", "complete", "find_log_sum", "map_at", "take_tile", "write_kept"]
+__all__ = ["FIELDS", "NUMBERS", "complete", "find_log_sum", "is_pair", "map_at", "take_tile", "write_kept"]
 
 NUMBERS = (
     *("taken", "images", "pixels", "parts"),  # pixels of an image, parts of all for threads to take
@@ -113,6 +120,8 @@ def take_tile(
 @compiled
 def complete(job: Any, x: Tile) -> None:
     """Write class 0 of single logits, and add a bias: they are in a thread's room, in this case."""
+    if x.classes < job.classes:  # they are read as they are
+        return
     if job.channels < job.classes:
         clear_row(row(x, 0))
     bias = floats(job.bias, job.classes if job.bias else 0)
@@ -129,17 +138,18 @@ def clear_row(values: Any) -> None:
 
 
 @compiled
-def _is_pair(job: Any) -> Any:
-    """Whether the forms of two classes do."""
-    is_theirs = (job.form.code == CROSS_ENTROPY) | (job.form.code == FOCAL)
-    return (job.classes == 2) & is_theirs & (job.overlap == 0) & (job.overlap_slope == 0)
+def is_pair(job: Any) -> Any:
+    """Whether the passes of two classes do, which read single logits as they are."""
+    is_theirs = (job.form.code == CROSS_ENTROPY) | (job.form.code == FOCAL) | (job.form.code == NO_FORM)
+    return (job.classes == 2) & is_theirs & (job.sums == 0)
 
 
 @step
 def _forward_tile(job: Any, x: Tile, powers: Tile, label: Any, maps: Any, pixel: int, part: int) -> None:
     """Write φ of each pixel and, if asked, of cross-entropy ‖p - e_y‖², 0 where ignored, or their sums; s of all."""
-    if _is_pair(job):
-        forward_pair(job.form, x, label, job.with_error != 0, maps)
+    if is_pair(job):
+        find_margin(x, job.bias, label, maps)
+        forward_pair(job.form, label, job.with_error != 0, maps)
     else:
         _forward(read(job.form), x, powers if job.overlap else NOTHING, label, job.with_error != 0, maps)
     write_kept(maps, VALUE, label, map_at(job.value, pixel))
@@ -152,7 +162,11 @@ def _forward_tile(job: Any, x: Tile, powers: Tile, label: Any, maps: Any, pixel:
         _add_to_classes(job, label, map_at(job.pixel_weight, pixel), maps, part)
     if job.overlap:
         find_share(label, map_at(job.pixel_weight, pixel), maps)
-        add_overlap(powers, label, maps, doubles(job.overlap + 16 * part * job.classes, 2 * job.classes))
+        sums = doubles(job.overlap + 16 * part * job.classes, 2 * job.classes)
+        if is_pair(job):
+            add_pair_overlap(label, maps, sums)
+        else:
+            add_overlap(powers, label, maps, sums)
 
 
 @compiled
@@ -197,8 +211,13 @@ def _forward(form: Any, x: Tile, powers: Tile, label: Any, with_error: bool, map
 def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, image: int, pixel: int) -> None:
     """Write the gradient, in other memory than the logits', by slopes of pixels and of the overlap; 0 where ignored."""
     find_slope(job, label, image, pixel, maps)
-    if _is_pair(job):
-        backward_pair(job.form, x, gradient, label, maps)
+    slopes = floats(job.overlap_slope + 8 * image * job.classes, 2 * job.classes if job.overlap_slope else 0)
+    if job.overlap_slope:
+        find_share(label, map_at(job.pixel_weight, pixel), maps)
+    if is_pair(job):
+        find_margin(x, job.bias, label, maps)
+        backward_pair(job.form, label, slopes, maps)
+        write_pair(gradient, label, maps)
         return
     find_largest(x, maps)
     find_log_sum(x, map_at(job.log_sum, pixel), maps)
@@ -206,9 +225,6 @@ def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, ima
         s = maps[LOG_SUM + p]
         # NaN where s is, for what is then multiplied by it are numbers: exp_or_zero makes them.
         maps[SLOPE + p] = maps[GIVEN + p] + (s - s) if label[p] >= 0 else ZERO
-    if job.overlap_slope:
-        find_share(label, map_at(job.pixel_weight, pixel), maps)
-    slopes = floats(job.overlap_slope + 8 * image * job.classes, 2 * job.classes if job.overlap_slope else 0)
     _backward(read(job.form), x, gradient, label, slopes, maps)
 
 
