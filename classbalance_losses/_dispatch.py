@@ -182,14 +182,27 @@ def backend_for_maps(labels: Labels, *others: Tensor | None) -> Backend:
 
 def look_at_shares(target: Tensor) -> tuple[float, float, Tensor] | None:
     """Return bounds of label vectors (N, C, *) and their sums (N, *) by one loop; ``None`` where it cannot run."""
-    is_small = target.ndim < 2 or target.numel() < _CPU_FROM
-    if is_small or target.dtype != torch.float32 or not target.is_contiguous() or not is_eager_on_cpu(target):
-        return None
-    if _chosen == "cuda" or not _HAS["cpu"] or _failure("cpu", "cpu") is not None:
+    if target.ndim < 2 or not _can_be_looked_at(target, target.numel()):
         return None
     from classbalance_losses.kernels.cpu.shares import looked_at  # noqa: PLC0415
 
     return looked_at(target)
+
+
+def whole_labels(target: Tensor) -> Tensor | None:
+    """Return labels that are 0, 1 or NaN as bytes, NaN as ``NARROW``; ``None`` of others, or where no loop can run."""
+    if target.requires_grad or not _can_be_looked_at(target, 2 * target.numel()):
+        return None
+    from classbalance_losses.kernels.cpu.shares import whole  # noqa: PLC0415
+
+    return whole(target)
+
+
+def _can_be_looked_at(target: Tensor, size: int) -> bool:
+    """Whether a loop can read shares, and is worth it for so many logits."""
+    if size < _CPU_FROM or target.dtype != torch.float32 or not target.is_contiguous():
+        return False
+    return is_eager_on_cpu(target) and _chosen != "cuda" and _HAS["cpu"] and _failure("cpu", "cpu") is None
 
 
 def is_eager_on_cpu(*tensors: Tensor) -> bool:

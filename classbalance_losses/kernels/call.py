@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NARROW = 255  # an ignored label as a byte
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from classbalance_losses._dispatch import whole_labels
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._options import Common
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import ClassSums, Hard, Labels
+from classbalance_losses.kernels.call import NARROW, ClassSums, Hard, Labels
 from classbalance_losses.kernels.factors import class_rows, kept_weight, scaled, shares_of, sum_pixels
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Smoothed, of_all_classes
 from classbalance_losses.kernels.reference import over_classes
@@ -37,7 +38,17 @@ def batch_for(
 ) -> Batch:
     """Return the batch of a call, see `Batch`, by the kind of its labels."""
     kind = SoftBatch if isinstance(target, Tensor) and target.is_floating_point() else Batch
+    if kind is SoftBatch and _is_of_own(input, common):
+        label = whole_labels(target)
+        if label is not None:  # a mask of floats, as torch's binary cross-entropy asks for
+            kind, target, common = Batch, label, {**common, "ignore_index": NARROW}
     return kind(input, target, pixel_weight, common, learned=learned, needs=needs)
+
+
+def _is_of_own(input: Tensor, common: Common) -> bool:
+    """Whether labels are absent or present, each by itself, of a call without what has to be refused."""
+    is_usual = isinstance(common.get("ignore_index", 0), int) and input.is_floating_point()
+    return is_usual and common.get("task", "multiclass") != "multiclass"
 
 
 class SoftBatch(Batch):

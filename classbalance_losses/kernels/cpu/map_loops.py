@@ -14,6 +14,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from classbalance_losses.kernels.call import NARROW
 from classbalance_losses.kernels.cpu.class_cells import COLUMNS, add_pixels, scale
 from classbalance_losses.kernels.cpu.labels import classes_of
 from classbalance_losses.kernels.cpu.math import (
@@ -36,7 +37,6 @@ from classbalance_losses.kernels.cpu.memory import Field
 
 PART = 1 << 14  # pixels, fixed: sums have one order, whatever the threads
 BINS = 1 << 16
-NARROW = 255  # an ignored label as a byte
 _CHUNK = 1 << 10  # pixels whose numbers stay in the first-level cache
 
 TOGETHER = 1 << 4  # pixels that are looked at together

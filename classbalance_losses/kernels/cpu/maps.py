@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import ClassSums, Hard, Labels, WeightedSums
+from classbalance_losses.kernels.call import NARROW, ClassSums, Hard, Labels, WeightedSums
 from classbalance_losses.kernels.cpu import map_loops as loops
 from classbalance_losses.kernels.cpu.class_cells import COLUMNS, lanes_for
 from classbalance_losses.kernels.cpu.memory import hand_over, hand_over_labels
@@ -85,10 +85,10 @@ def labels_outside(target: Tensor, num_classes: int, ignore_index: int) -> int:
 def narrowed(labels: Labels) -> tuple[int, Labels]:
     """Return how many labels are neither a class nor ignored, and the labels as bytes, which several passes read."""
     target, num_classes, _ = labels
-    if target.dtype == torch.uint8 or num_classes > loops.NARROW:
+    if target.dtype == torch.uint8 or num_classes > NARROW:
         return _checked(labels, None), labels
     narrow = torch.empty(target.shape, dtype=torch.uint8, device="cpu")
-    return _checked(labels, narrow), Labels(narrow, num_classes, loops.NARROW)
+    return _checked(labels, narrow), Labels(narrow, num_classes, NARROW)
 
 
 def _checked(labels: Labels, narrow: Tensor | None) -> int:

@@ -1,4 +1,7 @@
-"""What is asked of label vectors before a loss takes them, in one pass: their range, and each pixel's sum."""
+"""What is asked of shares before a loss takes them, in one pass.
+
+Of label vectors: their range, and each pixel's sum. Of labels that are absent or present: whether they are whole.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from classbalance_losses.kernels.cpu.math import compiled, floats, take, task
+from classbalance_losses.kernels.call import NARROW
+from classbalance_losses.kernels.cpu.map_loops import PART
+from classbalance_losses.kernels.cpu.math import add, compiled, flags, floats, integers, take, task
 from classbalance_losses.kernels.cpu.memory import Field, hand_over
 from classbalance_losses.kernels.cpu.passes import PITCH
 from classbalance_losses.kernels.cpu.threads import run
@@ -20,6 +25,12 @@ _FIELDS = {
     "total": Field(torch.float32, ("images", "pixels")),
     "bounds": Field(torch.float32, ("parts", 2)),
 }
+_WHOLE_FIELDS = {
+    "share": Field(torch.float32, ("entries",)),
+    "label": Field(torch.uint8, ("entries",)),
+    "broken": Field(torch.int64, (1,)),
+}
+_WHOLE_JOB = np.dtype([(name, np.int64) for name in ("taken", "entries", *_WHOLE_FIELDS)])
 _JOB = np.dtype([(name, np.int64) for name in ("taken", "images", "classes", "pixels", "parts", *_FIELDS)])
 
 
@@ -37,6 +48,39 @@ def looked_at(target: Tensor) -> tuple[float, float, Tensor]:
     hand_over(job, _FIELDS, {"share": target, "total": total, "bounds": torch.from_numpy(bounds)})
     run(_look, job)
     return float(bounds[:, 0].min()), float(bounds[:, 1].max()), total
+
+
+def whole(target: Tensor) -> Tensor | None:
+    """Return contiguous float32 labels of 0, 1 and NaN as bytes, NaN as ``NARROW``, or ``None`` if there are others."""
+    label, broken = torch.empty(target.shape, dtype=torch.uint8, device="cpu"), np.zeros(1, np.int64)
+    job = np.zeros(1, _WHOLE_JOB)
+    job["entries"] = target.numel()
+    hand_over(job, _WHOLE_FIELDS, {"share": target, "label": label, "broken": torch.from_numpy(broken)})
+    run(_narrow, job)
+    return None if broken[0] else label
+
+
+@task
+def _narrow(memory: Any) -> None:
+    """Write labels as bytes until a part has others."""
+    job = carray(memory, 1, _WHOLE_JOB)[0]
+    first = PART * take(memory)
+    while first < job.entries and not integers(job.broken, 1)[0]:
+        share = floats(job.share + 4 * first, min(PART, job.entries - first))
+        if _as_bytes(share, flags(job.label + first, share.size)):
+            add(job.broken, 1)
+        first = PART * take(memory)
+
+
+@compiled
+def _as_bytes(share: Any, label: Any) -> Any:
+    others = np.int32(0)
+    for p in range(share.size):
+        t = share[p]
+        is_known = np.isnan(t) | (t == np.float32(0)) | (t == np.float32(1))
+        label[p] = np.uint8(1) if t == np.float32(1) else (np.uint8(NARROW) if np.isnan(t) else np.uint8(0))
+        others |= np.int32(0) if is_known else np.int32(1)
+    return others
 
 
 @task
