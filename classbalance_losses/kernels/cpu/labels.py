@@ -17,23 +17,19 @@ def classes_of(label: int, width: int, first: int, ignored: int, classes: int, o
     becomes any class: no loop shall write elsewhere.
     """
     place = label + width * first
-    if width == 8:
-        _classes(integers(place, out.size), ignored, True, classes - 1, out)
-        return
-    number, can_be, last = np.int32(ignored), np.int32(ignored) == ignored, np.int32(classes - 1)
     if width == 1:
-        _classes(flags(place, out.size), number, can_be, last, out)
+        _classes(flags(place, out.size), ignored, classes, out)
     elif width == 2:
-        _classes(shorts(place, out.size), number, can_be, last, out)
+        _classes(shorts(place, out.size), ignored, classes, out)
+    elif width == 4:
+        _classes(words(place, out.size), ignored, classes, out)
     else:
-        _classes(words(place, out.size), number, can_be, last, out)
+        _classes(integers(place, out.size), ignored, classes, out)
 
 
 @compiled
-def _classes(labels: Any, ignored: Any, can_be: Any, last: Any, out: Any) -> None:
-    """Write them in numbers of the type of ``ignored``, as narrow as may be: more of them make a vector."""
-    kind = type(ignored)
+def _classes(labels: Any, ignored: int, classes: int, out: Any) -> None:
     for p in range(out.size):
-        label = kind(labels[p])
-        kept = min(max(label, kind(0)), last)
-        out[p] = kind(-1) if (label == ignored) & can_be else kept
+        label = np.int64(labels[p])
+        kept = min(max(label, 0), classes - 1)
+        out[p] = -1 if label == ignored else kept

@@ -17,7 +17,7 @@ import torch
 from numba import carray
 
 from classbalance_losses.kernels.cpu import tiles
-from classbalance_losses.kernels.cpu.math import compiled, floats, keep, lent, step, take, task
+from classbalance_losses.kernels.cpu.math import compiled, floats, step, take, task
 from classbalance_losses.kernels.cpu.memory import Field
 from classbalance_losses.kernels.cpu.passes import PITCH, ROWS, Tile
 from classbalance_losses.kernels.forms.cpu import FORM
@@ -85,8 +85,7 @@ class _Cell(NamedTuple):
 def pixel_pass(memory: Any) -> None:
     """Do what the job asks for with a cell after the other."""
     job = carray(memory, 1, JOB)[0]
-    own = _room(job)
-    room = _lent(own)
+    room = _room(job)
     cells = _turns(job.deep) * _turns(job.tall) * _turns(job.wide)
     total = job.images * cells
     parts = job.parts if job.sums or job.overlap or job.class_sums else total
@@ -95,7 +94,6 @@ def pixel_pass(memory: Any) -> None:
         for cell in range(total * part // parts, total * (part + 1) // parts):
             _take_cell(job, room, cell // cells, cell % cells, part)
         part = take(memory)
-    keep(own)
 
 
 @compiled
@@ -116,24 +114,6 @@ def _room(job: Any) -> Any:
         np.empty(job.wide.group + 1, np.int64),
         np.empty(PITCH, np.int32),
         np.empty(ROWS * PITCH, np.float32),
-    )
-
-
-@compiled
-def _lent(own: Any) -> Any:
-    return _Room(
-        lent(own.lines),
-        lent(own.mixed),
-        lent(own.x),
-        lent(own.line_slopes),
-        lent(own.mixed_slopes),
-        lent(own.slope),
-        lent(own.low),
-        lent(own.high),
-        lent(own.share),
-        lent(own.bound),
-        lent(own.label),
-        lent(own.maps),
     )
 
 
