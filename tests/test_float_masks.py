@@ -70,3 +70,11 @@ def test_that_are_learned_have_a_gradient() -> None:
 def test_do_not_hide_an_ignore_index_that_is_none() -> None:
     with pytest.raises(TypeError, match="ignore_index"):
         WeightedCrossEntropyLoss(task="binary", ignore_index=1.5)(torch.ones(SHAPE), masks()[1])
+
+
+@pytest.mark.parametrize(
+    "output", [{"logits": torch.ones(SHAPE)}, torch.ones(SHAPE).numpy(), [1.0]], ids=type
+)
+def test_do_not_hide_logits_that_are_no_tensor(output: Any) -> None:
+    with pytest.raises(TypeError, match="input"):
+        WeightedCrossEntropyLoss(task="binary")(output, masks()[1])

@@ -45,9 +45,10 @@ def batch_for(
     return kind(input, target, pixel_weight, common, learned=learned, needs=needs)
 
 
-def _is_of_own(input: Tensor, common: Common) -> bool:
+def _is_of_own(input: object, common: Common) -> bool:
     """Whether labels are absent or present, each by itself, of a call without what has to be refused."""
-    is_usual = isinstance(common.get("ignore_index", 0), int) and input.is_floating_point()
+    has_logits = isinstance(input, Tensor) and input.is_floating_point()
+    is_usual = has_logits and isinstance(common.get("ignore_index", 0), int)
     return is_usual and common.get("task", "multiclass") != "multiclass"
 
 

@@ -230,7 +230,7 @@ def _weighted_sums(
     over_weight: bool,
     *weights: Tensor | None,
 ) -> Tensor:
-    sums = three(value)
+    sums = new_sums(value)
     parts, add, join = _weighted_launches(target.numel(), num_classes, ignore_index)
     partial = value.new_empty((parts, 2))
     weight, norm_weight, pixel_weight = read(*weights)
@@ -257,7 +257,7 @@ def join_of(parts: int) -> Launch:
     return Launch(kernels.join_weighted, 1, (parts,), (block,), num_warps=block // 256)
 
 
-def three(value: Tensor, *_: object) -> Tensor:
+def new_sums(value: Tensor, *_: object) -> Tensor:
     """Make the mean, the sum and the norm."""
     return value.new_empty(3, dtype=torch.float32)
 
@@ -309,7 +309,7 @@ _WEIGHTED_SUMS = define(
     "cuda_weighted_sums(Tensor value, Tensor target, int num_classes, int ignore_index, bool over_weight, "
     "Tensor? weight, Tensor? norm_weight, Tensor? pixel_weight) -> Tensor",
     _weighted_sums,
-    three,
+    new_sums,
 )
 _WEIGHTED_SLOPES = define(
     "cuda_weighted_slopes(Tensor? of_mean, Tensor? of_total, Tensor norm, Tensor target, int num_classes, "

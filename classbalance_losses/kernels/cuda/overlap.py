@@ -25,6 +25,7 @@ from classbalance_losses.kernels.cuda import overlap_kernels, pixel_kernels
 from classbalance_losses.kernels.cuda.common import Launch, Layout, all_fit, check_fit, define, image_layout
 from classbalance_losses.kernels.cuda.pixel import (
     BACKWARD,
+    NO_SUMS,
     THREADS,
     UNROLLED,
     at_full_size,
@@ -198,21 +199,8 @@ def _forward(
         partial = input.new_empty((2, input.shape[0], num_classes, parts), dtype=torch.float32)
     fits = all_fit(input.device)
     q = None if q is None else q.contiguous()
-    add(
-        input,
-        target.contiguous(),
-        bias,
-        class_weight,
-        q,
-        *values,
-        error,
-        norm,
-        partial,
-        fits,
-        None,
-        None,
-        None,
-    )
+    maps = *values, error, norm, partial
+    add(input, target.contiguous(), bias, class_weight, q, *maps, fits, *NO_SUMS)
     check_fit(fits, num_classes)
     if partial is not None:
         join(partial, *tables)

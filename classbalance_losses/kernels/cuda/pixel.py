@@ -39,7 +39,7 @@ from classbalance_losses.kernels.plain import needs_reference
 UNROLLED = 32  # classes of one round: a multiple of 4
 THREADS = 128  # of a program: four warps, as Triton has it
 _LANES = 32  # of a program that sums up its pixels: one warp, so that nothing crosses warps
-_NO_SUMS = (None,) * 3  # of what is launched for `weighted` and `mined` alone
+NO_SUMS = (None,) * 3  # of what is launched for `weighted` and `mined` alone
 _NO_SLOPES = (None,) * 8
 _GROUPS = 128  # of logits, of a program, where a pixel's logits are neighbours: one a thread
 
@@ -132,7 +132,7 @@ def _forward(
     value, norm, *error = outputs = _outputs(input, target, *how)
     fits = all_fit(input.device)
     maps = value, None, error[0] if error else None, norm
-    plan(input, target.contiguous(), bias, weight, None, *maps, None, fits, *_NO_SUMS)
+    plan(input, target.contiguous(), bias, weight, None, *maps, None, fits, *NO_SUMS)
     check_fit(fits, classes(input.shape, single))
     return outputs
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import Labels, Logits, WeightedSums
-from classbalance_losses.kernels.cuda.classes import ALL, HARD, join_of, read, three
+from classbalance_losses.kernels.cuda.classes import ALL, HARD, join_of, new_sums, read
 from classbalance_losses.kernels.cuda.common import all_fit, check_fit, define
 from classbalance_losses.kernels.cuda.pixel import classes, plan_for
 from classbalance_losses.kernels.forms.cuda import form_of, parameters
@@ -109,7 +109,7 @@ def _outputs(
     input: Tensor, target: Tensor, ignore_index: int, kind: str, *_: object
 ) -> tuple[Tensor, Tensor]:
     planes = 3 if kind == "focal" else 2
-    return three(input), input.new_empty((planes, *target.shape), dtype=torch.float32)
+    return new_sums(input), input.new_empty((planes, *target.shape), dtype=torch.float32)
 
 
 def _backward(
@@ -120,37 +120,16 @@ def _backward(
     norm_map: Tensor,
     norm: Tensor | None,
     form_weight: Tensor | None,
-    weight: Tensor | None,
-    q: Tensor | None,
-    ranked: Tensor | None,
-    bits: Tensor | None,
-    share: Tensor | None,
-    ignore_index: int,
-    kind: str,
-    numbers: Sequence[float],
-    bias: Tensor | None,
-    single: bool,
+    *given: Any,
 ) -> Tensor:
+    """Return the gradient of the logits; ``given`` are w, q and H, and the form as forward has it."""
+    *factors, ignore_index, kind, numbers, bias, single = given
     output = torch.empty_like(input)
     plan = plan_for(ignore_index, kind, (*numbers,), single, input.shape, input.stride(), output.stride())
     if plan is None:
-        how = (
-            norm_map,
-            norm,
-            form_weight,
-            weight,
-            q,
-            ranked,
-            bits,
-            share,
-            ignore_index,
-            kind,
-            numbers,
-            bias,
-            single,
-        )
-        return output.copy_(_backward(of_mean, of_total, input.contiguous(), target, *how))
-    slopes = (None, of_mean, of_total, norm, *read(weight, q, ranked, bits, share))
+        kept = norm_map, norm, form_weight
+        return output.copy_(_backward(of_mean, of_total, input.contiguous(), target, *kept, *given))
+    slopes = (None, of_mean, of_total, norm, *read(*factors))
     plan(input, target.contiguous(), bias, form_weight, norm_map, output, *slopes)
     return output
 
