@@ -126,6 +126,22 @@ def _of_bits(_: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
+@intrinsic
+def larger(_: Any, a: Any, b: Any) -> Any:
+    """Return the larger of two float32, the other one if one is NaN; ``a`` is what the place has that is written to.
+
+    As a choice of Python's, or with b first, it becomes a write through a mask, which takes AMD's processors tens of
+    cycles: 0.47 ns a logit instead of 0.06.
+    """
+
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        number = ir.FloatType()
+        choose = ir.FunctionType(number, [number, number])
+        return builder.call(builder.module.declare_intrinsic("llvm.maxnum", [number], choose), args)
+
+    return types.float32(types.float32, types.float32), generate
+
+
 @compiled
 def floats(address: int, size: int) -> Any:
     """Return the float32 array at an address."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from classbalance_losses.kernels.cpu.math import compiled, exp, expm1, floats, inlined, log1p, wide
+from classbalance_losses.kernels.cpu.math import compiled, exp, expm1, floats, inlined, larger, log1p, wide
 
 PITCH = 512
 ROWS = 11
@@ -53,8 +53,7 @@ def find_largest(x: Tile, maps: Any) -> None:
     for k in range(x.classes):
         logit = row(x, k)
         for p in range(x.size):
-            largest = maps[HIGHEST + p]
-            maps[HIGHEST + p] = logit[p] if (k == 0) | (logit[p] > largest) else largest
+            maps[HIGHEST + p] = logit[p] if k == 0 else larger(maps[HIGHEST + p], logit[p])
 
 
 @compiled

@@ -170,6 +170,7 @@ def _forward(
     if with_overlap:
         _add_overlap(task, job, overlap)
     else:
+        strided.share_out(job)
         run(task, job)
     return maps[0], maps[1], maps[2], overlap
 
@@ -256,6 +257,7 @@ def _backward(
         return gradient.to(input.dtype)
     gradient = strided.like(input)
     strided.hand_over_rows(job, "gradient", class_rows(gradient), input.dtype)
+    strided.share_out(job)
     run(task, job)
     return gradient
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from classbalance_losses.kernels.cpu.math import compiled, floats, integers, ordered, words
-from classbalance_losses.kernels.cpu.passes import GIVEN, ONE, ZERO, clear
+from classbalance_losses.kernels.cpu.passes import GIVEN, ONE, PULL, ZERO, clear
 
 
 @compiled
@@ -50,6 +50,8 @@ def _take_hard(job: Any, size: int, row: int, pixel: int, maps: Any) -> None:
     threshold = np.int32(integers(job.threshold + 8 * row, 1)[0])
     ranked = words(map_at(job.ranked, pixel), size)
     for p in range(size):
-        bits, slope = ordered(ranked[p]), maps[GIVEN + p]
-        h = ONE if bits > threshold else (share if bits == threshold else ZERO)
+        bits = ordered(ranked[p])
+        maps[PULL + p] = ONE if bits > threshold else (share if bits == threshold else ZERO)
+    for p in range(size):  # apart: what h = 1 leaves as it is would be written through a mask, see `larger`
+        h, slope = maps[PULL + p], maps[GIVEN + p]
         maps[GIVEN + p] = slope * h if h != ZERO else ZERO

@@ -147,6 +147,7 @@ def _forward(
     value, log_sum = _maps(input, target)
     maps = {"value": value, "log_sum": _if_kept(log_sum), "class_weight": weight, "bias": bias}
     _kept, job = _prepared(input, target, single, code, numbers, maps)
+    strided.share_out(job)
     run(loops.go, job)
     return value, log_sum
 
@@ -228,6 +229,7 @@ def _backward(
     maps |= {"soft_slope": soft_slope, "log_sum": _if_kept(log_sum), "bias": bias}
     _kept, job = _prepared(input, target, single, code, numbers, maps)
     strided.hand_over_rows(job, "gradient", class_rows(gradient), input.dtype)
+    strided.share_out(job)
     run(loops.go, job)
     return gradient
 
