@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classbalance_losses.kernels.call import NARROW
 from classbalance_losses.kernels.cpu.map_loops import PART
-from classbalance_losses.kernels.cpu.math import add, compiled, flags, floats, integers, take, task
+from classbalance_losses.kernels.cpu.math import add, compiled, flags, floats, integers, larger, take, task
 from classbalance_losses.kernels.cpu.memory import Field, hand_over
 from classbalance_losses.kernels.cpu.passes import PITCH
 from classbalance_losses.kernels.cpu.threads import run
@@ -110,6 +110,6 @@ def _look(memory: Any) -> None:
 def _add(share: Any, low: Any, high: Any, total: Any) -> None:
     for p in range(share.size):
         t = share[p]
-        low[p] = t if t < low[p] else low[p]
-        high[p] = t if t > high[p] else high[p]
+        low[p] = -larger(-low[p], -t)
+        high[p] = larger(high[p], t)
         total[p] += t
