@@ -115,7 +115,7 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
     weights work with each: what a fast path lacks, the reference computes. The loops and kernels stay in the graph of
     ``torch.compile``.
 
-    The former names "blocked" and "triton" mean "cpu" (without numba: "reference") and "cuda", and warn.
+    The former names "blocked" and "triton" mean "cpu" (without numba: "reference") and "cuda" until 0.3.0, and warn.
 
     Raises:
         ValueError: for an unknown name; and when a loss is called on input that the chosen backend cannot take,
@@ -131,12 +131,12 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
         global _chosen  # noqa: PLW0603 - one setting a process, like torch.backends
         self.name = name
         if name in _FORMER:
+            self.name = "reference" if name == "blocked" and not _HAS["cpu"] else _FORMER[name]
             warnings.warn(
-                f'use_backend("{name}") is called use_backend("{_FORMER[name]}") now; the former name will go.',
+                f'use_backend("{name}") is called use_backend("{self.name}") now; the former name will go in 0.3.0.',
                 FutureWarning,
                 stacklevel=2,
             )
-            self.name = "reference" if name == "blocked" and not _HAS["cpu"] else _FORMER[name]
         check_choice("backend", self.name, BACKENDS)
         self._previous = _chosen
         _chosen = self.name

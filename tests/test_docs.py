@@ -64,3 +64,19 @@ def test_links_into_the_repository_exist(name: str) -> None:
     files = [link for link in links if "://" not in link]
     assert files
     assert [link for link in files if not (ROOT / link).exists()] == []
+
+
+def test_versions_that_the_pages_name_are_those_that_are_tested() -> None:
+    """In the table of the frameworks, and above the pairs of libraries that the tests call."""
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    index = (ROOT / "docs" / "adapters" / "index.md").read_text(encoding="utf-8")
+    frameworks = index.partition("tested with")[2].partition("\n\n")[0]
+    migrating = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    libraries = re.findall(r"^## (MONAI|kornia)\n\nVersion ([\d.]+\d)", migrating, re.MULTILINE)
+    named = (
+        re.findall(r"\b(mmengine|MONAI|ignite|transformers|accelerate|Lightning) ([\d.]+\d)", frameworks)
+        + libraries
+    )
+    assert len(named) == 8
+    for name, version in named:
+        assert tested[{"ignite": "pytorch-ignite"}.get(name, name.lower())] == version, name

@@ -371,6 +371,9 @@ def test_estimators_of_maps_work_and_say_that_they_are_the_former_ones() -> None
     logits, target = torch.randn(3, CLASSES, 4, 4), batch(0)[1]
     expected = WeightedCrossEntropyLoss(PixelFrequency(), ignore_index=IGNORE)(logits, target)
     for estimator in (OfMaps(), OfMaps().forward):
-        with pytest.warns(FutureWarning, match="forward\\(sums\\)"):
+        with (
+            pytest.warns(FutureWarning, match="An estimator of maps, .* forward\\(sums\\)"),
+            pytest.warns(FutureWarning, match="Calling an estimator with maps .* forward\\(sums\\)"),
+        ):
             value = WeightedCrossEntropyLoss(estimator, ignore_index=IGNORE)(logits, target)
         assert torch.equal(value, expected)

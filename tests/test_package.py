@@ -62,7 +62,18 @@ PIECES = {
     "loss_based_weights",
     "curriculum_weights",
 }
-EXTRAS = ("scipy", "cvxpy", "matplotlib", "triton", "PIL", "tqdm", "torchmetrics", "torchvision", "pandas")
+EXTRAS = (
+    "scipy",
+    "cvxpy",
+    "matplotlib",
+    "numba",
+    "triton",
+    "PIL",
+    "tqdm",
+    "torchmetrics",
+    "torchvision",
+    "pandas",
+)
 
 
 def test_public_names() -> None:
@@ -92,6 +103,22 @@ def test_the_oldest_versions_stated_are_those_that_are_tested() -> None:
     assert {"torch", "numpy", "cvxpy", "scipy", "matplotlib", "pillow", "tqdm", "torchmetrics"} <= set(tested)
     for name in set(stated) & set(tested):
         assert f"{tested[name]}.".startswith(f"{stated[name]}."), name
+
+
+def test_the_version_is_one() -> None:
+    root = Path(__file__).parent.parent
+    assert f"\nversion: {cb.__version__}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\d\S+)", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == cb.__version__
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_can_be_cited(name: str) -> None:
+    notes = re.findall(
+        r'notes: "(.*)"', (Path(__file__).parent.parent / "CITATION.cff").read_text(encoding="utf-8")
+    )
+    assert any(name in re.findall(r"\w+", note) for note in notes)
 
 
 def test_typed() -> None:

@@ -64,7 +64,7 @@ class ClassBalanceTrainer(nnUNetTrainer):
             return self.build_voxel_loss(**options)
         warnings.warn(
             f"{type(self).__name__}.build_voxel_loss takes options now: write build_voxel_loss(self, **options), and "
-            "hand them to each loss, DyCELoss(**options). The former way, of ignore_index alone, will go.",
+            "hand them to each loss, DyCELoss(**options). The former way, of ignore_index alone, will go in 0.3.0.",
             FutureWarning,
             stacklevel=2,
         )

@@ -73,7 +73,7 @@ class DualFocalLoss(PixelLoss):
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
-          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
+          With ``upsample``, of any size in one to three spatial axes; on fast paths full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64, or shares (N, C, \*), floats in [0, 1]; of
           labels 0 and 1, any integer dtype or bool, or shares: (N, L, \*), for one (N, \*) too.
         - pixel_weight: q, (N, \*), of labels in the target's shape, non-negative; may require a gradient.

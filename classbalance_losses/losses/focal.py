@@ -86,7 +86,7 @@ class FocalLoss(VectorLoss):
     The original is one sigmoid a class, divided by the number of objects: ``task="multilabel"`` with
     ``reduction="sum"``. The mean over valid pixels is the usual choice, and what makes γ = 0 equal ``F.cross_entropy``.
     For a softmax a scalar α only scales; pass a vector to balance classes. For labels, binary or many, a scalar is the
-    original's: α where the label is present, 1 - α where it is absent. Value and gradient are finite for any logits.
+    original's: α where the label is present, 1 - α where it is absent. Value and gradient are finite where p is 0 or 1.
 
     Args:
         gamma: γ ≥ 0.
@@ -104,7 +104,7 @@ class FocalLoss(VectorLoss):
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
-          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
+          With ``upsample``, of any size in one to three spatial axes; on fast paths full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64, or shares (N, C, \*), floats in [0, 1]; of
           labels 0 and 1, any integer dtype or bool, or shares: (N, L, \*), for one (N, \*) too.
         - pixel_weight: q, (N, \*), of labels in the target's shape, non-negative; may require a gradient.

@@ -166,8 +166,8 @@ def class_gradient_norms(
 
     "bias" and "last_layer_weight" are the exact gradients of :math:`l_c` with respect to a last layer
     :math:`z = W f + b`. An absent class has norm 0, except under "official", whose channel c also collects
-    other classes' false positives. The last three rows depend on no choice of the paper's; the first is this
-    library's default because its scale, unlike that of the second, does not shrink with the number of pixels.
+    other classes' false positives. The first row is this library's default because its scale, unlike that of the
+    second, does not shrink with the number of pixels.
 
     Args:
         input: logits (N, C, \*).
@@ -217,10 +217,11 @@ class GBWLoss(Memory, PixelLoss):
 
     Paper, code and this class: the paper's literal gradient of a mean over pixels shrinks as :math:`1/n_c`,
     and so does the released code's (RobertoAlcoverCouso/GBPCW), so that at the paper's λ = 1 its weights stay
-    within about 0.1 % of 1; the paper's ablation over λ fits a gradient of order 1. Hence the default
-    "pixel_mean", in [0, 2]: for λ ≥ 1 every weight lies in [0, 2]. The released code fixes λ = 1 and 19 classes,
-    falls back to plain cross-entropy on any exception, and divides by ignored pixels too; "official"
-    is its gradient alone. The QP's extra term -λ there changes nothing: the projection ignores constant shifts.
+    within about 0.1 % of 1 on half a million pixels; the paper's ablation over λ fits a gradient of order 1.
+    Hence the default "pixel_mean", in [0, 2]: for λ ≥ 1 every weight lies in [0, 2]. The released code fixes
+    λ = 1 and 19 classes, falls back to plain cross-entropy on any exception, and divides by ignored pixels too;
+    "official" is its gradient alone. The QP's extra term -λ there changes nothing: the projection ignores
+    constant shifts.
 
     Args:
         regularization: λ > 0, in the units of g.
@@ -251,7 +252,7 @@ class GBWLoss(Memory, PixelLoss):
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
-          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
+          With ``upsample``, of any size in one to three spatial axes; on fast paths full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64, or shares (N, C, \*), floats in [0, 1]; of
           labels 0 and 1, any integer dtype or bool, or shares: (N, L, \*), for one (N, \*) too.
         - pixel_weight: q, (N, \*), of labels in the target's shape, non-negative; may require a gradient,

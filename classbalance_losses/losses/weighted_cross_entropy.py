@@ -29,7 +29,7 @@ from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.soft import batch_for
 from classbalance_losses.state.estimators import estimate, is_estimator
 
-# sums over the batch's classes -> weights (C,); the former signature, of maps, works for one more release
+# sums over the batch's classes -> weights (C,); the former signature, of maps, works until 0.3.0
 Estimator = Callable[[BatchSums], Tensor]
 
 
@@ -108,7 +108,7 @@ class WeightedCrossEntropyLoss(VectorLoss):
 
     Shape:
         - input: logits (N, C, \*), of any floating-point dtype; the loss is float32, or float64 for float64.
-          With ``upsample``, of any size in one to three spatial axes; full-size logits are not kept.
+          With ``upsample``, of any size in one to three spatial axes; on fast paths full-size logits are not kept.
         - target: class indices (N, \*) of uint8, int16, int32 or int64, or shares (N, C, \*), floats in [0, 1]; of
           labels 0 and 1, any integer dtype or bool, or shares: (N, L, \*), for one (N, \*) too.
         - pixel_weight: q, (N, \*), of labels in the target's shape, non-negative; may require a gradient.

@@ -40,7 +40,7 @@ class ClassWeightEstimator(Saved):
     """Base of the estimators: ``forward`` turns a batch into class weights.
 
     Write your own by subclassing and overriding ``forward``. One with the former signature, ``forward(pixel_loss,
-    target, keep, num_classes, process_group)``, works for one more release, and so does a call with those arguments.
+    target, keep, num_classes, process_group)``, works until 0.3.0, with a warning; so does a call with those arguments.
     """
 
     def forward(self, sums: BatchSums) -> Tensor:
@@ -382,7 +382,7 @@ def takes_maps(estimator: Callable[..., Tensor]) -> bool:
 def _warn_of_maps(what: str) -> None:
     if not torch.compiler.is_compiling():
         warnings.warn(
-            f"{what} is the former way and will go: an estimator takes the sums over a batch's classes, "
+            f"{what} is the former way and will go in 0.3.0: an estimator takes the sums over a batch's classes, "
             "forward(sums), see classbalance_losses.state.BatchSums.",
             FutureWarning,
             stacklevel=4,
