@@ -1,9 +1,14 @@
-"""The loop over an engine's steps: logs, checkpoints to go on from, evaluation, a clean stop; for one rank or many."""
+"""The loop over an engine's steps: logs, checkpoints to go on from, evaluation, a clean stop; for one rank or many.
+
+It is the middle of each paper's `train(config, folder, kept, *, device, stop_after, progress)`, which carries a run out
+in its `folder`, or goes on with it, and returns its metrics; a finished run is not repeated. Where a process group is
+up, all ranks call `train`, each with its own device. They train as one process would on the joined batch; the first of
+them writes. `folder` and `kept`, where runs share what is computed once, must be the same files to all of them.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,15 +18,19 @@ from tqdm import tqdm
 
 from examples.common.distributed import any_rank, rank
 from examples.common.logs import Logs
-from examples.common.meter import Engine as Steps
+from examples.common.meter import Engine as Stepping
 from examples.common.meter import Meter
-from examples.common.training import CHECKPOINT, stop_request, write_atomically
+from examples.common.scenes.batches import ALONE, Share, Steps, Stream
+from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically, write_json
 
 Entries = dict[str, Any]  # {test set: scores}
 
 
-class Engine(Steps, Protocol):
-    """What makes steps, and can be saved. `config.training` has `eval_every` and `checkpoint_every` too."""
+class Engine(Stepping, Protocol):
+    """What makes steps, and can be saved.
+
+    `config.training` has `seed`, `workers`, `eval_every` and `checkpoint_every` too.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -38,10 +47,6 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class Batches(Iterable[Mapping[str, Any]], Sized, Protocol):
-    """The streams of each step that is left, in order."""
-
-
 def restored(engine: Engine, folder: Path) -> float:
     """Load the folder's checkpoint where there is one, and return the seconds that its steps took.
 
@@ -53,40 +58,43 @@ def restored(engine: Engine, folder: Path) -> float:
         engine.load_state_dict(state)
         return float(state.get("seconds", 0.0))
     if rank() == 0:
-        text = json.dumps(engine.config.as_dict(), indent=1) + "\n"
-        write_atomically(folder / "config.json", lambda path: path.write_text(text))
+        write_json(folder / "config.json", engine.config.as_dict())
     return 0.0
 
 
 def carry_out(
     engine: Engine,
-    steps: Batches,
+    sources: Mapping[str, Stream],
     folder: Path,
-    seconds: float,
     evaluate: Callable[[], Entries],
     *,
+    share: Share = ALONE,
+    device: str = "cpu",
     record: Callable[[Logs], None] | None = None,
     stop_after: int = 0,
     progress: bool = True,
 ) -> Outcome:
-    """Carry out the steps that are left. All ranks call this; the first one writes.
+    """Carry out the steps that are left, from the folder's checkpoint. All ranks call this; the first one writes.
 
     Args:
-        engine: what steps; where it stands is where the loop goes on.
-        steps: their batches.
+        engine: what steps, as it starts.
+        sources: the streams of a step's images.
         folder: of logs and checkpoints.
-        seconds: what training took before.
         evaluate: scores each test set; called every `training.eval_every` steps and at the end, by all ranks.
+        share: what this rank takes of each batch.
+        device: of the engine.
         record: called after every step with the logs, on the first rank alone.
         stop_after: stop after this step with a checkpoint; 0 goes on to the end.
         progress: show a progress bar.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        ValueError: the folder has a checkpoint of another configuration.
+        FloatingPointError: the loss of a logged step is not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
     recipe, first = engine.config.training, rank() == 0
-    spent = seconds
+    seconds = spent = restored(engine, folder)
+    steps = Steps(sources, recipe.seed, engine.step, recipe.iterations, share)
     entries: Entries = {}
     last = recipe.iterations
     with (
@@ -95,7 +103,7 @@ def carry_out(
         tqdm(total=last, initial=engine.step, disable=not (progress and first)) as bar,
     ):
         meter = Meter(engine, logs, seconds)
-        for batch in steps:
+        for batch in in_order(steps, recipe.workers, device):
             meter.advance(batch)
             bar.update()
             done = engine.step == last

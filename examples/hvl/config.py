@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.common.config import at_least, load, plain
+from examples.common.config import at_least, decisive, in_unit, load
+from examples.common.recipe import TrainingConfig as RecipeConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+_PLACES = {"data": ("folder", "splits")}
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "budget", "scale")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"data.jitter must be in [0, 1], got {self.jitter}")
+        in_unit(self, "jitter")
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,9 @@ class ConsistencyConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(RecipeConfig):
     """The recipe."""
 
-    iterations: int = 40_000
     epochs: int = (
         0  # passes through the unlabelled images, which then give `iterations`; 0: `iterations` as it is
     )
@@ -152,17 +152,12 @@ class TrainingConfig:
     power: float = 0.9
     warmup: int = 0  # steps of "poly" in which the rates rise
     clip: float = 1.0  # largest norm of the gradient
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 50
-    eval_every: int = 0  # 0: at the end alone
-    checkpoint_every: int = 500
     window: tuple[int, int] | None = None  # of the sliding window; None: whole images
     stride: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
-        at_least(self, 0, "epochs", "eval_every", "warmup", "workers")
+        super().__post_init__()
+        at_least(self, 0, "epochs", "warmup")
 
 
 @dataclass(frozen=True)
@@ -180,9 +175,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
-        content: dict[str, Any] = plain(asdict(self))
-        del content["data"]["folder"], content["data"]["splits"]
-        return content
+        return decisive(self, _PLACES)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

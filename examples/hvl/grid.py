@@ -1,32 +1,26 @@
 """Many runs of one configuration, and their table: rows of overrides times seeds.
 
-    python -m examples.hvl.grid run camvid_losses --data FOLDER
-    python -m examples.hvl.grid report camvid_losses --out benchmarks/results/hvl
-
 Finished runs are kept and shared between grids; processes that run other `--seeds` or `--rows` of one grid may work
-side by side, and a run that was stopped goes on. `report` writes GRID.json and GRID.md from the finished runs, with the
-paper's numbers of `published.toml`; it needs no data set.
+side by side, and a run that was stopped goes on. A report is GRID.json and GRID.md, from the finished runs, with the
+paper's numbers of `published.toml`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from examples.common.command import grid_parser
-from examples.common.config import read_named, run_folder
-from examples.common.outcome import METRICS
+from examples.common.config import read_named
+from examples.common.outcome import finished_run
 from examples.common.published import NONE, Table, read_published
 from examples.common.scoring import RARE, rare_mean
-from examples.common.training import write_atomically
+from examples.common.training import write_json, write_text
 from examples.hvl.config import Config, load_config
 from examples.hvl.tables import Run, overall, paper_sections, spread
-from examples.hvl.train import add_folders, train, with_folders
 
 GRIDS = Path(__file__).parent / "grids"
 PUBLISHED = Path(__file__).with_name("published.toml")
@@ -70,15 +64,23 @@ def load_grid(name: str) -> Grid:
     return grid
 
 
-def run(grid: Grid, given: argparse.Namespace) -> None:
-    """Carry out what is not finished, seed by seed."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a grid's command line."""
+    parser.add_argument("--rows", type=int, nargs="*", help="of the grid's rows, counted from 0")
+
+
+def runs(given: argparse.Namespace) -> Iterator[tuple[str, str, Config]]:
+    """What a command line asks for, seed by seed: what it is, its configuration's name, and the configuration."""
+    grid = load_grid(given.grid)
     labels = list(grid.rows)
     for seed in given.seeds or grid.seeds:
         for label in [labels[i] for i in given.rows] if given.rows else labels:
-            config = with_folders(grid.run(label, seed), given)
-            print(f"{label}, seed {seed}", flush=True)
-            folder = run_folder(given.runs, grid.config, config.as_dict())
-            train(config, folder, given.runs / "kept", device=given.device)
+            yield f"{label}, seed {seed}", grid.config, grid.run(label, seed)
+
+
+def page(given: argparse.Namespace) -> str:
+    """Write the report that a command line asks for."""
+    return write_report(load_grid(given.grid), given.runs, given.out)
 
 
 def collect(grid: Grid, runs: Path) -> dict[str, Any]:
@@ -88,9 +90,7 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
         rows[label] = []
         for seed in grid.seeds:
             config = grid.run(label, seed)
-            path = run_folder(runs, grid.config, config.as_dict()) / METRICS
-            if path.is_file():
-                metrics = json.loads(path.read_text())
+            if metrics := finished_run(runs, grid.config, config):
                 recipe = {"steps": metrics["steps"], "batch_size": config.data.batch_size}
                 rows[label].append({"seed": seed, "recipe": recipe, **metrics})
     kind = grid.run(next(iter(grid.rows)), grid.seeds[0]).data.kind
@@ -161,24 +161,7 @@ def _recipe(runs: Sequence[Run], key: str) -> str:
 def write_report(grid: Grid, runs: Path, out: Path) -> str:
     """Write `OUT/GRID.json` and `OUT/GRID.md` from the finished runs; return the page."""
     results = collect(grid, runs)
-    page, content = report(results, read_published(PUBLISHED)), json.dumps(results, indent=1) + "\n"
-    write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
-    write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
-    return page
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = grid_parser(__doc__, grids="examples/hvl/grids", out="benchmarks/results/hvl")
-    add_folders(parser)
-    parser.add_argument("--rows", type=int, nargs="*", help="of the grid's rows, counted from 0")
-    given = parser.parse_args(arguments)
-    grid = load_grid(given.grid)
-    if given.action == "run":
-        run(grid, given)
-    else:
-        print(write_report(grid, given.runs, given.out))
-
-
-if __name__ == "__main__":
-    main()
+    text = report(results, read_published(PUBLISHED))
+    write_json(out / f"{grid.name}.json", results)
+    write_text(out / f"{grid.name}.md", text)
+    return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from examples.common.markdown import distinct, markdown_table, spread
 from examples.common.published import NONE, Table, beside, read_published, remarks
 from examples.common.scoring import RARE, by_rarity, rare_mean
-from examples.common.training import write_atomically
+from examples.common.training import write_json, write_text
 from examples.semidavil.collect import CONFIDENT, Run, all_runs, class_gain, collect, paired, shares, tests
 from examples.semidavil.grid import Grid
 from examples.semidavil.plots import write_plots
@@ -25,12 +24,11 @@ _ONE = "†"  # marks a cell of one seed
 def write_report(grid: Grid, runs: Path, out: Path) -> str:
     """Write `OUT/GRID.json`, `OUT/GRID.md` and `OUT/plots/GRID_*.png` from the finished runs; return the page."""
     results = collect(grid, runs)
-    name, content = grid.name, json.dumps(results, indent=1) + "\n"
-    write_atomically(out / f"{name}.json", lambda path: path.write_text(content))
+    write_json(out / f"{grid.name}.json", results)
     page = report(results, read_published(PUBLISHED))
-    for plot, title in write_plots(results, out / "plots", name).items():
+    for plot, title in write_plots(results, out / "plots", grid.name).items():
         page += f"\n![{title}](plots/{plot})\n"
-    write_atomically(out / f"{name}.md", lambda path: path.write_text(page))
+    write_text(out / f"{grid.name}.md", page)
     return page
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.common.config import at_least, load, plain
+from examples.common.config import at_least, below_one, decisive, in_unit, load
 from examples.synapse_ssl.data.config import DataConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -24,8 +24,7 @@ class ModelConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        below_one(self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class SupervisedConfig:
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mining_ramp <= 1:
-            raise ValueError(f"mining_ramp must be in [0, 1], got {self.mining_ramp}")
+        in_unit(self, "mining_ramp")
 
 
 @dataclass(frozen=True)
@@ -146,9 +144,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where the folder lies does not."""
-        content: dict[str, Any] = plain(asdict(self))
-        del content["data"]["folder"]
-        return content
+        return decisive(self, {"data": ("folder",)})
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -1,4 +1,4 @@
-"""Train one method on one task: python -m examples.synapse_ssl.train CONFIG --set training.seed=1.
+"""Train one method on one task, in one process.
 
 RUNS/CONFIG-HASH/config.json      what is run
 RUNS/CONFIG-HASH/log.csv          losses, learning rate, throughput, memory; validation.csv: Dice on validation
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import pickle
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +19,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from examples.common.command import parse_training, training_parser
-from examples.common.config import run_folder
 from examples.common.logs import Logs
 from examples.common.meter import Meter
 from examples.common.outcome import METRICS, read_metrics
-from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically
-from examples.synapse_ssl.config import Config, load_config
+from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically, write_json
+from examples.synapse_ssl.config import Config
 from examples.synapse_ssl.data.batches import Steps
 from examples.synapse_ssl.data.task import Cases, Task, load_task
 from examples.synapse_ssl.engine import Engine, class_counts
 from examples.synapse_ssl.evaluation import evaluate
-from examples.synapse_ssl.results import finish, table
-
-RUNS = Path("runs/synapse_ssl")
+from examples.synapse_ssl.results import finish
 
 
 def train(
@@ -47,7 +41,7 @@ def train(
     progress: bool = True,
     task: Task | None = None,
 ) -> dict[str, Any]:
-    """Carry a run out, or go on with it, and return its metrics; a finished run is not repeated.
+    """Carry a run out, in one process; see `examples.common.loop`.
 
     Args:
         config: the run.
@@ -98,7 +92,7 @@ def train(
                 return {}
     engine.take_best()
     scores = _scores(engine, task, task.test, progress=progress)
-    return finish(folder / METRICS, engine, task, counts, scores)
+    return finish(folder, engine, task, counts, scores)
 
 
 def save(engine: Engine, folder: Path) -> None:
@@ -127,8 +121,7 @@ def _engine(config: Config, counts: torch.Tensor, folder: Path, device: torch.de
     if (folder / CHECKPOINT).is_file():
         engine.load_state_dict(_load(folder / CHECKPOINT))
     else:
-        text = json.dumps(config.as_dict(), indent=1) + "\n"
-        write_atomically(folder / "config.json", lambda path: path.write_text(text))
+        write_json(folder / "config.json", config.as_dict())
     return engine
 
 
@@ -163,36 +156,10 @@ def _scores(engine: Engine, task: Task, cases: Cases, *, progress: bool) -> dict
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
-    """The options that say where data and runs lie."""
+    """The option that says where data lie."""
     parser.add_argument("--data", default="", help="the folder of the volumes; organs need none")
-    parser.add_argument("--runs", type=Path, default=RUNS)
 
 
-def with_folder(config: Config, given: argparse.Namespace) -> Config:
+def with_folders(config: Config, given: argparse.Namespace) -> Config:
     """The configuration with the folder of the command line, where it names one."""
     return replace(config, data=replace(config.data, folder=given.data or config.data.folder))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = training_parser(
-        __doc__.split("\n", 1)[0],
-        configs="examples/synapse_ssl/configs",
-        overrides="training.seed=1",
-        smoke="two methods on toy data, in a minute",
-    )
-    add_folders(parser)
-    given = parse_training(parser, arguments, one_process=True)
-    if given.smoke:
-        from examples.synapse_ssl.smoke import smoke  # noqa: PLC0415
-
-        smoke(given.set, device=given.device)
-        return
-    config = with_folder(load_config(given.config, given.set), given)
-    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
-    metrics = train(config, folder, given.runs / "kept", device=given.device)
-    print(f"{table(metrics)}\nin {folder}")
-
-
-if __name__ == "__main__":
-    main()

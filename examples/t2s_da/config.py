@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from classbalance_losses import PullLoss
-from examples.common.config import at_least, load, plain
+from examples.common.adaptation import FeatureDistanceConfig, HrdaConfig, MicConfig
+from examples.common.config import at_least, below_one, decisive, in_unit, load
 from examples.common.fourier import check_fourier
+from examples.common.recipe import TrainingConfig as RecipeConfig
 from examples.common.scenes.config import DataConfig as StreamsConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -89,45 +91,7 @@ class SelfTrainingConfig:
     strength: float = 0.5  # of the mixed images' colours
 
     def __post_init__(self) -> None:
-        _in_unit("self_training.threshold", self.threshold)
-        _in_unit("self_training.strength", self.strength)
-
-
-@dataclass(frozen=True)
-class FeatureDistanceConfig:
-    """DAFormer: the source's features of things stay near to those of the first, pretrained encoder."""
-
-    weight: float = 0.005
-    classes: tuple[str, ...] = ()  # of the things; (): the data set's own, see `examples/common/things.py`
-    share: float = 0.75  # a cell belongs to a class that has at least this share of its pixels
-
-    def __post_init__(self) -> None:
-        _in_unit("feature_distance.share", self.share)
-
-
-@dataclass(frozen=True)
-class HrdaConfig:
-    """Two resolutions: the image at half its size, and a window of half its sides at full size."""
-
-    enabled: bool = False
-    detail_weight: float = 0.1  # of the window's own loss; that of the fused logits has the rest
-
-    def __post_init__(self) -> None:
-        _in_unit("hrda.detail_weight", self.detail_weight)
-
-
-@dataclass(frozen=True)
-class MicConfig:
-    """Masked image consistency: the target is labelled where blocks of it are hidden."""
-
-    enabled: bool = False
-    weight: float = 1.0
-    ratio: float = 0.7  # of the blocks that are hidden
-    block: int = 64  # side of a block, in pixels
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "block")
-        _in_unit("mic.ratio", self.ratio)
+        in_unit(self, "threshold", "strength")
 
 
 @dataclass(frozen=True)
@@ -201,28 +165,20 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "width", "projection")
-        _in_unit("model.ema_decay", self.ema_decay)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        in_unit(self, "ema_decay")
+        below_one(self, "dropout")
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(RecipeConfig):
     """The recipe: AdamW, whose rates rise for `warmup` steps and then stay, as the paper names no decay."""
 
-    iterations: int = 40_000
     lr: float = 6e-5  # of the encoder
     head_lr: float = 6e-4  # of decoder and projector
-    weight_decay: float = 0.01
     warmup: int = 1500
     decay: Literal["constant", "polynomial"] = "constant"  # "polynomial": under (1 - step/iterations)^power
     power: float = 1.0
     amp: Literal["off", "bfloat16"] = "off"
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 50
-    eval_every: int = 0  # 0: at the end alone
-    checkpoint_every: int = 500
     evaluate: Literal["student", "teacher"] = "student"
     window: tuple[int, int] | None = None  # of the sliding window; None: whole images
     stride: tuple[int, int] | None = None  # None: two thirds of the window
@@ -230,8 +186,8 @@ class TrainingConfig:
     source_images: int = 500  # scored at the end, evenly spread over the source: Table 17, Figure 1. 0: none
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
-        at_least(self, 0, "eval_every", "workers", "warmup", "source_images")
+        super().__post_init__()
+        at_least(self, 0, "warmup", "source_images")
 
 
 @dataclass(frozen=True)
@@ -280,11 +236,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
-        content: dict[str, Any] = plain(asdict(self))
-        for section, keys in _PLACES.items():
-            for key in keys:
-                del content[section][key]
-        return content
+        return decisive(self, _PLACES)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -310,8 +262,3 @@ def _check_generalization(config: Config) -> None:
 def _check_crops(crop: tuple[int, int] | None, size: tuple[int, int] | None) -> None:
     if crop is not None and size is not None and (crop[0] > size[0] or crop[1] > size[1]):
         raise ValueError(f"data.crop is cut from translation.size: expected at most {size}, got {crop}")
-
-
-def _in_unit(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")

@@ -20,6 +20,7 @@ from examples.common.distributed import (
     rank,
     world_size,
 )
+from examples.common.recipe import apart, polynomial
 from examples.common.resumable import Resumable
 from examples.common.sampling import generator, seed_of
 from examples.common.scenes.batches import Images
@@ -323,9 +324,7 @@ def _studied_loss(images: Mixed, class_weight: Tensor | None, logits: Tensor, pl
 
 def _optimizer(student: Segmenter, recipe: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW, the encoder with a rate of its own."""
-    encoder = list(student.vision.parameters())
-    known = {id(p) for p in encoder}
-    head = [p for p in student.parameters() if id(p) not in known]
+    encoder, head = apart(student.vision, student)
     groups = [{"params": encoder, "lr": recipe.lr}, {"params": head, "lr": recipe.head_lr}]
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
 
@@ -334,11 +333,5 @@ def _scheduler(
     optimizer: torch.optim.Optimizer, recipe: TrainingConfig
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The rates rise linearly for `warmup` steps; then they stay, or lie under a polynomial that falls to 0."""
-
-    def factor(step: int) -> float:
-        rise = min((step + 1) / (recipe.warmup + 1), 1.0)
-        if recipe.decay == "constant":
-            return rise
-        return rise * max(1 - step / recipe.iterations, 0.0) ** recipe.power
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    power = 0.0 if recipe.decay == "constant" else recipe.power
+    return polynomial(optimizer, recipe.iterations, power, recipe.warmup)

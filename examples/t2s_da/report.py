@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from examples.common.outcome import METRICS
+from examples.common.outcome import finished_run
 from examples.common.published import NONE, Table, above, beside, read_published
 from examples.common.scoring import RARE, rare_mean
-from examples.common.training import write_atomically
+from examples.common.training import write_json, write_text
 from examples.t2s_da.grid import Grid
 from examples.t2s_da.plots import plot_means, plot_similarity
 
@@ -35,18 +34,15 @@ def collect(grid: Grid, runs: Path) -> dict[str, list[Run]]:
         found[label] = []
         for seed in grid.seeds:
             config = grid.run(overrides, seed)
-            path = grid.folder(runs, config) / METRICS
-            if path.is_file():
-                recipe = {"seed": seed, "steps": config.training.iterations}
-                found[label].append(recipe | json.loads(path.read_text()))
+            if metrics := finished_run(runs, grid.config, config):
+                found[label].append({"seed": seed, "steps": config.training.iterations, **metrics})
     return found
 
 
 def write_report(grid: Grid, runs: Path, out: Path) -> str:
     """Write `OUT/GRID.json`, `OUT/GRID.md` and `OUT/plots/GRID_SET.png`; return the page."""
     rows = collect(grid, runs)
-    content = json.dumps({"title": grid.title, "paper": grid.paper, "rows": rows}, indent=1) + "\n"
-    write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
+    write_json(out / f"{grid.name}.json", {"title": grid.title, "paper": grid.paper, "rows": rows})
     page = report(grid, rows, read_published(PUBLISHED))
     for test in _tests(rows):
         name = f"{grid.name}_{test}.png"
@@ -57,7 +53,7 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
             name = f"{grid.name}_{test}_similarity.png"
             plot_similarity(rows, test, out / "plots" / name)
             page += f"\n![similarity and IoU of each class on {test}](plots/{name})\n"
-    write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
+    write_text(out / f"{grid.name}.md", page)
     return page
 
 

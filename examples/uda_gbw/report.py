@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -11,7 +10,7 @@ from typing import Any
 from examples.common.markdown import distinct, markdown_table, spread
 from examples.common.published import NONE, Table, beside, read_published
 from examples.common.scoring import RARE, by_rarity, rare_mean
-from examples.common.training import write_atomically
+from examples.common.training import write_json, write_text
 from examples.uda_gbw.collect import (
     Run,
     all_runs,
@@ -31,12 +30,11 @@ _ONE = "†"  # marks a cell of one seed
 def write_report(grid: Grid, runs: Path, out: Path) -> str:
     """Write `OUT/GRID.json`, `OUT/GRID.md` and `OUT/plots/GRID_*.png` from the finished runs; return the page."""
     results = collect(grid, runs)
-    content = json.dumps(results) + "\n"
-    write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
+    write_json(out / f"{grid.name}.json", results, indent=None)
     page = report(results, read_published(PUBLISHED))
     for plot, title in write_plots(results, out / "plots", grid.name).items():
         page += f"\n![{title}](plots/{plot})\n"
-    write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
+    write_text(out / f"{grid.name}.md", page)
     return page
 
 
