@@ -9,9 +9,9 @@
 `main`, or one of those three, which take of the folder
 
 - `train.py`: `train`, which carries a run out; `add_folders` and `with_folders`, the options that say where data lie;
-  and, where it has some, `add_options`, others that only `train` takes;
-- `grid.py`: `add_options`; `runs`, what a command line asks for; `page`, which writes a report;
-- `config.py` and `smoke.py`: `load_config` and `smoke`.
+- `grid.py`: `runs`, what a command line asks for; `page`, which writes a report;
+- `config.py` and `smoke.py`: `load_config` and `smoke`;
+- `add_options` of the first two, where they have options of their own.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def train(paper: str, words: Sequence[str]) -> None:
         "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="e.g. training.seed=1"
     )
     parser.add_argument("--smoke", action="store_true", help="the whole pipeline on toy data, in a minute")
-    if hasattr(training, "add_options"):
-        training.add_options(parser)
+    _add_own(parser, training)
     given = parser.parse_args(words)
     _refuse_ranks(parser, paper)
     if given.smoke:
@@ -100,7 +99,7 @@ ACTIONS = {"train": train, "grid": grid, "report": report}
 
 def listing() -> str:
     """The papers and their actions."""
-    lines = [__doc__.split("\n\n- ")[0].rsplit("\n\n", 1)[0], ""]
+    lines = [__doc__.partition("\n\n`")[0], ""]
     for paper, own in PAPERS.items():
         what = import_module(f"examples.{paper}").__doc__
         lines.append(f"{paper}: {', '.join([*ACTIONS, *own])}\n    {what}")
@@ -151,8 +150,13 @@ def _grid_parser(paper: str, action: str, plan: ModuleType) -> argparse.Argument
     parser = _parser(paper, action, plan)
     parser.add_argument("grid", help=f"a file, or a name in {_folder(paper)}/{plan.GRIDS.name}")
     parser.add_argument("--seeds", type=int, nargs="*", help="the grid's unless given")
-    plan.add_options(parser)
+    _add_own(parser, plan)
     return parser
+
+
+def _add_own(parser: argparse.ArgumentParser, module: ModuleType) -> None:
+    if hasattr(module, "add_options"):
+        module.add_options(parser)
 
 
 def _refuse_ranks(parser: argparse.ArgumentParser, paper: str) -> None:

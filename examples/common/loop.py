@@ -8,6 +8,8 @@ them writes. `folder` and `kept`, where runs share what is computed once, must b
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -51,10 +53,18 @@ def restored(engine: Engine, folder: Path) -> float:
     """Load the folder's checkpoint where there is one, and return the seconds that its steps took.
 
     A new folder gets `config.json`, by the first rank.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or is of another configuration.
     """
-    if (folder / CHECKPOINT).is_file():
-        # Random states must stay on the CPU; load_state_dict moves the rest.
-        state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
+    path = folder / CHECKPOINT
+    if path.is_file():
+        try:  # random states must stay on the CPU; load_state_dict moves the rest
+            state = torch.load(path, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{path} cannot be read, it may be cut short: put a copy back, or delete it to start over: {error}"
+            ) from error
         engine.load_state_dict(state)
         return float(state.get("seconds", 0.0))
     if rank() == 0:
@@ -88,7 +98,8 @@ def carry_out(
         progress: show a progress bar.
 
     Raises:
-        ValueError: the folder has a checkpoint of another configuration.
+        ValueError: the folder has a checkpoint that cannot be read, or of another configuration.
+        OSError: a checkpoint cannot be written; the former one is whole.
         FloatingPointError: the loss of a logged step is not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
@@ -117,7 +128,7 @@ def carry_out(
             stopping = interrupted or engine.step == stop_after
             if done or stopping or engine.step % recipe.checkpoint_every == 0:
                 with meter.pause() as spent:
-                    _save(engine, folder, spent)
+                    save(engine, folder, spent)
             if interrupted and not done:
                 raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
             if stopping and not done:
@@ -126,11 +137,28 @@ def carry_out(
     return Outcome(True, entries or evaluate(), spent)
 
 
-def _save(engine: Engine, folder: Path, seconds: float) -> None:
-    """Write the checkpoint; all ranks have a part in it, the first one writes."""
+def save(engine: Engine, folder: Path, seconds: float) -> None:
+    """Write the checkpoint; all ranks have a part in it, the first one writes.
+
+    It is put together in memory: on a full disk torch's own writer raises a RuntimeError.
+
+    Raises:
+        OSError: it cannot be written, on a full disk for one. The checkpoint before it is as it was.
+    """
     state = engine.state_dict() | {"seconds": seconds}
-    if rank() == 0:
-        write_atomically(folder / CHECKPOINT, lambda path: torch.save(state, path))
+    if rank() > 0:
+        return
+    content = io.BytesIO()
+    torch.save(state, content)
+    try:
+        write_atomically(folder / CHECKPOINT, lambda path: path.write_bytes(content.getbuffer()))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the checkpoint of step {engine.step} could not be written: {error.strerror}. The one before it is whole: "
+            f"make room for {content.tell() / 2**20:.0f} MiB and run again to go on from there",
+            str(folder / CHECKPOINT),
+        ) from error
 
 
 def _log_scores(logs: Logs | None, step: int, entries: Entries) -> None:

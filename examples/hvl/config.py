@@ -21,9 +21,7 @@ class DataConfig:
     kind: Literal["voc", "coco", "ade20k", "cityscapes", "camvid"] = "camvid"
     folder: str = ""
     splits: str = ""  # folder of published splits
-    split: str = (
-        ""  # its subfolder with labeled.txt, and perhaps unlabeled.txt; "": the first `budget` of a shuffle
-    )
+    split: str = ""  # its subfolder of labeled.txt and unlabeled.txt; "": the first `budget` of a shuffle
     budget: int = 30  # labelled images
     split_seed: int = 42
     size: tuple[int, int] | None = None  # of the training images; None: the files' own
@@ -34,9 +32,7 @@ class DataConfig:
     rare_class_sampling: bool = False  # of labelled images, as in DAFormer
     rare_class_temperature: float = 0.01
     batch_size: int = 4  # of the labelled and of the unlabelled stream
-    train_split: str = (
-        "train_alt"  # of CamVid; VOC has lists, "trainaug", and the others folders, "train2017"
-    )
+    train_split: str = "train_alt"  # of CamVid; VOC has lists, "trainaug", the others folders, "train2017"
     test_splits: tuple[str, ...] = ("val_alt",)
 
     def __post_init__(self) -> None:
@@ -48,9 +44,8 @@ class DataConfig:
 class ComponentConfig:
     """The parts of the network, which the ablation of the components switches off (Table 3)."""
 
-    text_queries: Literal["hierarchical", "plain", "none"] = (
-        "hierarchical"  # HTQG; one linear map of the text and no relevance; object queries alone
-    )
+    # HTQG; one linear map of the text and no relevance; object queries alone
+    text_queries: Literal["hierarchical", "plain", "none"] = "hierarchical"
     refinement: bool = True  # PTRM; off: queries and features go to the decoder as they are
     object_queries: bool = True  # learnt queries; off: the text's alone
     joint: bool = True  # DQTD: both kinds in one decoder; off: each by itself, in the same one
@@ -142,9 +137,8 @@ class ConsistencyConfig:
 class TrainingConfig(RecipeConfig):
     """The recipe."""
 
-    epochs: int = (
-        0  # passes through the unlabelled images, which then give `iterations`; 0: `iterations` as it is
-    )
+    # passes through the unlabelled images, which then give `iterations`; 0: `iterations` as it is
+    epochs: int = 0
     lr: float = 1e-4
     vision_lr: float = 0.1  # times lr, for the pretrained encoder
     weight_decay: float = 0.05

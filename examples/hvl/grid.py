@@ -11,20 +11,20 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
+from examples.common.cells import ONE, Run, class_heads, of_classes, overall_and_rare, seeds
 from examples.common.config import read_named
+from examples.common.markdown import distinct, markdown_table
 from examples.common.outcome import finished_run
-from examples.common.published import NONE, Table, read_published
-from examples.common.scoring import RARE, rare_mean
+from examples.common.published import Table, read_published
+from examples.common.scoring import RARE, by_rarity
 from examples.common.training import write_json, write_text
 from examples.hvl.config import Config, load_config
-from examples.hvl.tables import Run, overall, paper_sections, spread
+from examples.hvl.tables import paper_sections
 
 GRIDS = Path(__file__).parent / "grids"
 PUBLISHED = Path(__file__).with_name("published.toml")
-_ONE = "†"  # marks a cell of one seed
 
 
 @dataclass(frozen=True)
@@ -104,58 +104,43 @@ def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
     lines = [f"# {results['title']}", ""]
     if not runs:
         return "\n".join([*lines, "No run is finished.", *paper_sections(results, published, "", ""), ""])
+
+    def of(key: str) -> str:
+        return distinct(run[key] for run in runs)
+
     hours = sum(run["seconds"] for run in runs) / 3600
     lines += [
         f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels, in percent; mean ± standard deviation "
-        f"over the seeds, whose number stands in brackets ({_ONE}: one seed, whose deviation nobody knows). "
+        f"over the seeds, whose number stands in brackets ({ONE}: one seed, whose deviation nobody knows). "
         "Differences of a point or two between cells of a few seeds say little.",
         "",
-        f"Runs: {len(runs)}; labels: {_distinct(runs, 'labelled')}; steps: {_recipe(runs, 'steps')}; batch: "
+        f"Runs: {len(runs)}; labels: {of('labelled')}; steps: {_recipe(runs, 'steps')}; batch: "
         f"{_recipe(runs, 'batch_size')} of each stream; {hours:.2f} hours of training in all; "
-        f"device: {_distinct(runs, 'device')}; threads: {_distinct(runs, 'threads')}; commit: "
-        f"{_distinct(runs, 'commit')}.",
+        f"device: {of('device')}; threads: {of('threads')}; commit: "
+        f"{of('commit')}.",
     ]
     for test, entry in runs[0]["scores"].items():
         main = next(iter(entry["mean_iou"]))
         lines += ["", f"## {test}, {main}", "", f"| | {main} / rarest {RARE} |", "| --- | --- |"]
-        lines += [f"| {label} | {_cell(row, test, main)} |" for label, row in results["rows"].items()]
+        lines += [
+            f"| {label} | {overall_and_rare(row, test, main)} |" for label, row in results["rows"].items()
+        ]
         lines += paper_sections(results, published, test, main)
         lines += ["", f"## IoU of each class on {test}", "", *_class_table(results["rows"], test)]
     return "\n".join(lines) + "\n"
 
 
-def _cell(runs: Sequence[Run], test: str, main: str) -> str:
-    if not runs:
-        return NONE
-    rare = spread([rare_mean(run["scores"][test]) for run in runs])
-    return f"{overall(runs, test, main)} / {rare} ({_seeds(runs)})"
-
-
 def _class_table(rows: Mapping[str, Sequence[Run]], test: str) -> list[str]:
     first = next(run for row in rows.values() for run in row)
-    pixels = first["scores"][test]["pixels"]
-    order = sorted((c for c, count in enumerate(pixels) if count), key=lambda c: pixels[c])
-    names = [first["classes"][c].replace("_", " ") for c in order]
-    heads = ["", *(f"{n} ({100 * pixels[c] / sum(pixels):.2g} %)" for n, c in zip(names, order, strict=True))]
-    lines = [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads))]
-    for label, runs in rows.items():
-        if runs:
-            values = [mean(run["scores"][test]["iou"][c] for run in runs) for c in order]
-            cells = [f"{label} ({_seeds(runs)})", *(f"{100 * value:.1f}" for value in values)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _seeds(runs: Sequence[Run]) -> str:
-    return f"{len(runs)}{_ONE if len(runs) == 1 else ''}"
-
-
-def _distinct(runs: Sequence[Run], key: str) -> str:
-    return ", ".join(map(str, sorted({run[key] for run in runs})))
+    order = by_rarity(first["scores"][test]["pixels"])
+    lines = [
+        [f"{label} ({seeds(runs)})", *of_classes(runs, test, order)] for label, runs in rows.items() if runs
+    ]
+    return markdown_table(["", *class_heads(first, test, order)], lines)
 
 
 def _recipe(runs: Sequence[Run], key: str) -> str:
-    return ", ".join(map(str, sorted({run["recipe"][key] for run in runs})))
+    return distinct(run["recipe"][key] for run in runs)
 
 
 def write_report(grid: Grid, runs: Path, out: Path) -> str:

@@ -24,9 +24,7 @@ class DataConfig(SceneConfig):
     """Where images come from; §4.2 names resizing and random crops, and nothing else that changes them."""
 
     flip: bool = False  # mirror half of the images: not in the paper
-    cache_features: Literal["off", "memory", "disk"] = (
-        "off"  # of frozen encoders and whole images, see model/cache.py
-    )
+    cache_features: Literal["off", "memory", "disk"] = "off"  # of frozen encoders, see model/cache.py
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,7 @@ class ModelConfig:
     """The networks."""
 
     vision: str = "efficientnet-lite0"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
-    vision_without_vlp: str = (
-        "efficientnet-lite0"  # trained on ImageNet; or "vit:PATH-OR-HUB-NAME", "vit-tiny"
-    )
+    vision_without_vlp: str = "efficientnet-lite0"  # of ImageNet; or "vit:PATH-OR-HUB-NAME", "vit-tiny"
     train_vision: bool = False
     train_without_vlp: bool = False  # train the encoder where it stands in for the vision-language one
     dense: Literal["values", "tokens"] = "values"  # CLIP's last map; see examples.common.vision.ClipVision
@@ -74,9 +70,7 @@ class ConsistencyConfig:
     confidence: Literal["teacher", "student"] = "student"
     normalize: Literal["confident", "pixels", "images"] = "images"
     ema_decay: float = 0.999
-    ema_warmup: bool = (
-        False  # min(decay, 1 - 1/(step + 1)): for schedules that are short beside 1 / (1 - decay)
-    )
+    ema_warmup: bool = False  # min(decay, 1 - 1/(step + 1)): for schedules short beside 1 / (1 - decay)
     strength: float = 0.0  # of strong views for the student: not in the paper; 0 is none
 
 
@@ -96,9 +90,7 @@ class TrainingConfig(RecipeConfig):
     momentum: float = 0.9  # of "sgd"
     schedule: Literal["exponential", "poly", "constant", "one_cycle"] = "exponential"
     decay: float = 0.9  # factor of "exponential"
-    decay_every: int = (
-        0  # steps between its decays; 0: as many as see every training image of the target once
-    )
+    decay_every: int = 0  # steps between its decays; 0: as many as see every target image once
     power: float = 0.9  # of "poly"
     amp: Literal["off", "bfloat16", "float16"] = "off"
     evaluate: Literal["student", "teacher"] = "student"

@@ -40,9 +40,7 @@ class Grid:
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
     published: tuple[str, ...] = ()  # tables of published.toml
-    published_classes: Mapping[int, str] = field(
-        default_factory=dict
-    )  # the same of each class, by label budget
+    published_classes: Mapping[int, str] = field(default_factory=dict)  # of each class, by label budget
     compare: tuple[str, ...] = ()  # two labels: CE, and the same with DyCE
     note: str = ""  # what a reader of the table has to know
 

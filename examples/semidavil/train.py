@@ -59,9 +59,7 @@ def train(
         task = load_task(config.data, kept)
         unlabelled, flip = config.components.consistency, config.data.flip
         sources = streams(task, config.data, kept, seed, unlabelled=unlabelled, flip=flip)
-        supervision(
-            config, task, kept
-        )  # where it counts classes, the others read what the first rank counted
+        supervision(config, task, kept)  # where it counts, the others read what the first rank counted
     if not sources.keys() & {"source", "labelled"}:
         raise ValueError("nothing is labelled: raise data.budget or set data.use_source = true")
     torch.manual_seed(seed)

@@ -32,13 +32,9 @@ class SupervisedConfig:
     """The loss of the labelled patches; each method says what its published form is, see `methods`."""
 
     pixel: Literal["CE", "DyCE"] = "CE"
-    pixel_options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # keywords of the loss: omega, hard_fraction
+    pixel_options: Mapping[str, Any] = field(default_factory=dict)  # of the loss: omega, hard_fraction
     dice: bool = True  # False: the pixel loss alone
-    mining_ramp: float = (
-        0.0  # share of the training over which DyCE's hard_fraction falls from 1: see `losses.py`
-    )
+    mining_ramp: float = 0.0  # share of training in which DyCE's hard_fraction falls from 1, see `losses.py`
 
     def __post_init__(self) -> None:
         in_unit(self, "mining_ramp")
@@ -57,9 +53,7 @@ class UaMtConfig:
     """Uncertainty-aware mean teacher."""
 
     ema_decay: float = 0.99
-    ema_counter: Literal["epoch", "iteration"] = (
-        "epoch"  # what grows the decay from 0: see `methods/ua_mt.py`
-    )
+    ema_counter: Literal["epoch", "iteration"] = "epoch"  # grows the decay from 0, see `methods/ua_mt.py`
     passes: int = 8  # T: noisy passes of the teacher that the uncertainty is taken from
     entropy: Literal["ln 2", "ln C"] = "ln 2"  # what the uncertainty is compared with
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from examples.common.config import read_named
+from examples.common.figures import save_figure
 from examples.common.outcome import finished_run
 from examples.common.training import write_json, write_text
 from examples.synapse_ssl.config import Config, load_config
-from examples.synapse_ssl.plots import bars, gain_against_frequency, save_figure
+from examples.synapse_ssl.plots import bars, gain_against_frequency
 from examples.synapse_ssl.report import report
 from examples.synapse_ssl.rows import budgets_of
 

@@ -10,8 +10,6 @@ RUNS/CONFIG-HASH/metrics.json     the test scores, commit, versions, seconds; it
 from __future__ import annotations
 
 import argparse
-import io
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,10 @@ import torch
 from tqdm import tqdm
 
 from examples.common.logs import Logs
+from examples.common.loop import restored, save
 from examples.common.meter import Meter
 from examples.common.outcome import METRICS, read_metrics
-from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically, write_json
+from examples.common.training import in_order, stop_request
 from examples.synapse_ssl.config import Config
 from examples.synapse_ssl.data.batches import Steps
 from examples.synapse_ssl.data.task import Cases, Task, load_task
@@ -64,7 +63,9 @@ def train(
     task = task or load_task(config.data, kept, progress=progress)
     counts, recipe = class_counts(task), config.training
     last = recipe.iterations
-    engine = _engine(config, counts, folder, torch.device(device))
+    torch.manual_seed(config.training.seed)
+    engine = Engine(config, counts, torch.device(device))
+    restored(engine, folder)
     with (
         stop_request() as stop,
         Logs(folder, engine.step) as logs,
@@ -85,7 +86,7 @@ def train(
             stopping = stop.is_set() or engine.step == stop_after
             if done or stopping or engine.step % recipe.checkpoint_every == 0:
                 with meter.pause() as engine.seconds:
-                    save(engine, folder)
+                    save(engine, folder, engine.seconds)
             if stop.is_set() and not done:
                 raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
             if stopping and not done:
@@ -93,47 +94,6 @@ def train(
     engine.take_best()
     scores = _scores(engine, task, task.test, progress=progress)
     return finish(folder, engine, task, counts, scores)
-
-
-def save(engine: Engine, folder: Path) -> None:
-    """Write the checkpoint. It is put together in memory: on a full disk torch's own writer raises a RuntimeError.
-
-    Raises:
-        OSError: it cannot be written, on a full disk for one. The checkpoint before it is as it was.
-    """
-    content = io.BytesIO()
-    torch.save(engine.state_dict(), content)
-    try:
-        write_atomically(folder / CHECKPOINT, lambda path: path.write_bytes(content.getbuffer()))
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"the checkpoint of step {engine.step} could not be written: {error.strerror}. The one before it is whole: "
-            f"make room for {content.tell() / 2**20:.0f} MiB and run again to go on from there",
-            str(folder / CHECKPOINT),
-        ) from error
-
-
-def _engine(config: Config, counts: torch.Tensor, folder: Path, device: torch.device) -> Engine:
-    """A new engine, or the one that the folder's checkpoint holds."""
-    torch.manual_seed(config.training.seed)
-    engine = Engine(config, counts, device)
-    if (folder / CHECKPOINT).is_file():
-        engine.load_state_dict(_load(folder / CHECKPOINT))
-    else:
-        write_json(folder / "config.json", config.as_dict())
-    return engine
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU: random states must stay there, `Engine.load_state_dict` moves the rest."""
-    try:
-        content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path} cannot be read, it may be cut short: put a copy back, or delete it to start over: {error}"
-        ) from error
-    return content
 
 
 def _validate(engine: Engine, task: Task, logs: Logs) -> None:

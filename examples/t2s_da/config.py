@@ -48,9 +48,8 @@ class ComponentConfig:
     self_training: bool = True
     feature_distance: bool = True
     pull: bool = True
-    cross_entropy: Literal["source", "pseudo_target"] = (
-        "source"  # Table 7's "CE"; Table 11 without the pull loss
-    )
+    # Table 7's "CE"; Table 11 without the pull loss
+    cross_entropy: Literal["source", "pseudo_target"] = "source"
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,10 @@ class TranslationConfig:
     # crop of this size gives the style. None: whole images.
     size: tuple[int, int] | None = None
     before_crop: bool = True  # False: the same crops are restyled when they have their last size
-    beta: float = (
-        0.01  # FDA's window, in shares of the shorter side; at less than one pixel, the mean colours alone
-    )
+    beta: float = 0.01  # FDA's window, in shares of the shorter side; below a pixel, the mean colours alone
     window: Literal["numpy", "torch"] = "numpy"
     styles: str = ""  # folder of style images, for domain generalisation
-    translated: str = (
-        ""  # folder of source images that a trained network has translated: NAME.png or NAME.jpg
-    )
+    translated: str = ""  # folder of source images that a network has translated: NAME.png or NAME.jpg
 
     def __post_init__(self) -> None:
         check_fourier(self.beta, self.window)
@@ -85,9 +80,7 @@ class SelfTrainingConfig:
 
     weight: float = 1.0
     threshold: float = 0.968  # a pixel is confident above this probability
-    confidence: Literal["image", "batch"] = (
-        "image"  # whose share of confident pixels weighs the target's pixels
-    )
+    confidence: Literal["image", "batch"] = "image"  # whose share of confident pixels weighs the target's
     strength: float = 0.5  # of the mixed images' colours
 
     def __post_init__(self) -> None:
@@ -101,9 +94,7 @@ class ReweightingConfig:
     of: Literal["pull", "target", "none"] = "pull"  # which loss they weigh: Table 9
     power: float = 0.5  # β of equation 17; 0: equal weights
     momentum: float = 0.0  # of a running mean of the confidences; 0: the batch's, as equation 18 has it
-    absent: Literal["carry", "max", "exclude"] = (
-        "carry"  # a class that no pixel is labelled with; see `PullLoss`
-    )
+    absent: Literal["carry", "max", "exclude"] = "carry"  # a class without a labelled pixel; see `PullLoss`
 
     def __post_init__(self) -> None:
         PullLoss(num_classes=2, power=self.power, momentum=self.momentum, absent=self.absent)  # refuses
@@ -151,13 +142,9 @@ class ModelConfig:
     """The network, and its running average."""
 
     vision: str = "efficientnet-lite0"  # or one of `vision.NAMES`
-    decoder: Literal["context", "atrous", "pyramid"] = (
-        "context"  # DAFormer's, DeepLab-V2's, a feature pyramid
-    )
+    decoder: Literal["context", "atrous", "pyramid"] = "context"  # DAFormer's, DeepLab-V2's, a pyramid
     width: int = 128  # of the decoder
-    projector: Literal["encoder", "encoder_last", "decoder"] = (
-        "encoder"  # whose features it takes; see `model`
-    )
+    projector: Literal["encoder", "encoder_last", "decoder"] = "encoder"  # whose features; see `model`
     projection: int = 128  # d of the projector's features
     dropout: float = 0.1  # of whole channels, before the classifier
     ema_decay: float = 0.999

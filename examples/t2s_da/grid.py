@@ -71,10 +71,6 @@ def _names(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, 
     return found
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """A grid's command line has no others."""
-
-
 def runs(given: argparse.Namespace) -> Iterator[tuple[str, str, Config]]:
     """What a command line asks for, seed by seed: what it is, its configuration's name, and the configuration."""
     grid = load_grid(given.grid)

@@ -47,9 +47,7 @@ class WeightingConfig:
     gradient: Reading = "pixel_mean"  # of "gbw"
     classes: Literal["all", "present"] = "all"  # of "gbw" and "loss": which share the sum of weights
     apply: Literal["pixel", "class"] = "pixel"  # mean over pixels; "class": eq 2, the sum of class means
-    confidence: bool = (
-        True  # of "gbw" and "loss": eq 12, the confidence scales the gradient too; False as released
-    )
+    confidence: bool = True  # of "gbw" and "loss": eq 12, it scales the gradient too; False as released
     curriculum_start: float = 25.0  # of "curriculum": percent of the classes that are active first
     curriculum_increment: float = 25.0  # percent more after every ...
     curriculum_every: int = 1000  # ... steps
@@ -79,9 +77,7 @@ class AdversarialConfig:
     """The discriminators of advent and adaptsegnet."""
 
     weight: float = 0.001  # of the output level
-    feature_level: bool = (
-        False  # adaptsegnet's second discriminator, on an auxiliary classifier of coarse features
-    )
+    feature_level: bool = False  # adaptsegnet's second one, on an auxiliary classifier of coarse features
     feature_weight: float = 0.0002
     auxiliary_weight: float = 0.1  # of the auxiliary classifier's cross-entropy
     channels: int = 64  # of a discriminator's first layer; each of the next three has twice as many

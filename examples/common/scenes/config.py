@@ -19,9 +19,7 @@ class StreamConfig:
     target: str = ""  # folder of Cityscapes, or one in CamVid's layout
     source_size: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None
-    test_size: tuple[int, int] | None = (
-        None  # of the images; scored at the label files' size. None: the files'
-    )
+    test_size: tuple[int, int] | None = None  # of images; scores are at the labels' own. None: the files'
     crop: tuple[int, int] | None = None  # None: whole images
     batch_size: int = 2  # of each stream and step: all ranks and all pieces of the accumulation together
     rare_class_sampling: bool = False  # of the source

@@ -15,12 +15,12 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from examples.common.figures import save_figure
 from examples.common.logs import read_log
 from examples.common.markdown import markdown_table
 from examples.common.outcome import read_metrics
 from examples.common.scoring import by_rarity
 from examples.common.training import write_json, write_text
-from examples.semidavil.plots import save
 
 NAME = "pretraining"
 
@@ -30,7 +30,7 @@ def write_report(folder: Path, out: Path) -> str:
     results = collect(folder)
     page = report(results)
     write_json(out / f"{NAME}.json", results)
-    save(curves(results), out / "plots" / f"{NAME}.png")
+    save_figure(curves(results), out / "plots" / f"{NAME}.png")
     page += f"\n![loss and zero-shot scores by step](plots/{NAME}.png)\n"
     write_text(out / f"{NAME}.md", page)
     return page
