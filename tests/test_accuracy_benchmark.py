@@ -23,6 +23,7 @@ from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.run import METRICS, build_loss, execute, is_finished
 from benchmarks.accuracy.table import class_table, summary_table
 from classbalance_losses import DyCELoss
+from examples.common.figures import save_figure
 from examples.common.streets import Streets
 from tests.examples.conftest import camvid_folder  # noqa: F401 (a fixture)
 
@@ -219,7 +220,7 @@ def test_results_of_real_runs_make_tables_and_a_page(tiny, finished, tmp_path, c
     assert [e["step"] for e in next(results.of("GBW")).log if "mean_iou" in e] == [2, 4]
     assert all(sum(e["class_weight"]) == pytest.approx(3, abs=1e-4) for e in next(results.of("GBW")).log)
     figure = predictions_figure(tiny, finished, camvid_folder, images=1)
-    plots.save_figure(figure, out / "plots" / "tiny_predictions.png")
+    save_figure(figure, out / "plots" / "tiny_predictions.png")
     page = write_report(out).read_text()
     assert "tiny_predictions.png" in page
     assert collect(replace(tiny, seeds=(7,)), finished, out) is None

@@ -14,12 +14,12 @@ import torch
 from benchmarks.accuracy.collect import collect, read_results
 from benchmarks.accuracy.data import load_data
 from benchmarks.accuracy.grid import Grid, load_grid
-from benchmarks.accuracy.plots import save_figure
 from benchmarks.accuracy.pool import RunError, run_all
 from benchmarks.accuracy.predictions import predictions_figure
 from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.table import summary_table
 from examples.common.camvid import read_description
+from examples.common.figures import save_figure
 
 _RUNS = Path("runs/accuracy")
 

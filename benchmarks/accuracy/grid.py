@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from examples.common.config import read_named
 from examples.common.models import resolve_encoder
 from examples.common.training import TrainingConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -81,13 +76,7 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
         FileNotFoundError: no such grid; the message lists those there are.
         ValueError: a missing or unknown key.
     """
-    path = Path(path)
-    if not path.suffix:
-        path = GRIDS / f"{path}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in GRIDS.glob("*.toml")))
-        raise FileNotFoundError(f"no grid {path}; the grids here are {known}")
-    content = tomllib.loads(path.read_text())
+    path, content = read_named(str(path), GRIDS, "grid")
     try:
         labels = tuple(entry["label"] for entry in content["loss"])
         losses = tuple(

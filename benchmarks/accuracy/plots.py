@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,16 +17,7 @@ from benchmarks.accuracy.collect import GridResults, Result, mean_and_std, posit
 
 BASELINE = "CE"
 _BASELINES = (BASELINE, "BCE")
-_DPI = 110
 Score = Callable[[GridResults, dict[str, Any]], float]  # of an entry of the log, in per cent
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG without a date or a version in it, so that equal plots are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    return path
 
 
 def iou_against_frequency(results: GridResults) -> Figure:

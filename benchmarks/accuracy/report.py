@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.accuracy import plots
 from benchmarks.accuracy.collect import GridResults, read_results
 from benchmarks.accuracy.table import class_table, summary_table
+from examples.common.figures import save_figure
 
 PAGE = "README.md"
 NOTES = "NOTES.md"  # written by hand; the page quotes it
@@ -30,7 +31,7 @@ def write_report(folder: Path) -> Path:
         parts += _section(grid, folder)
     curves = plots.learning_curves([grid for grid in grids if plots.varied_keyword(grid) is None])
     if curves is not None:
-        plots.save_figure(curves, folder / "plots" / "learning_curves.png")
+        save_figure(curves, folder / "plots" / "learning_curves.png")
         parts += [
             "## Learning curves",
             "Solid: the longest runs. Dashed: shorter ones, whose learning rate comes down sooner.",
@@ -77,7 +78,8 @@ def _section(grid: GridResults, folder: Path) -> list[str]:
         }
     for name, figure in drawn.items():
         if figure is not None:
-            path = plots.save_figure(figure, folder / "plots" / f"{grid.name}_{name}.png")
+            path = folder / "plots" / f"{grid.name}_{name}.png"
+            save_figure(figure, path)
             parts.append(f"![{grid.title}: {name.replace('_', ' ')}]({path.relative_to(folder).as_posix()})")
     predictions = folder / "plots" / f"{grid.name}_predictions.png"
     if predictions.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from benchmarks.accuracy.collect import GridResults, mean_and_std
+from benchmarks.speed.table import table
 
 
 def summary_table(results: GridResults) -> str:
@@ -20,7 +21,7 @@ def summary_table(results: GridResults) -> str:
             for name, values in results.columns(label, test).items()
         }
         rows.append([label, str(len(results.seeds_of(label))), *map(_spread, columns.values())])
-    return _table(header + list(columns), rows)
+    return table(header + list(columns), rows)
 
 
 def class_table(results: GridResults) -> str:
@@ -31,7 +32,7 @@ def class_table(results: GridResults) -> str:
     for label in results.labels:
         iou = results.class_iou(label, results.tests[0])
         rows.append([label, *(_number(iou[c]) for c in order)])
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _spread(values: list[float]) -> str:
@@ -43,17 +44,3 @@ def _spread(values: list[float]) -> str:
 
 def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1f}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text; numbers stand on the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in [header, rule, *rows]:
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)

@@ -10,7 +10,6 @@ one patient's. Split by patient, never by volume or slice: they are near copies 
 from __future__ import annotations
 
 import json
-import random
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -86,64 +84,6 @@ class AcdcVolumes(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         volume = self.volumes[index]
         return torch.from_numpy(volume.image).float().div_(255)[None], torch.from_numpy(volume.label).long()
-
-
-class AcdcSlices(Dataset[tuple[Tensor, Tensor]]):
-    """The same volumes slice by slice, cropped and padded about the centre to one size.
-
-    An item is `(image, label)`: float32 (1, height, width) in [0, 1] and int64 (height, width); padding is black and
-    ignored. `owner[i]` is the number of the volume that slice i comes from.
-    """
-
-    def __init__(self, volumes: AcdcVolumes, size: tuple[int, int]) -> None:
-        if min(size) < 1:
-            raise ValueError(f"size must be (height, width), both at least 1, got {size}")
-        self.classes, self.ignore_index = volumes.classes, volumes.ignore_index
-        self.num_classes = volumes.num_classes
-        self.volumes = volumes
-        self.size = size
-        self.owner = [v for v, volume in enumerate(volumes.volumes) for _ in volume.image]
-        self._place = [d for volume in volumes.volumes for d in range(len(volume.image))]
-
-    def __len__(self) -> int:
-        return len(self.owner)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        volume, place = self.volumes.volumes[self.owner[index]], self._place[index]
-        image = torch.from_numpy(volume.image[place]).float().div_(255)
-        label = torch.from_numpy(volume.label[place]).long()
-        return centre(image, self.size)[None], centre(label, self.size, fill=self.ignore_index)
-
-
-def centre(plane: Tensor, size: tuple[int, int], fill: float = 0) -> Tensor:
-    """Crop or pad a plane (H, W) about its centre to `size`; new pixels get `fill`."""
-    padding: list[int] = []
-    for have, want in zip(
-        reversed(plane.shape), reversed(size), strict=True
-    ):  # F.pad goes from the last axis
-        before = (want - have) // 2
-        padding += [before, want - have - before]
-    return F.pad(plane, padding, value=fill)  # negative padding crops
-
-
-def split_patients(
-    patients: Sequence[str], fraction: float, *, seed: int = 0
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Part patients at random into two groups, the first with `fraction` of them.
-
-    All of a patient's volumes stay together. Both groups are sorted and have at least one patient.
-
-    Raises:
-        ValueError: fewer than two patients, or a fraction outside (0, 1).
-    """
-    known = sorted(set(patients))
-    if len(known) < 2 or not 0 < fraction < 1:
-        raise ValueError(
-            f"expected two patients or more and 0 < fraction < 1, got {len(known)} and {fraction}"
-        )
-    random.Random(seed).shuffle(known)
-    first = min(max(round(fraction * len(known)), 1), len(known) - 1)
-    return tuple(sorted(known[:first])), tuple(sorted(known[first:]))
 
 
 def read_volume(path: Path, num_classes: int, ignore_index: int) -> Volume:

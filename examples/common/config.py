@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -109,9 +109,9 @@ def build(kind: type[Any], content: Mapping[str, Any], where: str) -> Any:
 
 
 def run_folder(runs: Path, name: str, content: Mapping[str, Any]) -> Path:
-    """The folder of a run with this configuration: readable first, unique last."""
+    """The folder of a run with this configuration: readable first, unique last. The name may be that of its file."""
     text = json.dumps(content, sort_keys=True)
-    return runs / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return runs / f"{Path(name).stem}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def at_least(config: Any, least: int, *names: str) -> None:
@@ -119,6 +119,33 @@ def at_least(config: Any, least: int, *names: str) -> None:
     for name in names:
         if getattr(config, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
+def in_unit(config: Any, *names: str) -> None:
+    """Raise ValueError where a field is not in [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {getattr(config, name)}")
+
+
+def below_one(config: Any, name: str) -> None:
+    """Raise ValueError where a field is not in [0, 1)."""
+    if not 0 <= getattr(config, name) < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+
+
+def decisive(config: Any, places: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What decides the outcome of a run, as plain data for JSON and checkpoints: where folders lie does not.
+
+    Args:
+        config: a dataclass with sections.
+        places: the keys of each section that say where folders lie.
+    """
+    content: dict[str, Any] = plain(asdict(config))
+    for section, keys in places.items():
+        for key in keys:
+            del content[section][key]
+    return content
 
 
 def plain(value: Any) -> Any:

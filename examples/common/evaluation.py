@@ -80,12 +80,6 @@ def evaluate(
     return scores_from_confusion(confusion.compute())
 
 
-def rarest_classes(pixel_counts: Tensor, number: int = 5) -> list[int]:
-    """The classes with the fewest pixels (but some), rarest first."""
-    order = pixel_counts.argsort(stable=True).tolist()
-    return [c for c in order if pixel_counts[c] > 0][:number]
-
-
 def _mean(values: Sequence[float]) -> float:
     present = [v for v in values if v == v]  # noqa: PLR0124 (NaN is the only value unequal to itself)
     return sum(present) / len(present) if present else float("nan")

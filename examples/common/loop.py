@@ -1,9 +1,16 @@
-"""The loop over an engine's steps: logs, checkpoints to go on from, evaluation, a clean stop; for one rank or many."""
+"""The loop over an engine's steps: logs, checkpoints to go on from, evaluation, a clean stop; for one rank or many.
+
+It is the middle of each paper's `train(config, folder, kept, *, device, stop_after, progress)`, which carries a run out
+in its `folder`, or goes on with it, and returns its metrics; a finished run is not repeated. Where a process group is
+up, all ranks call `train`, each with its own device. They train as one process would on the joined batch; the first of
+them writes. `folder` and `kept`, where runs share what is computed once, must be the same files to all of them.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sized
+import io
+import pickle
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,15 +20,19 @@ from tqdm import tqdm
 
 from examples.common.distributed import any_rank, rank
 from examples.common.logs import Logs
-from examples.common.meter import Engine as Steps
+from examples.common.meter import Engine as Stepping
 from examples.common.meter import Meter
-from examples.common.training import CHECKPOINT, stop_request, write_atomically
+from examples.common.scenes.batches import ALONE, Share, Steps, Stream
+from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically, write_json
 
 Entries = dict[str, Any]  # {test set: scores}
 
 
-class Engine(Steps, Protocol):
-    """What makes steps, and can be saved. `config.training` has `eval_every` and `checkpoint_every` too."""
+class Engine(Stepping, Protocol):
+    """What makes steps, and can be saved.
+
+    `config.training` has `seed`, `workers`, `eval_every` and `checkpoint_every` too.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -38,55 +49,63 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class Batches(Iterable[Mapping[str, Any]], Sized, Protocol):
-    """The streams of each step that is left, in order."""
-
-
 def restored(engine: Engine, folder: Path) -> float:
     """Load the folder's checkpoint where there is one, and return the seconds that its steps took.
 
     A new folder gets `config.json`, by the first rank.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or is of another configuration.
     """
-    if (folder / CHECKPOINT).is_file():
-        # Random states must stay on the CPU; load_state_dict moves the rest.
-        state = torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu")
+    path = folder / CHECKPOINT
+    if path.is_file():
+        try:  # random states must stay on the CPU; load_state_dict moves the rest
+            state = torch.load(path, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{path} cannot be read, it may be cut short: put a copy back, or delete it to start over: {error}"
+            ) from error
         engine.load_state_dict(state)
         return float(state.get("seconds", 0.0))
     if rank() == 0:
-        text = json.dumps(engine.config.as_dict(), indent=1) + "\n"
-        write_atomically(folder / "config.json", lambda path: path.write_text(text))
+        write_json(folder / "config.json", engine.config.as_dict())
     return 0.0
 
 
 def carry_out(
     engine: Engine,
-    steps: Batches,
+    sources: Mapping[str, Stream],
     folder: Path,
-    seconds: float,
     evaluate: Callable[[], Entries],
     *,
+    share: Share = ALONE,
+    device: str = "cpu",
     record: Callable[[Logs], None] | None = None,
     stop_after: int = 0,
     progress: bool = True,
 ) -> Outcome:
-    """Carry out the steps that are left. All ranks call this; the first one writes.
+    """Carry out the steps that are left, from the folder's checkpoint. All ranks call this; the first one writes.
 
     Args:
-        engine: what steps; where it stands is where the loop goes on.
-        steps: their batches.
+        engine: what steps, as it starts.
+        sources: the streams of a step's images.
         folder: of logs and checkpoints.
-        seconds: what training took before.
         evaluate: scores each test set; called every `training.eval_every` steps and at the end, by all ranks.
+        share: what this rank takes of each batch.
+        device: of the engine.
         record: called after every step with the logs, on the first rank alone.
         stop_after: stop after this step with a checkpoint; 0 goes on to the end.
         progress: show a progress bar.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        ValueError: the folder has a checkpoint that cannot be read, or of another configuration.
+        OSError: a checkpoint cannot be written; the former one is whole.
+        FloatingPointError: the loss of a logged step is not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
     """
     recipe, first = engine.config.training, rank() == 0
-    spent = seconds
+    seconds = spent = restored(engine, folder)
+    steps = Steps(sources, recipe.seed, engine.step, recipe.iterations, share)
     entries: Entries = {}
     last = recipe.iterations
     with (
@@ -95,7 +114,7 @@ def carry_out(
         tqdm(total=last, initial=engine.step, disable=not (progress and first)) as bar,
     ):
         meter = Meter(engine, logs, seconds)
-        for batch in steps:
+        for batch in in_order(steps, recipe.workers, device):
             meter.advance(batch)
             bar.update()
             done = engine.step == last
@@ -109,7 +128,7 @@ def carry_out(
             stopping = interrupted or engine.step == stop_after
             if done or stopping or engine.step % recipe.checkpoint_every == 0:
                 with meter.pause() as spent:
-                    _save(engine, folder, spent)
+                    save(engine, folder, spent)
             if interrupted and not done:
                 raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
             if stopping and not done:
@@ -118,11 +137,28 @@ def carry_out(
     return Outcome(True, entries or evaluate(), spent)
 
 
-def _save(engine: Engine, folder: Path, seconds: float) -> None:
-    """Write the checkpoint; all ranks have a part in it, the first one writes."""
+def save(engine: Engine, folder: Path, seconds: float) -> None:
+    """Write the checkpoint; all ranks have a part in it, the first one writes.
+
+    It is put together in memory: on a full disk torch's own writer raises a RuntimeError.
+
+    Raises:
+        OSError: it cannot be written, on a full disk for one. The checkpoint before it is as it was.
+    """
     state = engine.state_dict() | {"seconds": seconds}
-    if rank() == 0:
-        write_atomically(folder / CHECKPOINT, lambda path: torch.save(state, path))
+    if rank() > 0:
+        return
+    content = io.BytesIO()
+    torch.save(state, content)
+    try:
+        write_atomically(folder / CHECKPOINT, lambda path: path.write_bytes(content.getbuffer()))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the checkpoint of step {engine.step} could not be written: {error.strerror}. The one before it is whole: "
+            f"make room for {content.tell() / 2**20:.0f} MiB and run again to go on from there",
+            str(folder / CHECKPOINT),
+        ) from error
 
 
 def _log_scores(logs: Logs | None, step: int, entries: Entries) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.common.config import run_folder
 from examples.common.scoring import scores_table
-from examples.common.training import write_atomically
+from examples.common.training import write_json, write_text
 
 METRICS = "metrics.json"  # exists when the run is finished
 TABLES = "scores.md"
@@ -26,12 +27,17 @@ def write_outcome(folder: Path, metrics: Mapping[str, Any], main: Sequence[int])
         f"{name}\n\n{scores_table(entry, metrics['classes'], main)}\n\n"
         for name, entry in metrics["scores"].items()
     ]
-    write_atomically(folder / TABLES, lambda path: path.write_text("".join(tables)))
-    text = json.dumps(metrics, indent=1) + "\n"
-    write_atomically(folder / METRICS, lambda path: path.write_text(text))
+    write_text(folder / TABLES, "".join(tables))
+    write_json(folder / METRICS, metrics)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The metrics of a finished run."""
     metrics: dict[str, Any] = json.loads((folder / METRICS).read_text())
     return metrics
+
+
+def finished_run(runs: Path, name: str, config: Any) -> dict[str, Any] | None:
+    """The metrics of a configuration's run; None where it is not finished."""
+    folder = run_folder(runs, name, config.as_dict())
+    return read_metrics(folder) if (folder / METRICS).is_file() else None

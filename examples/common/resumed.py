@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from examples.common.logs import read_log
+from examples.common.outcome import TABLES
+from examples.common.training import CHECKPOINT
 
 Metrics = Mapping[str, Any]
 _COST = ("images_per_second", "peak_memory_mib")
@@ -35,6 +37,33 @@ def check_resumed(
     print(f"{steps} steps, loss {log[0]['loss']:.3f} to {log[-1]['loss']:.3f};")
     print(f"stopped after step {half} and resumed: the same {', '.join(['losses', *same])}\n")
     return log
+
+
+def run_twice(
+    train: Callable[..., Metrics], config: Any, folder: Path, kept: Path, *, device: str
+) -> tuple[Metrics, list[dict[str, float]]]:
+    """Carry a run out in one go, print its tables, and once more with a stop in the middle: its metrics, and the log.
+
+    Args:
+        train: of a paper.
+        config: the run.
+        folder: of both.
+        kept: where runs share what is computed once.
+        device: of torch.
+
+    Raises:
+        RuntimeError: the two differ, so resuming is not exact.
+    """
+
+    def carry_out(place: Path, stop_after: int) -> Metrics:
+        metrics: Metrics = train(config, place, kept, device=device, stop_after=stop_after, progress=False)
+        return metrics
+
+    whole = folder / "whole"
+    metrics = carry_out(whole, 0)
+    print((whole / TABLES).read_text())
+    print(f"checkpoint {(whole / CHECKPOINT).stat().st_size / 2**20:.1f} MiB")
+    return metrics, check_resumed(carry_out, whole, config.training.iterations)
 
 
 def _log(folder: Path) -> list[dict[str, float]]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from statistics import mean
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from examples.common.distributed import all_sum, rank, world_size
 from examples.common.evaluation import scores_from_confusion
+from examples.common.scenes.labels import IGNORE_INDEX
 
 Size = tuple[int, int]  # height, width
 RARE = 5  # how many of the rarest classes a table's second mean is over
@@ -67,6 +69,37 @@ def confusion_of(
             logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
         confusion.update(logits.argmax(1), label)
     return all_sum(confusion.confmat).cpu()
+
+
+def score_tests(
+    predict: Callable[[str, Tensor], Tensor],
+    tests: Mapping[str, NamedImages],
+    means: Mapping[str, Sequence[int]],
+    num_classes: int,
+    device: torch.device,
+    *,
+    progress: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """The scores of each test set, as `scores_entry` has them; for the arguments see there and `confusion_of`."""
+    return {
+        name: scores_entry(
+            confusion_of(predict, images, num_classes, IGNORE_INDEX, device, progress=progress), means
+        )
+        for name, images in tests.items()
+    }
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Networks in evaluation mode, and then in the mode that they were in."""
+    modes = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, mode in zip(networks, modes, strict=True):
+            network.train(mode)
 
 
 def sliding_window(

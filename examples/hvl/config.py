@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.common.config import at_least, load, plain
+from examples.common.config import at_least, decisive, in_unit, load
+from examples.common.recipe import TrainingConfig as RecipeConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+_PLACES = {"data": ("folder", "splits")}
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,7 @@ class DataConfig:
     kind: Literal["voc", "coco", "ade20k", "cityscapes", "camvid"] = "camvid"
     folder: str = ""
     splits: str = ""  # folder of published splits
-    split: str = (
-        ""  # its subfolder with labeled.txt, and perhaps unlabeled.txt; "": the first `budget` of a shuffle
-    )
+    split: str = ""  # its subfolder of labeled.txt and unlabeled.txt; "": the first `budget` of a shuffle
     budget: int = 30  # labelled images
     split_seed: int = 42
     size: tuple[int, int] | None = None  # of the training images; None: the files' own
@@ -32,24 +32,20 @@ class DataConfig:
     rare_class_sampling: bool = False  # of labelled images, as in DAFormer
     rare_class_temperature: float = 0.01
     batch_size: int = 4  # of the labelled and of the unlabelled stream
-    train_split: str = (
-        "train_alt"  # of CamVid; VOC has lists, "trainaug", and the others folders, "train2017"
-    )
+    train_split: str = "train_alt"  # of CamVid; VOC has lists, "trainaug", the others folders, "train2017"
     test_splits: tuple[str, ...] = ("val_alt",)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "budget", "scale")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"data.jitter must be in [0, 1], got {self.jitter}")
+        in_unit(self, "jitter")
 
 
 @dataclass(frozen=True)
 class ComponentConfig:
     """The parts of the network, which the ablation of the components switches off (Table 3)."""
 
-    text_queries: Literal["hierarchical", "plain", "none"] = (
-        "hierarchical"  # HTQG; one linear map of the text and no relevance; object queries alone
-    )
+    # HTQG; one linear map of the text and no relevance; object queries alone
+    text_queries: Literal["hierarchical", "plain", "none"] = "hierarchical"
     refinement: bool = True  # PTRM; off: queries and features go to the decoder as they are
     object_queries: bool = True  # learnt queries; off: the text's alone
     joint: bool = True  # DQTD: both kinds in one decoder; off: each by itself, in the same one
@@ -138,13 +134,11 @@ class ConsistencyConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(RecipeConfig):
     """The recipe."""
 
-    iterations: int = 40_000
-    epochs: int = (
-        0  # passes through the unlabelled images, which then give `iterations`; 0: `iterations` as it is
-    )
+    # passes through the unlabelled images, which then give `iterations`; 0: `iterations` as it is
+    epochs: int = 0
     lr: float = 1e-4
     vision_lr: float = 0.1  # times lr, for the pretrained encoder
     weight_decay: float = 0.05
@@ -152,17 +146,12 @@ class TrainingConfig:
     power: float = 0.9
     warmup: int = 0  # steps of "poly" in which the rates rise
     clip: float = 1.0  # largest norm of the gradient
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 50
-    eval_every: int = 0  # 0: at the end alone
-    checkpoint_every: int = 500
     window: tuple[int, int] | None = None  # of the sliding window; None: whole images
     stride: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
-        at_least(self, 0, "epochs", "eval_every", "warmup", "workers")
+        super().__post_init__()
+        at_least(self, 0, "epochs", "warmup")
 
 
 @dataclass(frozen=True)
@@ -180,9 +169,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
-        content: dict[str, Any] = plain(asdict(self))
-        del content["data"]["folder"], content["data"]["splits"]
-        return content
+        return decisive(self, _PLACES)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -17,6 +17,7 @@ from classbalance_losses.functional import (
     topology_loss,
 )
 from examples.common.distributed import average_gradients, join_batch_norm
+from examples.common.recipe import apart, polynomial
 from examples.common.resumable import Resumable
 from examples.common.sampling import generator, seed_of
 from examples.common.scenes.batches import Images
@@ -30,7 +31,6 @@ from examples.hvl.model.network import build_network
 from examples.hvl.model.prediction import Prediction
 from examples.hvl.model.presence import Probe, from_labels
 from examples.hvl.occlusion import occluded
-from examples.hvl.schedule import polynomial
 
 # Streams of random numbers beside those of the batches: strong views, boxes, hidden classes, points.
 _STRONG, _BOXES, _HIDDEN, _POINTS = 12, 13, 14, 15
@@ -54,9 +54,7 @@ class Engine(Resumable):
         join_batch_norm(network.vision, device)
         self.strong = StrongView(config.consistency.strength)
         recipe = config.training
-        encoder = [p for p in network.vision.parameters() if p.requires_grad]
-        known = {id(p) for p in encoder}
-        others = [p for p in network.parameters() if p.requires_grad and id(p) not in known]
+        encoder, others = apart(network.vision, network)
         groups = [{"params": others}, {"params": encoder, "lr": recipe.lr * recipe.vision_lr}]
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=recipe.lr, weight_decay=recipe.weight_decay

@@ -7,19 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from examples.common.scenes.domain import Domain
-from examples.common.scenes.labels import IGNORE_INDEX
-from examples.common.scoring import confusion_of, scores_entry, sliding_window
+from examples.common.scoring import score_tests, sliding_window
 from examples.hvl.data.task import Task
 from examples.hvl.engine import Engine
 
 
 def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, dict[str, Any]]:
     """Score the network on each test set: mean IoU, the IoU of each class, pixel accuracy, pixels of each class."""
-    return {
-        name: scores_entry(_confusion(engine, domain, len(task.classes), progress=progress), task.means)
-        for name, domain in task.tests.items()
-    }
+    engine.network.eval()
+    text = engine.text()
+    return score_tests(
+        lambda _, image: predict(engine, image, text),
+        task.tests,
+        task.means,
+        len(task.classes),
+        engine.device,
+        progress=progress,
+    )
 
 
 @torch.no_grad()
@@ -31,16 +35,3 @@ def predict(engine: Engine, image: Tensor, text: Tensor) -> Tensor:
         return engine.predict(window, text).scores((window.shape[-2], window.shape[-1]), rule)
 
     return sliding_window(network, image[None].to(engine.device), recipe.window, recipe.stride)[0]
-
-
-def _confusion(engine: Engine, domain: Domain, num_classes: int, *, progress: bool) -> Tensor:
-    engine.network.eval()
-    text = engine.text()
-    return confusion_of(
-        lambda _, image: predict(engine, image, text),
-        domain,
-        num_classes,
-        IGNORE_INDEX,
-        engine.device,
-        progress=progress,
-    )

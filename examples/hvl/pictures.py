@@ -1,8 +1,7 @@
 """Pictures of queries: image, label, prediction, and which query claims each pixel.
 
 The last column shows the query with the largest mask of those that take part. Shades tell the text's queries, by the
-map of the pixel decoder that they were made for; an object query is pale, with a hue of its own. They stay in the run's
-folder: they show images and labels of the data set, which are not ours to publish.
+map of the pixel decoder that they were made for; an object query is pale, with a hue of its own.
 """
 
 from __future__ import annotations
@@ -14,21 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from examples.common.pictures import Picture, coloured, joined, of_size, photo_of, save_picture
 from examples.common.scenes.domain import Domain
-from examples.common.training import write_atomically
 from examples.hvl.engine import Engine
 from examples.hvl.model.decoder import LEVELS
 from examples.hvl.model.prediction import Prediction, claims
 
-_GAP = 4  # pixels between the pictures
 _GOLDEN = 0.618034  # of the circle of hues, between one class and the next: neighbours lie far apart
 _SHADES = (0.55, 0.78, 1.0)  # brightness of the text's queries, the coarsest map first
 _TEXT, _OBJECT = 0.85, 0.25  # saturation: object queries are pale
-Picture = NDArray[np.uint8]
 
 
 @torch.no_grad()
@@ -38,19 +33,17 @@ def write_claims(
     """Write the first images of a domain as rows of `FOLDER/queries_NAME.png`; what is unlabelled is black."""
     engine.network.eval()
     text, rows = engine.text(), []
+    hues = _bytes([colorsys.hsv_to_rgb(_hue(c), _TEXT, 1.0) for c in range(len(classes))])
     for i in range(min(number, len(domain.names))):
         image = domain.image(i)
         size = (image.shape[-2], image.shape[-1])
         prediction = engine.predict(image[None].to(engine.device), text)
         winner = winners(prediction, size)[0].cpu()
         classed = prediction.scores(size, engine.config.model.inference)[0].argmax(0).cpu()
-        photo = image.mul(255).round().byte().permute(1, 2, 0).numpy()
-        label = _of_size(_painted(domain.label(i), len(classes)), size)
+        label = of_size(coloured(domain.label(i), hues), size)
         claimed = query_colours(len(classes), prediction.text_queries, prediction.masks[-1].shape[1])[winner]
-        rows.append(_joined([photo, label, _painted(classed, len(classes)), claimed], axis=1))
-    path = folder / f"queries_{name}.png"
-    picture = _joined(rows, axis=0)
-    write_atomically(path, lambda partial: Image.fromarray(picture).save(partial, format="PNG"))
+        rows.append(joined([photo_of(image), label, coloured(classed, hues), claimed], axis=1))
+    save_picture(joined(rows, axis=0), folder / f"queries_{name}.png")
 
 
 def winners(prediction: Prediction, size: tuple[int, int]) -> Tensor:
@@ -70,27 +63,9 @@ def query_colours(num_classes: int, text_queries: int, queries: int) -> Picture:
     return _bytes(colours)
 
 
-def _painted(label: Tensor, num_classes: int) -> Picture:
-    """Class indices (H, W) -> the classes' hues (H, W, 3), black where no class is given."""
-    colours = np.zeros((256, 3), np.uint8)
-    colours[:num_classes] = _bytes([colorsys.hsv_to_rgb(_hue(c), _TEXT, 1.0) for c in range(num_classes)])
-    return colours[label.numpy()]
-
-
 def _hue(number: int) -> float:
     return number * _GOLDEN % 1
 
 
 def _bytes(colours: Sequence[tuple[float, float, float]]) -> Picture:
     return np.round(255 * np.array(colours)).astype(np.uint8)
-
-
-def _of_size(picture: Picture, size: tuple[int, int]) -> Picture:
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.NEAREST))
-
-
-def _joined(parts: Sequence[Picture], axis: int) -> Picture:
-    shape = list(parts[0].shape)
-    shape[axis] = _GAP
-    gap = np.full(shape, 255, np.uint8)
-    return np.concatenate([part for picture in parts for part in (picture, gap)][:-1], axis)

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from examples.common.outcome import TABLES
-from examples.common.resumed import Metrics, check_resumed
+from examples.common.resumed import run_twice
 from examples.common.scenes.toy import write_street_folder
 from examples.common.training import one_thread
 from examples.hvl.config import load_config
@@ -26,14 +25,7 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> list[dict[st
         config = load_config("smoke", overrides)
         data = write_street_folder(folder / "data", size=(48, 64), train=8, test=2)
         config = replace(config, data=replace(config.data, folder=str(data)))
-        whole, kept = folder / "whole", folder / "kept"
-        train(config, whole, kept, device=device)
-        print((whole / TABLES).read_text())
-
-        def again(place: Path, stop_after: int) -> Metrics:
-            return train(config, place, kept, device=device, stop_after=stop_after, progress=False)
-
-        log = check_resumed(again, whole, config.training.iterations)
+        _, log = run_twice(train, config, folder, folder / "kept", device=device)
         if "consistency" in log[0] and not any(row["consistency"] > 0 for row in log):
             raise RuntimeError("no pixel was confident in any step: consistency was not tried")
         return log

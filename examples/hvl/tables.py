@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
 from typing import Any
 
-from examples.common.published import NONE, Table, above, beside
+from examples.common.cells import Run, overall
+from examples.common.markdown import spread
+from examples.common.published import Table, above, beside
 from examples.hvl.data.voc import PRINTED
-
-Run = Mapping[str, Any]
 
 
 def paper_sections(
@@ -37,17 +36,6 @@ def paper_sections(
         shared = {*ours} & {*table.rows}
         lines += beside(table, [results["column"]] if shared else [], ours if shared else {}, same=same)
     return lines
-
-
-def overall(runs: Sequence[Run], test: str, main: str) -> str:
-    """The mean IoU over the seeds of a row."""
-    return spread([run["scores"][test]["mean_iou"][main] for run in runs]) if runs else NONE
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and, of several, standard deviation, in percent."""
-    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{deviation}"
 
 
 def _classes(rows: Mapping[str, Sequence[Run]], test: str) -> dict[str, dict[str, str]]:

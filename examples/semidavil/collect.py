@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from examples.common.logs import read_log
-from examples.common.outcome import METRICS
+from examples.common.outcome import finished_run
 from examples.semidavil.grid import Grid
 
 Run = Mapping[str, Any]
@@ -38,18 +37,15 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
         for budget in grid.budgets:
             cell = found["rows"][row.label][str(budget)] = []
             for seed in grid.seeds:
-                folder = grid.folder(runs, row, budget, seed)
-                if (folder / METRICS).is_file():
-                    config = grid.run(row, budget, seed)
+                config = grid.run(row, budget, seed)
+                if metrics := finished_run(runs, grid.config, config):
                     recipe = {
                         "steps": config.training.iterations,
                         "batch_size": config.data.batch_size,
                         "accumulation": config.training.accumulation,
                     }
-                    metrics = json.loads((folder / METRICS).read_text())
-                    cell.append(
-                        {"seed": seed, "recipe": recipe, **metrics, **_logged(folder, metrics["scores"])}
-                    )
+                    logged = _logged(grid.folder(runs, row, budget, seed), metrics["scores"])
+                    cell.append({"seed": seed, "recipe": recipe, **metrics, **logged})
     return found
 
 

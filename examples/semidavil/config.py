@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.common.config import at_least, load, plain
+from examples.common.config import at_least, below_one, decisive, load
+from examples.common.recipe import TrainingConfig as RecipeConfig
 from examples.common.scenes.config import DataConfig as SceneConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -23,9 +24,7 @@ class DataConfig(SceneConfig):
     """Where images come from; §4.2 names resizing and random crops, and nothing else that changes them."""
 
     flip: bool = False  # mirror half of the images: not in the paper
-    cache_features: Literal["off", "memory", "disk"] = (
-        "off"  # of frozen encoders and whole images, see model/cache.py
-    )
+    cache_features: Literal["off", "memory", "disk"] = "off"  # of frozen encoders, see model/cache.py
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,13 @@ class ModelConfig:
     """The networks."""
 
     vision: str = "efficientnet-lite0"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
-    vision_without_vlp: str = (
-        "efficientnet-lite0"  # trained on ImageNet; or "vit:PATH-OR-HUB-NAME", "vit-tiny"
-    )
+    vision_without_vlp: str = "efficientnet-lite0"  # of ImageNet; or "vit:PATH-OR-HUB-NAME", "vit-tiny"
     train_vision: bool = False
     train_without_vlp: bool = False  # train the encoder where it stands in for the vision-language one
     dense: Literal["values", "tokens"] = "values"  # CLIP's last map; see examples.common.vision.ClipVision
     text: str = "minilm"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
     captions: Captions = "domain"
-    caption_file: str = ""  # for captions = "file": written by `python -m examples.semidavil.caption`
+    caption_file: str = ""  # for captions = "file": written by `python -m examples semidavil caption`
     scene: str = "a street scene"  # how composed captions begin
     guidance: Guidance = "paper"
     guidance_channels: int = 128  # c of equation 2
@@ -61,8 +58,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "guidance_channels", "decoder_channels", "max_tokens")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        below_one(self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -74,14 +70,12 @@ class ConsistencyConfig:
     confidence: Literal["teacher", "student"] = "student"
     normalize: Literal["confident", "pixels", "images"] = "images"
     ema_decay: float = 0.999
-    ema_warmup: bool = (
-        False  # min(decay, 1 - 1/(step + 1)): for schedules that are short beside 1 / (1 - decay)
-    )
+    ema_warmup: bool = False  # min(decay, 1 - 1/(step + 1)): for schedules short beside 1 / (1 - decay)
     strength: float = 0.0  # of strong views for the student: not in the paper; 0 is none
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(RecipeConfig):
     """The recipe of §4.2, whose optimiser is not named: a momentum of 0.9 is SGD's. The released code takes AdamW.
 
     "exponential" multiplies the rate by `decay` after every `decay_every` steps. The paper does not say per what its
@@ -89,7 +83,6 @@ class TrainingConfig:
     reading here. Per step, nothing would be left after a hundred of them.
     """
 
-    iterations: int = 40_000
     accumulation: int = 1  # pieces that a step's batch is cut into, one after another; see engine.Engine
     lr: float = 1e-4
     weight_decay: float = 2e-4
@@ -97,27 +90,20 @@ class TrainingConfig:
     momentum: float = 0.9  # of "sgd"
     schedule: Literal["exponential", "poly", "constant", "one_cycle"] = "exponential"
     decay: float = 0.9  # factor of "exponential"
-    decay_every: int = (
-        0  # steps between its decays; 0: as many as see every training image of the target once
-    )
+    decay_every: int = 0  # steps between its decays; 0: as many as see every target image once
     power: float = 0.9  # of "poly"
     amp: Literal["off", "bfloat16", "float16"] = "off"
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 50
-    eval_every: int = 0  # 0: at the end alone
-    checkpoint_every: int = 500
     evaluate: Literal["student", "teacher"] = "student"
     window: tuple[int, int] | None = None  # of the sliding window; None: whole images
     stride: tuple[int, int] | None = None  # None: two thirds of the window
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "accumulation", "log_every", "checkpoint_every")
-        at_least(self, 0, "eval_every", "workers", "decay_every")
+        super().__post_init__()
+        at_least(self, 1, "accumulation")
+        at_least(self, 0, "decay_every")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be in (0, 1], got {self.decay}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        below_one(self, "momentum")
 
 
 @dataclass(frozen=True)
@@ -152,11 +138,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
-        content: dict[str, Any] = plain(asdict(self))
-        for section, keys in _PLACES.items():
-            for key in keys:
-                del content[section][key]
-        return content
+        return decisive(self, _PLACES)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from examples.common.scenes.domain import Domain
-from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.task import Task
-from examples.common.scoring import confusion_of, scores_entry, sliding_window
+from examples.common.scoring import evaluating, score_tests, sliding_window
 from examples.semidavil.engine import Engine
 
 
@@ -20,10 +18,11 @@ def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str,
 
     The ranks share the images, and each gets the scores of all; where there are several, all must call this.
     """
-    return {
-        name: scores_entry(_confusion(engine, domain, len(task.classes), progress=progress), task.means)
-        for name, domain in task.tests.items()
-    }
+    networks, classes = engine.networks, len(task.classes)
+    with evaluating(networks.student, networks.teacher):
+        return score_tests(
+            partial(predict, engine), task.tests, task.means, classes, engine.device, progress=progress
+        )
 
 
 @torch.no_grad()
@@ -41,16 +40,3 @@ def predict(engine: Engine, name: str, image: Tensor) -> Tensor:
             return logits.float()
 
         return sliding_window(network, image, recipe.window, recipe.stride)[0]
-
-
-def _confusion(engine: Engine, domain: Domain, num_classes: int, *, progress: bool) -> Tensor:
-    """The confusion matrix (C, C) of a test set: rows are the labels."""
-    modes = {network: network.training for network in (engine.networks.student, engine.networks.teacher)}
-    for network in modes:
-        network.eval()
-    confusion = confusion_of(
-        partial(predict, engine), domain, num_classes, IGNORE_INDEX, engine.device, progress=progress
-    )
-    for network, mode in modes.items():
-        network.train(mode)
-    return confusion

@@ -1,28 +1,22 @@
 """Many runs of one configuration, and their table: components, losses, label budgets, seeds.
 
-    python -m examples.semidavil.grid run camvid_components --target FOLDER
-    python -m examples.semidavil.grid report camvid_components --out benchmarks/results/semidavil
-    python -m examples.semidavil.grid run components --config synthia --source SYNTHIA --target Cityscapes
-
 A grid has label budgets, seeds and rows: of each a label and overrides. They are overrides of the configuration that it
 names, or of one of several that `--config` chooses: a published table of two sources. Finished runs are kept and shared
-between grids, and with `examples.semidavil.train` of the same configuration; processes that run other `--seeds` or
-`--budgets` of one grid may work side by side. `report` writes GRID.json, GRID.md and plots from the finished runs, with
-the paper's numbers of `published.toml`; it needs no data set.
+between grids, and with `train` of the same configuration; processes that run other `--seeds` or `--budgets` of one grid
+may work side by side. A report is GRID.json, GRID.md and plots, from the finished runs, with the paper's numbers of
+`published.toml`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
-from examples.common.command import grid_parser
 from examples.common.config import read_named, run_folder
-from examples.common.distributed import process_group, rank
 from examples.semidavil.config import Config, load_config
-from examples.semidavil.train import add_folders, train, with_folders
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -46,9 +40,7 @@ class Grid:
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
     published: tuple[str, ...] = ()  # tables of published.toml
-    published_classes: Mapping[int, str] = field(
-        default_factory=dict
-    )  # the same of each class, by label budget
+    published_classes: Mapping[int, str] = field(default_factory=dict)  # of each class, by label budget
     compare: tuple[str, ...] = ()  # two labels: CE, and the same with DyCE
     note: str = ""  # what a reader of the table has to know
 
@@ -58,8 +50,8 @@ class Grid:
         return load_config(self.config, own)
 
     def folder(self, runs: Path, row: Row, budget: int, seed: int) -> Path:
-        """Where that run lies: the folder that `examples.semidavil.train` takes for it."""
-        return run_folder(runs, Path(self.config).stem, self.run(row, budget, seed).as_dict())
+        """Where that run lies: the folder that `train` takes for it."""
+        return run_folder(runs, self.config, self.run(row, budget, seed).as_dict())
 
 
 def load_grid(name: str, config: str | None = None) -> Grid:
@@ -111,36 +103,27 @@ def _chosen(path: Path, configs: Sequence[str], config: str | None) -> str:
     return config
 
 
-def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
-    """Carry out what is not finished, seed by seed."""
-    for seed in grid.seeds:
-        for budget in grid.budgets:
-            for row in grid.rows:
-                if rank() == 0:
-                    print(f"{row.label}, {budget} labels, seed {seed}", flush=True)
-                config = with_folders(grid.run(row, budget, seed), given)
-                folder = grid.folder(given.runs, row, budget, seed)
-                train(config, folder, given.runs / "kept", device=device)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = grid_parser(__doc__, grids="examples/semidavil/grids", out="benchmarks/results/semidavil")
-    add_folders(parser)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a grid's command line."""
     parser.add_argument("--config", help="one of the grid's configurations, where it has several")
     parser.add_argument("--budgets", type=int, nargs="*", help="the grid's unless given")
-    given = parser.parse_args(arguments)
-    grid = load_grid(given.grid, given.config)
-    seeds, budgets = tuple(given.seeds or grid.seeds), tuple(given.budgets or grid.budgets)
-    grid = replace(grid, seeds=seeds, budgets=budgets)
-    if given.action == "run":
-        with process_group(given.device) as device:
-            run(grid, given, str(device))
-        return
+
+
+def runs(given: argparse.Namespace) -> Iterator[tuple[str, str, Config]]:
+    """What a command line asks for, seed by seed: what it is, its configuration's name, and the configuration."""
+    grid = _asked_for(given)
+    for seed, budget, row in product(grid.seeds, grid.budgets, grid.rows):
+        yield f"{row.label}, {budget} labels, seed {seed}", grid.config, grid.run(row, budget, seed)
+
+
+def page(given: argparse.Namespace) -> str:
+    """Write the report that a command line asks for."""
     from examples.semidavil.report import write_report  # noqa: PLC0415 (matplotlib)
 
-    print(write_report(grid, given.runs, given.out))
+    return write_report(_asked_for(given), given.runs, given.out)
 
 
-if __name__ == "__main__":
-    main()
+def _asked_for(given: argparse.Namespace) -> Grid:
+    grid = load_grid(given.grid, given.config)
+    seeds, budgets = tuple(given.seeds or grid.seeds), tuple(given.budgets or grid.budgets)
+    return replace(grid, seeds=seeds, budgets=budgets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from statistics import mean
@@ -11,11 +11,9 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from examples.common.scoring import RARE, by_rarity, rare_mean
-from examples.common.training import write_atomically
-from examples.semidavil.collect import CONFIDENT, Run, all_runs, class_gain, paired, shares, tests
-
-_DPI = 110
+from examples.common.figures import save_figure, score_bars
+from examples.common.scoring import by_rarity
+from examples.semidavil.collect import CONFIDENT, all_runs, class_gain, paired, shares, tests
 
 
 def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str, str]:
@@ -31,41 +29,15 @@ def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str
         }
         for file, (figure, title) in drawings.items():
             if figure is not None:
-                save(figure, folder / file)
+                save_figure(figure, folder / file)
                 titles[file] = title
     return titles
 
 
 def scores(results: Mapping[str, Any], test: str, main: str) -> Figure:
-    """Two panels, mean IoU and that of the rarest classes: a bar a row and budget, a dot a seed."""
-    panels: list[tuple[str, Callable[[Run], float]]] = [
-        (f"{main}, %", lambda run: 100 * run["scores"][test]["mean_iou"][main]),
-        (f"mean IoU of the {RARE} rarest classes, %", lambda run: 100 * rare_mean(run["scores"][test])),
-    ]
-    labels = list(results["rows"])
-    budgets = list(results["rows"][labels[0]])
-    height = 0.8 / len(budgets)
-    figure, axes = plt.subplots(
-        1, 2, figsize=(11, 1.2 + 0.32 * len(labels) * len(budgets)), sharey=True, squeeze=False
-    )
-    for panel, (title, score) in zip(axes[0], panels, strict=True):
-        for number, budget in enumerate(budgets):
-            for place, label in enumerate(labels):
-                values = [score(run) for run in results["rows"][label][budget]]
-                if not values:
-                    continue
-                y = place + (number - (len(budgets) - 1) / 2) * height
-                panel.barh(y, mean(values), height * 0.9, color=f"C{number}", alpha=0.45)
-                panel.plot(values, [y] * len(values), "o", color=f"C{number}", markersize=4)
-            panel.barh([0], [0], color=f"C{number}", alpha=0.45, label=f"{budget} labels")
-        panel.set(xlabel=title)
-        panel.grid(axis="x", alpha=0.3)
-    axes[0, 0].set_yticks(range(len(labels)), labels)
-    axes[0, 0].invert_yaxis()
-    handles = axes[0, 1].get_legend_handles_labels()
-    figure.legend(*handles, fontsize=8, ncols=len(budgets), loc="upper center", bbox_to_anchor=(0.5, 0))
-    figure.suptitle(f"{results['title']}, {test}: bars are means, dots seeds")
-    return figure
+    """The bars of each row and label budget."""
+    names = {budget: f"{budget} labels" for budget in next(iter(results["rows"].values()))}
+    return score_bars(results["rows"], names, test, main, results["title"])
 
 
 def gain(results: Mapping[str, Any], test: str) -> Figure | None:
@@ -119,14 +91,3 @@ def curves(results: Mapping[str, Any], test: str, main: str) -> Figure | None:
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(f"{results['title']}: a line is a run")
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """A PNG without a date or a version in it, so that equal plots are equal files."""
-    write_atomically(
-        path,
-        lambda partial: figure.savefig(
-            partial, dpi=_DPI, bbox_inches="tight", format="png", metadata={"Software": None}
-        ),
-    )
-    plt.close(figure)

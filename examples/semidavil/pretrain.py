@@ -1,7 +1,7 @@
 """Vision-language pre-training in miniature, equation 1, where CLIP's weights cannot be had.
 
-    python -m examples.semidavil.pretrain --target FOLDER
-    python -m examples.semidavil.train camvid --target FOLDER
+    python -m examples semidavil pretrain --target FOLDER
+    python -m examples semidavil train camvid --target FOLDER
 
 The image encoder starts from ImageNet's weights and learns to tell which caption belongs to which generated street;
 the text encoder, MiniLM, is frozen. Captions say what a street shows and where, by its label. What it learnt is scored
@@ -26,18 +26,18 @@ import torch
 
 from examples.common.config import run_folder
 from examples.common.logs import Logs
-from examples.common.loop import carry_out, restored
+from examples.common.loop import carry_out
 from examples.common.outcome import METRICS, read_metrics, write_outcome
 from examples.common.provenance import provenance
-from examples.common.scenes.batches import Steps
 from examples.common.scenes.task import Task, load_task, streams
-from examples.common.training import in_order, write_atomically
+from examples.common.training import CHECKPOINT, write_atomically
 from examples.semidavil.config import Config, load_config
 from examples.semidavil.pretraining.engine import Engine
 from examples.semidavil.pretraining.zero_shot import class_captions, zero_shot
-from examples.semidavil.train import RUNS, add_folders, with_folders
+from examples.semidavil.train import add_folders, with_folders
 
 CLIP = "openai/clip-vit-base-patch16"
+RUNS = Path("runs/semidavil")
 WEIGHTS = RUNS / "vlp.pt"  # where configs/camvid.toml looks for them
 
 
@@ -51,20 +51,9 @@ def pretrain(
     stop_after: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Carry a pre-training out in one process, or go on with it, and return its metrics.
+    """Carry a pre-training out in one process; see `examples.common.loop`.
 
-    Args:
-        config: the run, of which `loss`, `components` and `consistency` say nothing here.
-        folder: its files.
-        kept: where runs share what is computed once, such as the rendered streets.
-        weights: the file of the encoder's weights.
-        device: of torch.
-        stop_after: stop after this step with a checkpoint, and return nothing; 0 goes on to the end.
-        progress: show a progress bar.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
+    `loss`, `components` and `consistency` of the configuration say nothing here; `weights` is the file of the encoder.
     """
     if (folder / METRICS).is_file() and weights.is_file():
         return read_metrics(folder)
@@ -73,23 +62,21 @@ def pretrain(
     found = streams(task, config.data, kept, recipe.seed, unlabelled=False, flip=config.data.flip)
     torch.manual_seed(recipe.seed)
     engine = Engine(config, task.classes, len(task.source.names), torch.device(device))
-    seconds = restored(engine, folder)
     texts = class_captions(task.classes, config.model.scene)
 
     def evaluate() -> dict[str, dict[str, Any]]:
         return zero_shot(engine.vision, engine.text, task, texts)
 
-    if engine.step == 0:
+    if not (folder / CHECKPOINT).is_file():
         with Logs(folder, 0) as logs:
             for name, entry in evaluate().items():
                 logs.write(f"scores_{name}", 0, entry["mean_iou"])
-    steps = Steps({"source": found["source"]}, recipe.seed, engine.step, recipe.iterations)
     outcome = carry_out(
         engine,
-        in_order(steps, 0, device),
+        {"source": found["source"]},
         folder,
-        seconds,
         evaluate,
+        device=device,
         stop_after=stop_after,
         progress=progress,
     )
@@ -128,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"CLIP's weights are here: --vision clip:{given.clip} needs no pre-training")
         return
     config = with_folders(load_config(given.config, given.set), given)
-    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
+    folder = run_folder(given.runs, given.config, config.as_dict())
     metrics = pretrain(config, folder, given.runs / "kept", given.out, device=given.device)
     for name, entry in metrics["scores"].items():
         means = ", ".join(f"{key} {100 * value:.1f}" for key, value in entry["mean_iou"].items())
@@ -142,17 +129,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "config", nargs="?", default="pretraining", help="a file, or a name in examples/semidavil/configs"
     )
-    options.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="as in examples.semidavil.train"
-    )
+    options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="as for `train`")
     options.add_argument("--out", type=Path, default=WEIGHTS, help="the file of weights")
     options.add_argument("--device", default="cpu")
     options.add_argument(
         "--clip", default=CLIP, help="a folder or a hub name: with its weights, nothing is trained"
     )
     add_folders(options)
+    options.add_argument("--runs", type=Path, default=RUNS, help="(%(default)s)")
     return options
-
-
-if __name__ == "__main__":
-    main()

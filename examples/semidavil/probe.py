@@ -1,4 +1,4 @@
-"""Whether guidance listens to its captions: python -m examples.semidavil.probe RUN... --target CAMVID --out FOLDER.
+"""Whether guidance listens to its captions: python -m examples semidavil probe RUN... --target CAMVID --out FOLDER.
 
 Scores finished runs again, each image with its own caption, one made of its label, that of another image, and one
 sentence for all images. `agreement` is the share of pixels whose class stays what it is with the image's own caption.
@@ -22,7 +22,7 @@ from examples.common.scenes.domain import Domain
 from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.task import Task, load_task
 from examples.common.scoring import confusion_of, rare_mean, scores_entry
-from examples.common.training import write_atomically
+from examples.common.training import write_json, write_text
 from examples.semidavil.config import Config
 from examples.semidavil.engine import Engine
 from examples.semidavil.evaluation import predict
@@ -123,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", nargs="+", type=Path, help="folders of finished runs, which are averaged")
     parser.add_argument("--out", type=Path, required=True, help="folder of guidance.json and guidance.md")
     parser.add_argument("--device", default="cpu")
-    folders.add_folders(parser, Path("runs/semidavil"))
+    folders.add_folders(parser)
+    parser.add_argument("--runs", type=Path, default=Path("runs/semidavil"), help="(%(default)s)")
     given = parser.parse_args(arguments)
     found = {}
     for folder in given.run:
@@ -133,12 +134,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engine = Engine(config, task, torch.device(given.device), kept)
         restored(engine, folder)
         found[folder.name] = probe(engine, task, progress=True)
-    given.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=1) + "\n"
-    write_atomically(given.out / "guidance.json", lambda path: path.write_text(text))
-    write_atomically(given.out / "guidance.md", lambda path: path.write_text(table(found)))
+    write_json(given.out / "guidance.json", found)
+    write_text(given.out / "guidance.md", table(found))
     print(table(found), end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from examples.common.markdown import distinct, markdown_table, spread
-from examples.common.published import NONE, Table, beside, read_published, remarks
-from examples.common.scoring import RARE, by_rarity, rare_mean
-from examples.common.training import write_atomically
-from examples.semidavil.collect import CONFIDENT, Run, all_runs, class_gain, collect, paired, shares, tests
+from examples.common.cells import ONE, class_heads, of_classes, overall, overall_and_rare, seeds
+from examples.common.markdown import distinct, markdown_table
+from examples.common.published import Table, beside, read_published, remarks
+from examples.common.scoring import RARE, by_rarity
+from examples.common.training import write_json, write_text
+from examples.semidavil.collect import CONFIDENT, Run, all_runs, class_gain, collect, paired, tests
 from examples.semidavil.grid import Grid
 from examples.semidavil.plots import write_plots
 
 PUBLISHED = Path(__file__).with_name("published.toml")
 _PARTS = 5  # of training, in the table of confident pixels by step
-_ONE = "†"  # marks a cell of one seed
 
 
 def write_report(grid: Grid, runs: Path, out: Path) -> str:
     """Write `OUT/GRID.json`, `OUT/GRID.md` and `OUT/plots/GRID_*.png` from the finished runs; return the page."""
     results = collect(grid, runs)
-    name, content = grid.name, json.dumps(results, indent=1) + "\n"
-    write_atomically(out / f"{name}.json", lambda path: path.write_text(content))
+    write_json(out / f"{grid.name}.json", results)
     page = report(results, read_published(PUBLISHED))
-    for plot, title in write_plots(results, out / "plots", name).items():
+    for plot, title in write_plots(results, out / "plots", grid.name).items():
         page += f"\n![{title}](plots/{plot})\n"
-    write_atomically(out / f"{name}.md", lambda path: path.write_text(page))
+    write_text(out / f"{grid.name}.md", page)
     return page
 
 
@@ -54,7 +52,7 @@ def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
 def _reading() -> str:
     return (
         f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels, in percent; mean ± standard deviation "
-        f"over the seeds, whose number stands in brackets. {_ONE} marks a cell of one seed, whose deviation nobody "
+        f"over the seeds, whose number stands in brackets. {ONE} marks a cell of one seed, whose deviation nobody "
         "knows. Differences of a point or two between cells of a few seeds say little."
     )
 
@@ -84,7 +82,8 @@ def _recipe(runs: Sequence[Run]) -> str:
 def _main_table(results: Mapping[str, Any], test: str, main: str) -> list[str]:
     heads = [f"{budget} labels" for budget in next(iter(results["rows"].values()))]
     rows = [
-        [label, *(_cell(runs, test, main) for runs in row.values())] for label, row in results["rows"].items()
+        [label, *(overall_and_rare(runs, test, main) for runs in row.values())]
+        for label, row in results["rows"].items()
     ]
     return markdown_table(["", *heads], rows)
 
@@ -94,7 +93,7 @@ def _beside(results: Mapping[str, Any], published: Mapping[str, Table]) -> list[
     test, means = next(iter(tests(results).items()), ("", [""]))
     heads = [f"{budget} labels" for budget in next(iter(results["rows"].values()))]
     ours = {
-        label: [_overall(runs, test, means[0]) for runs in row.values()]
+        label: [overall(runs, test, means[0]) for runs in row.values()]
         for label, row in results["rows"].items()
     }
     lines = []
@@ -151,16 +150,15 @@ def _class_table(
     results: Mapping[str, Any], test: str, main: str, budget: str, table: Table | None
 ) -> list[str]:
     """Our rows, what DyCE adds, and the paper's rows where it prints them for this number of labels."""
-    share = shares(results, test)
-    order = by_rarity(all_runs(results)[0]["scores"][test]["pixels"])
-    classes = [name.replace("_", " ") for name in all_runs(results)[0]["classes"]]
+    first = all_runs(results)[0]
+    order = by_rarity(first["scores"][test]["pixels"])
+    classes = [name.replace("_", " ") for name in first["classes"]]
     rows = []
     for label, row in results["rows"].items():
         runs = row[budget]
         if runs:
-            values = [mean(run["scores"][test]["iou"][c] for run in runs) for c in order]
-            cells = [_overall(runs, test, main), *(f"{100 * value:.1f}" for value in values)]
-            rows.append([f"{label} ({_seeds(runs)})", *cells])
+            cells = [overall(runs, test, main), *of_classes(runs, test, order)]
+            rows.append([f"{label} ({seeds(runs)})", *cells])
     if pairs := paired(results).get(budget):
         base, other = results["compare"]
         gains = [mean(class_gain(pair, test, c) for pair in pairs) for c in order]
@@ -169,7 +167,7 @@ def _class_table(
         rows += [[f"paper, {n}", *(table.cell(n, c) for c in _columns(classes, order))] for n in table.rows]
     if not rows:
         return ["No run is finished."]
-    heads = ["", main, *(f"{classes[c]} ({100 * share[c]:.2g} %)" for c in order)]
+    heads = ["", main, *class_heads(first, test, order)]
     named = [f"The paper's rows are {table.name}: {table.setting}.", ""] if table is not None else []
     return [*named, *markdown_table(heads, rows), *(remarks(table) if table is not None else [])]
 
@@ -177,18 +175,3 @@ def _class_table(
 def _columns(classes: Sequence[str], order: Sequence[int]) -> list[str]:
     """The paper's names of the columns of a table of classes."""
     return ["mIoU", *(classes[c] for c in order)]
-
-
-def _cell(runs: Sequence[Run], test: str, main: str) -> str:
-    if not runs:
-        return NONE
-    rare = spread([rare_mean(run["scores"][test]) for run in runs])
-    return f"{_overall(runs, test, main)} / {rare} ({_seeds(runs)})"
-
-
-def _overall(runs: Sequence[Run], test: str, main: str) -> str:
-    return spread([run["scores"][test]["mean_iou"][main] for run in runs]) if runs else NONE
-
-
-def _seeds(runs: Sequence[Run]) -> str:
-    return f"{len(runs)}{_ONE if len(runs) == 1 else ''}"

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from examples.common.outcome import TABLES
-from examples.common.resumed import Metrics, check_resumed
+from examples.common.resumed import run_twice
 from examples.common.scenes.toy import write_street_folder
-from examples.common.training import CHECKPOINT, one_thread
+from examples.common.training import one_thread
 from examples.semidavil.config import load_config
 from examples.semidavil.train import train
 
@@ -26,15 +25,7 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> list[dict[st
         config = load_config("smoke", overrides)
         target = write_street_folder(folder / "target", size=(48, 64), train=8, test=2)
         config = replace(config, data=replace(config.data, target=str(target)))
-        whole, kept = folder / "whole", folder / "kept"
-        train(config, whole, kept, device=device)
-        print((whole / TABLES).read_text())
-        print(f"checkpoint {(whole / CHECKPOINT).stat().st_size / 2**20:.1f} MiB")
-
-        def again(place: Path, stop_after: int) -> Metrics:
-            return train(config, place, kept, device=device, stop_after=stop_after, progress=False)
-
-        log = check_resumed(again, whole, config.training.iterations)
+        _, log = run_twice(train, config, folder, folder / "kept", device=device)
         if config.components.consistency and not any(row["consistency"] > 0 for row in log):
             raise RuntimeError("no pixel was confident in any step: consistency was not tried")
         return log

@@ -24,9 +24,7 @@ def train(criterion: nn.Module, epochs: int, rank: int, world: int) -> nn.Module
     torch.manual_seed(0)
     data = cracks(64, seed=0)
     sampler = DistributedSampler(data, world, rank)
-    convolutions = (
-        nn.Conv2d(a, 16, 5, padding=2) for a in (1, 16)
-    )  # no BatchNorm: it joins no batches on a CPU
+    convolutions = (nn.Conv2d(a, 16, 5, padding=2) for a in (1, 16))  # no BatchNorm: a CPU's joins no batches
     model = nn.Sequential(*(part for conv in convolutions for part in (conv, nn.ReLU())), nn.Conv2d(16, 1, 1))
     parallel = DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.common.config import at_least, load, plain
+from examples.common.config import at_least, below_one, decisive, in_unit, load
 from examples.synapse_ssl.data.config import DataConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -24,8 +24,7 @@ class ModelConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        below_one(self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,12 @@ class SupervisedConfig:
     """The loss of the labelled patches; each method says what its published form is, see `methods`."""
 
     pixel: Literal["CE", "DyCE"] = "CE"
-    pixel_options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # keywords of the loss: omega, hard_fraction
+    pixel_options: Mapping[str, Any] = field(default_factory=dict)  # of the loss: omega, hard_fraction
     dice: bool = True  # False: the pixel loss alone
-    mining_ramp: float = (
-        0.0  # share of the training over which DyCE's hard_fraction falls from 1: see `losses.py`
-    )
+    mining_ramp: float = 0.0  # share of training in which DyCE's hard_fraction falls from 1, see `losses.py`
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mining_ramp <= 1:
-            raise ValueError(f"mining_ramp must be in [0, 1], got {self.mining_ramp}")
+        in_unit(self, "mining_ramp")
 
 
 @dataclass(frozen=True)
@@ -59,9 +53,7 @@ class UaMtConfig:
     """Uncertainty-aware mean teacher."""
 
     ema_decay: float = 0.99
-    ema_counter: Literal["epoch", "iteration"] = (
-        "epoch"  # what grows the decay from 0: see `methods/ua_mt.py`
-    )
+    ema_counter: Literal["epoch", "iteration"] = "epoch"  # grows the decay from 0, see `methods/ua_mt.py`
     passes: int = 8  # T: noisy passes of the teacher that the uncertainty is taken from
     entropy: Literal["ln 2", "ln C"] = "ln 2"  # what the uncertainty is compared with
 
@@ -146,9 +138,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where the folder lies does not."""
-        content: dict[str, Any] = plain(asdict(self))
-        del content["data"]["folder"]
-        return content
+        return decisive(self, {"data": ("folder",)})
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

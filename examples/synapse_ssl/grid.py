@@ -1,8 +1,5 @@
 """Many runs of one configuration, and their table: methods with and without DyCE, label budgets, seeds.
 
-    python -m examples.synapse_ssl.grid run acdc_methods --data FOLDER
-    python -m examples.synapse_ssl.grid report acdc_methods --out benchmarks/results/synapse_ssl
-
 A grid names a configuration, its methods and pixel losses, and what makes the supervised rows a bound for the others.
 Finished runs are kept and shared between grids; processes that run other `--seeds`, `--budgets` or `--methods` of one
 grid may work side by side. A report keeps what it already has of runs that are not in `--runs`.
@@ -12,21 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from examples.common.command import grid_parser
-from examples.common.config import read_named, run_folder
-from examples.common.outcome import METRICS, read_metrics
-from examples.common.training import write_atomically
+from examples.common.config import read_named
+from examples.common.figures import save_figure
+from examples.common.outcome import finished_run
+from examples.common.training import write_json, write_text
 from examples.synapse_ssl.config import Config, load_config
-from examples.synapse_ssl.plots import bars, gain_against_frequency, save_figure
+from examples.synapse_ssl.plots import bars, gain_against_frequency
 from examples.synapse_ssl.report import report
 from examples.synapse_ssl.rows import budgets_of
-from examples.synapse_ssl.train import add_folders, train, with_folder
 
 GRIDS = Path(__file__).parent / "grids"
 _KEPT = ("note", "data", "scores", "class_share", "tested_step", "seconds", "device", "commit", "versions")
@@ -100,15 +96,25 @@ def load_grid(name: str) -> Grid:
     return grid
 
 
-def run(grid: Grid, given: argparse.Namespace) -> None:
-    """Carry out what is not finished, seed by seed."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a grid's command line."""
+    parser.add_argument("--budgets", type=float, nargs="*", help="of the grid's label budgets")
+    parser.add_argument("--methods", nargs="*", help="of the grid's methods")
+
+
+def runs(given: argparse.Namespace) -> Iterator[tuple[str, str, Config]]:
+    """What a command line asks for, seed by seed: what it is, its configuration's name, and the configuration."""
+    grid = load_grid(given.grid)
     for cell in (cell for seed in given.seeds or grid.seeds for cell in grid.cells([seed])):
         wanted = not given.budgets or cell.budget in given.budgets
         if wanted and (not given.methods or cell.method in given.methods):
-            config = with_folder(cell.config, given)
-            print(f"{cell.method}, {cell.pixel}, {cell.budget:.0%} labelled, seed {cell.seed}", flush=True)
-            folder = run_folder(given.runs, grid.config_of(cell.method), config.as_dict())
-            train(config, folder, given.runs / "kept", device=given.device)
+            label = f"{cell.method}, {cell.pixel}, {cell.budget:.0%} labelled, seed {cell.seed}"
+            yield label, grid.config_of(cell.method), cell.config
+
+
+def page(given: argparse.Namespace) -> str:
+    """Write the report that a command line asks for."""
+    return write_report(load_grid(given.grid), given.runs, given.out)
 
 
 def collect(grid: Grid, runs: Path, former: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -124,8 +130,9 @@ def collect(grid: Grid, runs: Path, former: dict[str, Any] | None = None) -> dic
     earlier = {_key(entry): entry for entry in former["runs"]}
     found: dict[str, Any] = {"title": grid.title, "config": grid.config, "classes": [], "runs": []}
     for cell in grid.cells():
-        path = run_folder(runs, grid.config_of(cell.method), cell.config.as_dict()) / METRICS
-        entry = read_metrics(path.parent) if path.is_file() else earlier.get(_key(cell.place()))
+        entry = finished_run(runs, grid.config_of(cell.method), cell.config) or earlier.get(
+            _key(cell.place())
+        )
         if entry is not None and entry["note"] == cell.config.note:
             found["classes"] = entry.get("classes", former["classes"])
             found["runs"].append(cell.place() | {key: entry[key] for key in _KEPT})
@@ -141,30 +148,11 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
     path = out / f"{grid.name}.json"
     results = collect(grid, runs, json.loads(path.read_text()) if path.is_file() else None)
     text = report(results)
-    files = {f"{grid.name}.json": json.dumps(results, indent=1) + "\n", f"{grid.name}.md": text}
-    for name, content in files.items():
-        write_atomically(out / name, lambda path, content=content: path.write_text(content))  # type: ignore[misc]
+    write_json(path, results)
+    write_text(out / f"{grid.name}.md", text)
     for budget in budgets_of(results):
         stem = f"{grid.name}_{round(100 * budget)}"
         save_figure(bars(results, budget), out / f"{stem}_dsc.png")
         if gain := gain_against_frequency(results, budget):
             save_figure(gain, out / f"{stem}_gain.png")
     return text
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = grid_parser(__doc__, grids="examples/synapse_ssl/grids", out="benchmarks/results/synapse_ssl")
-    add_folders(parser)
-    parser.add_argument("--budgets", type=float, nargs="*", help="of the grid's label budgets")
-    parser.add_argument("--methods", nargs="*", help="of the grid's methods")
-    given = parser.parse_args(arguments)
-    grid = load_grid(given.grid)
-    if given.action == "run":
-        run(grid, given)
-    else:
-        print(write_report(grid, given.runs, given.out))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from examples.synapse_ssl.rows import Run, gains, label_of, pairs_of, rows_of, runs_at, shares, spread
 
 _COLORS = {"CE": "#7a8793", "DyCE": "#c8553d"}
 _GAINS = {"dsc": ("Dice", "o", "#c8553d"), "recall": ("recall", "^", "#2a6f97")}
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG without a date or a version in it, so that equal plots are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
 
 
 def bars(results: dict[str, Any], budget: float) -> Figure:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import monai
 from torch import Tensor
 
+from examples.common.outcome import METRICS, TABLES
 from examples.common.provenance import provenance
-from examples.common.training import write_atomically
+from examples.common.training import write_json, write_text
 from examples.synapse_ssl.data.task import Task
 from examples.synapse_ssl.engine import Engine
 
 
 def finish(
-    path: Path, engine: Engine, task: Task, class_counts: Tensor, scores: dict[str, Any]
+    folder: Path, engine: Engine, task: Task, class_counts: Tensor, scores: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write the metrics of a run and return them."""
+    """Write the metrics of a run, and their table; return the metrics."""
     config = engine.config
     share = class_counts.double() / class_counts.sum()
     cost = provenance(engine.device, engine.seconds, ranks=1)
@@ -36,8 +36,8 @@ def finish(
         **cost,
         "versions": cost["versions"] | {"monai": monai.__version__},
     }
-    text = json.dumps(metrics, indent=1) + "\n"
-    write_atomically(path, lambda partial: partial.write_text(text))
+    write_text(folder / TABLES, f"{table(metrics)}\n")
+    write_json(folder / METRICS, metrics)
     return metrics
 
 

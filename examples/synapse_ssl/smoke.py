@@ -7,10 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from examples.common.resumed import Metrics, check_resumed
-from examples.common.training import CHECKPOINT, one_thread
-from examples.synapse_ssl.config import Config, load_config
-from examples.synapse_ssl.results import table
+from examples.common.resumed import run_twice
+from examples.common.training import one_thread
+from examples.synapse_ssl.config import load_config
 from examples.synapse_ssl.train import train
 
 RUNS = {
@@ -29,20 +28,9 @@ def smoke(overrides: Sequence[str] = (), *, device: str = "cpu") -> dict[str, di
     with TemporaryDirectory() as name, one_thread():
         for label, settings in RUNS.items():
             config = load_config("smoke", [*settings, *overrides])
-            found[label] = _twice(label, config, Path(name) / config.method, device)
+            print(label)
+            place = Path(name) / config.method
+            found[label], log = run_twice(train, config, place, place / "kept", device=device)
+            if not any(row["unsupervised"] > 0 for row in log):
+                raise RuntimeError(f"the unsupervised term of {label} was 0 in every step: it was not tried")
     return found
-
-
-def _twice(label: str, config: Config, folder: Path, device: str) -> dict[str, Any]:
-    whole, kept = folder / "whole", folder / "kept"
-    metrics = train(config, whole, kept, device=device, progress=False)
-    print(f"{label}, checkpoint {(whole / CHECKPOINT).stat().st_size / 2**20:.1f} MiB")
-
-    def again(place: Path, stop_after: int) -> Metrics:
-        return train(config, place, kept, device=device, stop_after=stop_after, progress=False)
-
-    log = check_resumed(again, whole, config.training.iterations)
-    if not any(row["unsupervised"] > 0 for row in log):
-        raise RuntimeError(f"the unsupervised term of {label} was 0 in every step: it was not tried")
-    print(table(metrics))
-    return metrics

@@ -1,4 +1,4 @@
-"""Train one method on one task: python -m examples.synapse_ssl.train CONFIG --set training.seed=1.
+"""Train one method on one task, in one process.
 
 RUNS/CONFIG-HASH/config.json      what is run
 RUNS/CONFIG-HASH/log.csv          losses, learning rate, throughput, memory; validation.csv: Dice on validation
@@ -10,10 +10,6 @@ RUNS/CONFIG-HASH/metrics.json     the test scores, commit, versions, seconds; it
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import pickle
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +17,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from examples.common.command import parse_training, training_parser
-from examples.common.config import run_folder
 from examples.common.logs import Logs
+from examples.common.loop import restored, save
 from examples.common.meter import Meter
 from examples.common.outcome import METRICS, read_metrics
-from examples.common.training import CHECKPOINT, in_order, stop_request, write_atomically
-from examples.synapse_ssl.config import Config, load_config
+from examples.common.training import in_order, stop_request
+from examples.synapse_ssl.config import Config
 from examples.synapse_ssl.data.batches import Steps
 from examples.synapse_ssl.data.task import Cases, Task, load_task
 from examples.synapse_ssl.engine import Engine, class_counts
 from examples.synapse_ssl.evaluation import evaluate
-from examples.synapse_ssl.results import finish, table
-
-RUNS = Path("runs/synapse_ssl")
+from examples.synapse_ssl.results import finish
 
 
 def train(
@@ -47,7 +40,7 @@ def train(
     progress: bool = True,
     task: Task | None = None,
 ) -> dict[str, Any]:
-    """Carry a run out, or go on with it, and return its metrics; a finished run is not repeated.
+    """Carry a run out, in one process; see `examples.common.loop`.
 
     Args:
         config: the run.
@@ -70,7 +63,9 @@ def train(
     task = task or load_task(config.data, kept, progress=progress)
     counts, recipe = class_counts(task), config.training
     last = recipe.iterations
-    engine = _engine(config, counts, folder, torch.device(device))
+    torch.manual_seed(config.training.seed)
+    engine = Engine(config, counts, torch.device(device))
+    restored(engine, folder)
     with (
         stop_request() as stop,
         Logs(folder, engine.step) as logs,
@@ -91,56 +86,14 @@ def train(
             stopping = stop.is_set() or engine.step == stop_after
             if done or stopping or engine.step % recipe.checkpoint_every == 0:
                 with meter.pause() as engine.seconds:
-                    save(engine, folder)
+                    save(engine, folder, engine.seconds)
             if stop.is_set() and not done:
                 raise KeyboardInterrupt(f"stopped after step {engine.step}; run again to go on from there")
             if stopping and not done:
                 return {}
     engine.take_best()
     scores = _scores(engine, task, task.test, progress=progress)
-    return finish(folder / METRICS, engine, task, counts, scores)
-
-
-def save(engine: Engine, folder: Path) -> None:
-    """Write the checkpoint. It is put together in memory: on a full disk torch's own writer raises a RuntimeError.
-
-    Raises:
-        OSError: it cannot be written, on a full disk for one. The checkpoint before it is as it was.
-    """
-    content = io.BytesIO()
-    torch.save(engine.state_dict(), content)
-    try:
-        write_atomically(folder / CHECKPOINT, lambda path: path.write_bytes(content.getbuffer()))
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"the checkpoint of step {engine.step} could not be written: {error.strerror}. The one before it is whole: "
-            f"make room for {content.tell() / 2**20:.0f} MiB and run again to go on from there",
-            str(folder / CHECKPOINT),
-        ) from error
-
-
-def _engine(config: Config, counts: torch.Tensor, folder: Path, device: torch.device) -> Engine:
-    """A new engine, or the one that the folder's checkpoint holds."""
-    torch.manual_seed(config.training.seed)
-    engine = Engine(config, counts, device)
-    if (folder / CHECKPOINT).is_file():
-        engine.load_state_dict(_load(folder / CHECKPOINT))
-    else:
-        text = json.dumps(config.as_dict(), indent=1) + "\n"
-        write_atomically(folder / "config.json", lambda path: path.write_text(text))
-    return engine
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU: random states must stay there, `Engine.load_state_dict` moves the rest."""
-    try:
-        content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path} cannot be read, it may be cut short: put a copy back, or delete it to start over: {error}"
-        ) from error
-    return content
+    return finish(folder, engine, task, counts, scores)
 
 
 def _validate(engine: Engine, task: Task, logs: Logs) -> None:
@@ -163,36 +116,10 @@ def _scores(engine: Engine, task: Task, cases: Cases, *, progress: bool) -> dict
 
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
-    """The options that say where data and runs lie."""
+    """The option that says where data lie."""
     parser.add_argument("--data", default="", help="the folder of the volumes; organs need none")
-    parser.add_argument("--runs", type=Path, default=RUNS)
 
 
-def with_folder(config: Config, given: argparse.Namespace) -> Config:
+def with_folders(config: Config, given: argparse.Namespace) -> Config:
     """The configuration with the folder of the command line, where it names one."""
     return replace(config, data=replace(config.data, folder=given.data or config.data.folder))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = training_parser(
-        __doc__.split("\n", 1)[0],
-        configs="examples/synapse_ssl/configs",
-        overrides="training.seed=1",
-        smoke="two methods on toy data, in a minute",
-    )
-    add_folders(parser)
-    given = parse_training(parser, arguments, one_process=True)
-    if given.smoke:
-        from examples.synapse_ssl.smoke import smoke  # noqa: PLC0415
-
-        smoke(given.set, device=given.device)
-        return
-    config = with_folder(load_config(given.config, given.set), given)
-    folder = run_folder(given.runs, Path(given.config).stem, config.as_dict())
-    metrics = train(config, folder, given.runs / "kept", device=given.device)
-    print(f"{table(metrics)}\nin {folder}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from classbalance_losses import PullLoss
-from examples.common.config import at_least, load, plain
+from examples.common.adaptation import FeatureDistanceConfig, HrdaConfig, MicConfig
+from examples.common.config import at_least, below_one, decisive, in_unit, load
 from examples.common.fourier import check_fourier
+from examples.common.recipe import TrainingConfig as RecipeConfig
 from examples.common.scenes.config import DataConfig as StreamsConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -46,9 +48,8 @@ class ComponentConfig:
     self_training: bool = True
     feature_distance: bool = True
     pull: bool = True
-    cross_entropy: Literal["source", "pseudo_target"] = (
-        "source"  # Table 7's "CE"; Table 11 without the pull loss
-    )
+    # Table 7's "CE"; Table 11 without the pull loss
+    cross_entropy: Literal["source", "pseudo_target"] = "source"
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,10 @@ class TranslationConfig:
     # crop of this size gives the style. None: whole images.
     size: tuple[int, int] | None = None
     before_crop: bool = True  # False: the same crops are restyled when they have their last size
-    beta: float = (
-        0.01  # FDA's window, in shares of the shorter side; at less than one pixel, the mean colours alone
-    )
+    beta: float = 0.01  # FDA's window, in shares of the shorter side; below a pixel, the mean colours alone
     window: Literal["numpy", "torch"] = "numpy"
     styles: str = ""  # folder of style images, for domain generalisation
-    translated: str = (
-        ""  # folder of source images that a trained network has translated: NAME.png or NAME.jpg
-    )
+    translated: str = ""  # folder of source images that a network has translated: NAME.png or NAME.jpg
 
     def __post_init__(self) -> None:
         check_fourier(self.beta, self.window)
@@ -83,51 +80,11 @@ class SelfTrainingConfig:
 
     weight: float = 1.0
     threshold: float = 0.968  # a pixel is confident above this probability
-    confidence: Literal["image", "batch"] = (
-        "image"  # whose share of confident pixels weighs the target's pixels
-    )
+    confidence: Literal["image", "batch"] = "image"  # whose share of confident pixels weighs the target's
     strength: float = 0.5  # of the mixed images' colours
 
     def __post_init__(self) -> None:
-        _in_unit("self_training.threshold", self.threshold)
-        _in_unit("self_training.strength", self.strength)
-
-
-@dataclass(frozen=True)
-class FeatureDistanceConfig:
-    """DAFormer: the source's features of things stay near to those of the first, pretrained encoder."""
-
-    weight: float = 0.005
-    classes: tuple[str, ...] = ()  # of the things; (): the data set's own, see `examples/common/things.py`
-    share: float = 0.75  # a cell belongs to a class that has at least this share of its pixels
-
-    def __post_init__(self) -> None:
-        _in_unit("feature_distance.share", self.share)
-
-
-@dataclass(frozen=True)
-class HrdaConfig:
-    """Two resolutions: the image at half its size, and a window of half its sides at full size."""
-
-    enabled: bool = False
-    detail_weight: float = 0.1  # of the window's own loss; that of the fused logits has the rest
-
-    def __post_init__(self) -> None:
-        _in_unit("hrda.detail_weight", self.detail_weight)
-
-
-@dataclass(frozen=True)
-class MicConfig:
-    """Masked image consistency: the target is labelled where blocks of it are hidden."""
-
-    enabled: bool = False
-    weight: float = 1.0
-    ratio: float = 0.7  # of the blocks that are hidden
-    block: int = 64  # side of a block, in pixels
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "block")
-        _in_unit("mic.ratio", self.ratio)
+        in_unit(self, "threshold", "strength")
 
 
 @dataclass(frozen=True)
@@ -137,9 +94,7 @@ class ReweightingConfig:
     of: Literal["pull", "target", "none"] = "pull"  # which loss they weigh: Table 9
     power: float = 0.5  # β of equation 17; 0: equal weights
     momentum: float = 0.0  # of a running mean of the confidences; 0: the batch's, as equation 18 has it
-    absent: Literal["carry", "max", "exclude"] = (
-        "carry"  # a class that no pixel is labelled with; see `PullLoss`
-    )
+    absent: Literal["carry", "max", "exclude"] = "carry"  # a class without a labelled pixel; see `PullLoss`
 
     def __post_init__(self) -> None:
         PullLoss(num_classes=2, power=self.power, momentum=self.momentum, absent=self.absent)  # refuses
@@ -187,13 +142,9 @@ class ModelConfig:
     """The network, and its running average."""
 
     vision: str = "efficientnet-lite0"  # or one of `vision.NAMES`
-    decoder: Literal["context", "atrous", "pyramid"] = (
-        "context"  # DAFormer's, DeepLab-V2's, a feature pyramid
-    )
+    decoder: Literal["context", "atrous", "pyramid"] = "context"  # DAFormer's, DeepLab-V2's, a pyramid
     width: int = 128  # of the decoder
-    projector: Literal["encoder", "encoder_last", "decoder"] = (
-        "encoder"  # whose features it takes; see `model`
-    )
+    projector: Literal["encoder", "encoder_last", "decoder"] = "encoder"  # whose features; see `model`
     projection: int = 128  # d of the projector's features
     dropout: float = 0.1  # of whole channels, before the classifier
     ema_decay: float = 0.999
@@ -201,28 +152,20 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "width", "projection")
-        _in_unit("model.ema_decay", self.ema_decay)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        in_unit(self, "ema_decay")
+        below_one(self, "dropout")
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(RecipeConfig):
     """The recipe: AdamW, whose rates rise for `warmup` steps and then stay, as the paper names no decay."""
 
-    iterations: int = 40_000
     lr: float = 6e-5  # of the encoder
     head_lr: float = 6e-4  # of decoder and projector
-    weight_decay: float = 0.01
     warmup: int = 1500
     decay: Literal["constant", "polynomial"] = "constant"  # "polynomial": under (1 - step/iterations)^power
     power: float = 1.0
     amp: Literal["off", "bfloat16"] = "off"
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 50
-    eval_every: int = 0  # 0: at the end alone
-    checkpoint_every: int = 500
     evaluate: Literal["student", "teacher"] = "student"
     window: tuple[int, int] | None = None  # of the sliding window; None: whole images
     stride: tuple[int, int] | None = None  # None: two thirds of the window
@@ -230,8 +173,8 @@ class TrainingConfig:
     source_images: int = 500  # scored at the end, evenly spread over the source: Table 17, Figure 1. 0: none
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
-        at_least(self, 0, "eval_every", "workers", "warmup", "source_images")
+        super().__post_init__()
+        at_least(self, 0, "warmup", "source_images")
 
 
 @dataclass(frozen=True)
@@ -280,11 +223,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
-        content: dict[str, Any] = plain(asdict(self))
-        for section, keys in _PLACES.items():
-            for key in keys:
-                del content[section][key]
-        return content
+        return decisive(self, _PLACES)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -310,8 +249,3 @@ def _check_generalization(config: Config) -> None:
 def _check_crops(crop: tuple[int, int] | None, size: tuple[int, int] | None) -> None:
     if crop is not None and size is not None and (crop[0] > size[0] or crop[1] > size[1]):
         raise ValueError(f"data.crop is cut from translation.size: expected at most {size}, got {crop}")
-
-
-def _in_unit(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")

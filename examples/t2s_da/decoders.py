@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CONTEXT_RATES = (1, 6, 12, 18)  # dilations, in cells of the finest map
+from examples.common.decoders import block, context, resized
+
 _ATROUS_RATES = (6, 12, 18, 24)  # dilations, in cells of the last map
 
 
@@ -24,7 +24,7 @@ class PyramidDecoder(nn.Module):
         """Maps, finest first -> (N, width, h, w) of the finest one's size, not negative."""
         *finer, y = (lateral(x) for lateral, x in zip(self.laterals, maps, strict=True))
         for lateral in reversed(finer):
-            y = lateral + resize(y, lateral.shape[-2:])
+            y = lateral + resized(y, lateral.shape[-2:])
         return self.smooth(y.contiguous())  # type: ignore[no-any-return]
 
 
@@ -39,8 +39,7 @@ class ContextDecoder(nn.Module):
         super().__init__()
         joined = width * len(channels)
         self.embed = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.branches = nn.ModuleList(_branch(joined, width, rate) for rate in _CONTEXT_RATES)
-        self.fuse = block(width * len(_CONTEXT_RATES), width)
+        self.branches, self.fuse = context(joined, width)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps, finest first -> (N, width, h, w) of the finest one's size, not negative."""
@@ -70,27 +69,4 @@ DECODERS = {"context": ContextDecoder, "atrous": AtrousDecoder, "pyramid": Pyram
 
 def join(maps: Sequence[Tensor]) -> Tensor:
     """Maps (N, C_i, h_i, w_i) at the size of the first, their channels side by side."""
-    return torch.cat([resize(x, maps[0].shape[-2:]) for x in maps], 1)
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (N, C, h, w) -> (N, C, *size), bilinearly."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def block(in_channels: int, out_channels: int) -> nn.Sequential:
-    """A 3x3 convolution, batch norm, ReLU."""
-    return _normalised(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False))
-
-
-def _branch(joined: int, width: int, rate: int) -> nn.Sequential:
-    if rate == 1:
-        return _normalised(nn.Conv2d(joined, width, 1, bias=False))
-    depthwise = nn.Conv2d(joined, joined, 3, padding=rate, dilation=rate, groups=joined, bias=False)
-    return nn.Sequential(*_normalised(depthwise), *_normalised(nn.Conv2d(joined, width, 1, bias=False)))
-
-
-def _normalised(layer: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU(inplace=True))
+    return torch.cat([resized(x, maps[0].shape[-2:]) for x in maps], 1)

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from classbalance_losses import WeightedCrossEntropyLoss
+from examples.common.decoders import resized
 from examples.common.distributed import (
     all_sum,
     join_batch_norm,
     rank,
     world_size,
 )
+from examples.common.mixing import class_masks, visible_blocks
+from examples.common.recipe import apart, polynomial
 from examples.common.resumable import Resumable
 from examples.common.sampling import generator, seed_of
 from examples.common.scenes.batches import Images
@@ -29,8 +32,7 @@ from examples.common.things import feature_distance, thing_cells, thing_classes
 from examples.common.windows import Box, draw_box
 from examples.t2s_da.build import build_student, build_teacher
 from examples.t2s_da.config import Config, TrainingConfig
-from examples.t2s_da.decoders import resize
-from examples.t2s_da.mixing import Mixed, class_masks, confident_shares, mixed_loss, visible_blocks
+from examples.t2s_da.mixing import Mixed, confident_shares, mixed_loss
 from examples.t2s_da.model import Judged, Outputs, Segmenter, shrink
 from examples.t2s_da.pull import Labelled, Pull
 from examples.t2s_da.reweighting import ClassWeights
@@ -206,7 +208,7 @@ class Engine(Resumable):
         box: Box | None,
     ) -> Tensor:
         """A loss of the logits of a pass; of two resolutions, of the fused ones and of the window's."""
-        value = loss(resize(found.logits[number].float(), size), ...)
+        value = loss(resized(found.logits[number].float(), size), ...)
         if box is None:
             return value
         share = self.config.hrda.detail_weight
@@ -226,7 +228,7 @@ class Engine(Resumable):
         if scene.target is not None and judged is not None:
             features = network.embed(scene.target.image) if student else network.embed_seen(judged.seen)
             target = known["target"] = Labelled(features, self._labels("target", scene, judged, size))
-            confidence = resize(judged.logits, size).softmax(1).amax(1)
+            confidence = resized(judged.logits, size).softmax(1).amax(1)
         if rule.keys_from == "pseudo_target":
             features = network.embed(self._images(scene, "pseudo_target"))
             known["pseudo_target"] = Labelled(features, known["source"].labels)
@@ -255,7 +257,7 @@ class Engine(Resumable):
         """Labels (N, *size) of the images of a place: the source's, or the teacher's of the target."""
         if place == "target":
             assert judged is not None
-            return resize(judged.logits, size).argmax(1)
+            return resized(judged.logits, size).argmax(1)
         assert scene.source.label is not None
         return shrink(scene.source.label, size)
 
@@ -306,7 +308,7 @@ def _teacher(engine: Engine) -> Segmenter:
 
 def _probabilities(judged: Judged, images: Images) -> Tensor:
     """The teacher's p (N, C, H, W) at the images' size."""
-    return resize(judged.logits, images.image.shape[-2:]).softmax(1)
+    return resized(judged.logits, images.image.shape[-2:]).softmax(1)
 
 
 def _supervised(loss: nn.Module, images: Images, logits: Tensor, place: Any) -> Tensor:
@@ -323,9 +325,7 @@ def _studied_loss(images: Mixed, class_weight: Tensor | None, logits: Tensor, pl
 
 def _optimizer(student: Segmenter, recipe: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW, the encoder with a rate of its own."""
-    encoder = list(student.vision.parameters())
-    known = {id(p) for p in encoder}
-    head = [p for p in student.parameters() if id(p) not in known]
+    encoder, head = apart(student.vision, student)
     groups = [{"params": encoder, "lr": recipe.lr}, {"params": head, "lr": recipe.head_lr}]
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
 
@@ -334,11 +334,5 @@ def _scheduler(
     optimizer: torch.optim.Optimizer, recipe: TrainingConfig
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The rates rise linearly for `warmup` steps; then they stay, or lie under a polynomial that falls to 0."""
-
-    def factor(step: int) -> float:
-        rise = min((step + 1) / (recipe.warmup + 1), 1.0)
-        if recipe.decay == "constant":
-            return rise
-        return rise * max(1 - step / recipe.iterations, 0.0) ** recipe.power
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    power = 0.0 if recipe.decay == "constant" else recipe.power
+    return polynomial(optimizer, recipe.iterations, power, recipe.warmup)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ from tqdm import tqdm
 from examples.common.distributed import rank, world_size
 from examples.common.feature_distance import ClassCentres, Discrimination
 from examples.common.scenes.domain import Domain, Subset
-from examples.common.scenes.labels import IGNORE_INDEX
 from examples.common.scenes.task import Task
-from examples.common.scoring import confusion_of, scores_entry, sliding_window
+from examples.common.scoring import evaluating, score_tests, sliding_window
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.model import shrink
 
@@ -27,13 +25,13 @@ def evaluate(engine: Engine, task: Task, *, progress: bool = False) -> dict[str,
 
     The ranks share the images, and each gets the scores of all; where there are several, all must call this.
     """
-    return {name: _scores(engine, task, domain, progress=progress) for name, domain in task.tests.items()}
+    return _scores(engine, task, task.tests, progress=progress)
 
 
 def evaluate_source(engine: Engine, task: Task, *, progress: bool = False) -> dict[str, Any] | None:
     """The same on the source domain (Table 17); None where no source image is scored."""
     domain = source_images(task, engine.config.training.source_images)
-    return None if domain is None else _scores(engine, task, domain, progress=progress)
+    return None if domain is None else _scores(engine, task, {"": domain}, progress=progress)[""]
 
 
 def source_images(task: Task, number: int) -> Domain | None:
@@ -45,17 +43,18 @@ def source_images(task: Task, number: int) -> Domain | None:
     return Subset(task.source, [i * length // chosen for i in range(chosen)])
 
 
-def _scores(engine: Engine, task: Task, domain: Domain, *, progress: bool) -> dict[str, Any]:
-    with _evaluating(engine):
-        confusion = confusion_of(
+def _scores(
+    engine: Engine, task: Task, tests: Mapping[str, Domain], *, progress: bool
+) -> dict[str, dict[str, Any]]:
+    with evaluating(engine.evaluated):
+        return score_tests(
             lambda _, image: predict(engine, image[None].to(engine.device))[0],
-            domain,
+            tests,
+            task.means,
             len(task.classes),
-            IGNORE_INDEX,
             engine.device,
             progress=progress,
         )
-    return scores_entry(confusion, task.means)
 
 
 @torch.no_grad()
@@ -111,19 +110,9 @@ def _visit(
 ) -> None:
     """Call `visit` with this rank's images (1, 3, H, W) and labels (H, W), the network in evaluation mode."""
     own = range(rank(), len(domain.names), world_size())
-    with _evaluating(engine), torch.no_grad():
+    with evaluating(engine.evaluated), torch.no_grad():
         for i in tqdm(own, desc="evaluate", unit="image", leave=False, disable=not progress):
             visit(domain.image(i)[None].to(engine.device), domain.label(i))
-
-
-@contextmanager
-def _evaluating(engine: Engine) -> Iterator[None]:
-    was_training = engine.evaluated.training
-    engine.evaluated.eval()
-    try:
-        yield
-    finally:
-        engine.evaluated.train(was_training)
 
 
 def _entry(values: Tensor) -> dict[str, Any]:

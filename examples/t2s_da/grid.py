@@ -1,28 +1,21 @@
 """Many runs of one configuration, and their table: the method, and each of its parts removed or replaced.
 
-    python -m examples.t2s_da.grid run camvid_parts --target FOLDER
-    python -m examples.t2s_da.grid report camvid_parts --out benchmarks/results/t2s_da
-
 A grid names a configuration, and for each row of the table a label, overrides, and which row of the paper's tables it
 is. Finished runs are kept and shared between grids; processes that run other `--seeds` of one grid may work side by
-side. `report` writes GRID.json, GRID.md and plots from the finished runs, with the paper's numbers of `published.toml`;
-it needs no data set.
+side. A report is GRID.json, GRID.md and plots, from the finished runs, with the paper's numbers of `published.toml`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from examples.common.command import grid_parser
-from examples.common.config import read_named, run_folder
-from examples.common.distributed import process_group, rank
+from examples.common.config import read_named
 from examples.t2s_da.config import Config, load_config
-from examples.t2s_da.folders import add_scene_folders, with_scene_folders
-from examples.t2s_da.train import train
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -44,10 +37,6 @@ class Grid:
     def run(self, overrides: Sequence[str], seed: int) -> Config:
         """The configuration of one run."""
         return load_config(self.config, [f"training.seed={seed}", *overrides])
-
-    def folder(self, runs: Path, config: Config) -> Path:
-        """Where a run lies."""
-        return run_folder(runs, self.config, config.as_dict())
 
 
 def load_grid(name: str) -> Grid:
@@ -82,30 +71,15 @@ def _names(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, 
     return found
 
 
-def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
-    """Carry out what is not finished, seed by seed."""
-    for seed in given.seeds or grid.seeds:
-        for label, overrides in grid.rows:
-            config = with_scene_folders(grid.run(overrides, seed), given)
-            if rank() == 0:
-                print(f"{label}, seed {seed}", flush=True)
-            train(config, grid.folder(given.runs, config), given.runs / "kept", device=device)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = grid_parser(__doc__, grids="examples/t2s_da/grids", out="benchmarks/results/t2s_da")
-    add_scene_folders(parser)
-    given = parser.parse_args(arguments)
+def runs(given: argparse.Namespace) -> Iterator[tuple[str, str, Config]]:
+    """What a command line asks for, seed by seed: what it is, its configuration's name, and the configuration."""
     grid = load_grid(given.grid)
-    if given.action == "run":
-        with process_group(given.device) as device:
-            run(grid, given, str(device))
-        return
+    for seed, (label, overrides) in product(given.seeds or grid.seeds, grid.rows):
+        yield f"{label}, seed {seed}", grid.config, grid.run(overrides, seed)
+
+
+def page(given: argparse.Namespace) -> str:
+    """Write the report that a command line asks for."""
     from examples.t2s_da.report import write_report  # noqa: PLC0415 (matplotlib)
 
-    print(write_report(grid, given.runs, given.out))
-
-
-if __name__ == "__main__":
-    main()
+    return write_report(load_grid(given.grid), given.runs, given.out)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from examples.common.decoders import resized
 from examples.common.windows import Box, covering_boxes
 from examples.t2s_da.config import ModelConfig
-from examples.t2s_da.decoders import PyramidDecoder, resize
+from examples.t2s_da.decoders import PyramidDecoder
 from examples.t2s_da.model import Judged, Look, Seen, Segmenter, draw_weights
 
 _ATTENTION = 3  # whose initial weights are drawn apart
@@ -33,7 +34,7 @@ class TwoResolutions(Segmenter):
 
     def context(self, images: Tensor) -> Tensor:
         """The low-resolution branch's images: of half the sides."""
-        return resize(images, (images.shape[-2] // 2, images.shape[-1] // 2))
+        return resized(images, (images.shape[-2] // 2, images.shape[-1] // 2))
 
     def look(self, images: Tensor, box: Box | None = None) -> Look:
         """A pass in training on one window.
@@ -64,10 +65,10 @@ class TwoResolutions(Segmenter):
         """What the low resolution shows, and its logits and attention at the images' size, (N, C, H, W)."""
         size = images.shape[-2:]
         seen = self.see(images)
-        share = resize(self.attention(seen.maps), size).sigmoid()
-        return seen, resize(self.classify(seen), size), share
+        share = resized(self.attention(seen.maps), size).sigmoid()
+        return seen, resized(self.classify(seen), size), share
 
     def _high(self, images: Tensor, box: Box) -> Tensor:
         """Logits (N, C, h, w) of a window at full size."""
         maps = self.vision(images[box.place])
-        return resize(self.classify(Seen(maps, self.decoder(maps))), (box.height, box.width))
+        return resized(self.classify(Seen(maps, self.decoder(maps))), (box.height, box.width))

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.common.decoders import block, resized
 from examples.common.sampling import seed_of
 from examples.t2s_da.config import ModelConfig
-from examples.t2s_da.decoders import DECODERS, block, join, resize
+from examples.t2s_da.decoders import DECODERS, join
 from examples.t2s_da.vision import build_vision
 
 _ENCODER, _DECODER, _PROJECTOR = range(3)  # whose initial weights are drawn apart
@@ -126,7 +127,7 @@ class Segmenter(nn.Module):
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits (N, C, H, W) at the images' size."""
-        return resize(self.judge(images).logits, images.shape[-2:])
+        return resized(self.judge(images).logits, images.shape[-2:])
 
     def _embed(self, maps: list[Tensor], features: Tensor | None) -> Tensor:
         if self.project is None:

@@ -1,4 +1,4 @@
-"""A grid's pictures. Without a date or a version in them, so that equal plots are equal files."""
+"""A grid's pictures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from statistics import mean
 from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
+from examples.common.figures import save_figure
 from examples.common.scoring import by_rarity
-from examples.common.training import write_atomically
 
 
 def plot_means(title: str, rows: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -26,7 +25,7 @@ def plot_means(title: str, rows: Mapping[str, Sequence[float]], path: Path) -> N
     axes.invert_yaxis()
     axes.set(xlabel="mean IoU, %", title=f"{title}: bars are means, dots seeds")
     axes.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_similarity(rows: Mapping[str, Sequence[Mapping[str, Any]]], test: str, path: Path) -> None:
@@ -54,20 +53,10 @@ def plot_similarity(rows: Mapping[str, Sequence[Mapping[str, Any]]], test: str, 
     panels[0].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
     for axes in panels:
         axes.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _percent(values: Sequence[float | None]) -> float:
     """The mean of those that were measured, in per cent; NaN, which draws no bar, where none was."""
     known = [value for value in values if value is not None]
     return 100 * mean(known) if known else nan
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(
-        path,
-        lambda partial: figure.savefig(
-            partial, dpi=110, bbox_inches="tight", format="png", metadata={"Software": None}
-        ),
-    )
-    plt.close(figure)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from examples.common.outcome import METRICS
+from examples.common.cells import ONE, Run, class_heads, seeds
+from examples.common.markdown import distinct, markdown_table
+from examples.common.outcome import finished_run
 from examples.common.published import NONE, Table, above, beside, read_published
-from examples.common.scoring import RARE, rare_mean
-from examples.common.training import write_atomically
+from examples.common.scoring import RARE, by_rarity, rare_mean
+from examples.common.training import write_json, write_text
 from examples.t2s_da.grid import Grid
 from examples.t2s_da.plots import plot_means, plot_similarity
 
-Run = Mapping[str, Any]
 Rows = Mapping[str, Sequence[Run]]
 PUBLISHED = Path(__file__).with_name("published.toml")
 _SIMILARITY = (
@@ -25,7 +25,6 @@ _SIMILARITY = (
 )
 _TAIL = "mIoU of tail classes"  # Table 9's
 _ON_SOURCE = "table17"
-_ONE = "†"  # marks what only one seed says
 
 
 def collect(grid: Grid, runs: Path) -> dict[str, list[Run]]:
@@ -35,18 +34,15 @@ def collect(grid: Grid, runs: Path) -> dict[str, list[Run]]:
         found[label] = []
         for seed in grid.seeds:
             config = grid.run(overrides, seed)
-            path = grid.folder(runs, config) / METRICS
-            if path.is_file():
-                recipe = {"seed": seed, "steps": config.training.iterations}
-                found[label].append(recipe | json.loads(path.read_text()))
+            if metrics := finished_run(runs, grid.config, config):
+                found[label].append({"seed": seed, "steps": config.training.iterations, **metrics})
     return found
 
 
 def write_report(grid: Grid, runs: Path, out: Path) -> str:
     """Write `OUT/GRID.json`, `OUT/GRID.md` and `OUT/plots/GRID_SET.png`; return the page."""
     rows = collect(grid, runs)
-    content = json.dumps({"title": grid.title, "paper": grid.paper, "rows": rows}, indent=1) + "\n"
-    write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
+    write_json(out / f"{grid.name}.json", {"title": grid.title, "paper": grid.paper, "rows": rows})
     page = report(grid, rows, read_published(PUBLISHED))
     for test in _tests(rows):
         name = f"{grid.name}_{test}.png"
@@ -57,7 +53,7 @@ def write_report(grid: Grid, runs: Path, out: Path) -> str:
             name = f"{grid.name}_{test}_similarity.png"
             plot_similarity(rows, test, out / "plots" / name)
             page += f"\n![similarity and IoU of each class on {test}](plots/{name})\n"
-    write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
+    write_text(out / f"{grid.name}.md", page)
     return page
 
 
@@ -131,7 +127,7 @@ def _entry(run: Run, domain: str) -> Mapping[str, Any] | None:
 def _reading() -> str:
     return (
         "In percent, mean ± standard deviation over the seeds, whose number stands in brackets; "
-        f"{_ONE} marks one seed, whose deviation nobody knows. “Rare” is the mean IoU of the {RARE} classes with the "
+        f"{ONE} marks one seed, whose deviation nobody knows. “Rare” is the mean IoU of the {RARE} classes with the "
         "fewest test pixels. The difference is to the first row, over the seeds that both have. CCD: the spread of a "
         "class over its distance to the others, small is good; PDD: how much nearer a pixel is to its own class's "
         "centre, taken from 1: small is good, too. Differences within the deviations are none."
@@ -140,7 +136,7 @@ def _reading() -> str:
 
 def _recipe(runs: Sequence[Run]) -> str:
     def of(key: str) -> str:
-        return ", ".join(map(str, sorted({run[key] for run in runs})))
+        return distinct(run[key] for run in runs)
 
     crops = sorted({"×".join(map(str, run["crop"])) or "whole images" for run in runs})
     hours = sum(run["seconds"] for run in runs) / 3600
@@ -176,26 +172,23 @@ def _scores(rows: Rows, test: str) -> list[str]:
                 _spread([100 * value for value in pairs], signed=True),
                 _spread([entry["ccd"]["mean"] for entry in measured], digits=3),
                 _spread([entry["pdd"]["mean"] for entry in measured], digits=4),
-                f"({len(runs)}{_ONE if len(runs) == 1 else ''})",
+                f"({seeds(runs)})",
             ]
         )
-    return _table(["", "mIoU", "rare", "difference", "CCD", "PDD", "seeds"], lines)
+    return markdown_table(["", "mIoU", "rare", "difference", "CCD", "PDD", "seeds"], lines)
 
 
 def _classes(rows: Rows, value: Callable[[Run, int], float | None]) -> list[str]:
     """A value in per cent for each row and class, the classes by how rare they are in the first test set."""
     first = next(run for row in rows.values() for run in row)
-    pixels = next(iter(first["scores"].values()))["pixels"]
-    order = sorted((c for c, count in enumerate(pixels) if count), key=lambda c: pixels[c])
-    heads = [
-        f"{first['classes'][c].replace('_', ' ')} ({100 * pixels[c] / sum(pixels):.2g} %)" for c in order
-    ]
+    test = next(iter(first["scores"]))
+    order = by_rarity(first["scores"][test]["pixels"])
     lines = []
     for label, runs in rows.items():
         if runs:
             found = [[x for run in runs if (x := value(run, c)) is not None] for c in order]
             lines.append([label, *(f"{100 * mean(values):.1f}" if values else NONE for values in found)])
-    return _table(["", *heads], lines)
+    return markdown_table(["", *class_heads(first, test, order)], lines)
 
 
 def _measured(rows: Rows, test: str) -> bool:
@@ -219,7 +212,3 @@ def _spread(values: Sequence[float], *, digits: int = 1, signed: bool = False) -
     sign = "+" if signed else ""
     deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):{sign}.{digits}f}{deviation}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]

@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from examples.common.outcome import TABLES
-from examples.common.resumed import Metrics, check_resumed
+from examples.common.resumed import run_twice
 from examples.common.scenes.toy import write_street_folder
 from examples.common.training import one_thread
 from examples.t2s_da.config import Config, load_config
@@ -59,17 +58,10 @@ def write_styles(folder: Path) -> Path:
 
 def _twice(config: Config, folder: Path, kept: Path, device: str) -> list[dict[str, float]]:
     """A run in one go and a stopped one, compared."""
-    whole = folder / "whole"
-    metrics = train(config, whole, kept, device=device, progress=False)
-    print((whole / TABLES).read_text())
+    metrics, log = run_twice(train, config, folder, kept, device=device)
     entry = next(iter(metrics["scores"].values()))
     if "ccd" in entry:
         print(f"CCD {entry['ccd']['mean']:.3f}, PDD {entry['pdd']['mean']:.3f}")
-
-    def again(place: Path, stop_after: int) -> Metrics:
-        return train(config, place, kept, device=device, stop_after=stop_after, progress=False)
-
-    log = check_resumed(again, whole, config.training.iterations)
     parts = config.components
     names = ["pull"] * parts.pull + ["confident", "target"] * parts.self_training
     names += ["feature_distance"] * parts.feature_distance

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from examples.common.config import run_folder
-from examples.common.outcome import METRICS
+from examples.common.outcome import finished_run
 from examples.uda_gbw.grid import Grid
 
 Run = Mapping[str, Any]
@@ -35,11 +34,10 @@ def collect(grid: Grid, runs: Path) -> dict[str, Any]:
         for variant in grid.variants:
             for seed in grid.seeds:
                 config = grid.run(row, variant, seed)
-                path = run_folder(runs, grid.config, config.as_dict()) / METRICS
-                if path.is_file():
+                if metrics := finished_run(runs, grid.config, config):
+                    folder = run_folder(runs, grid.config, config.as_dict())
                     recipe = {"steps": config.training.iterations, "batch_size": config.data.batch_size}
-                    own = {"run": path.parent.name, "seed": seed, "recipe": recipe}
-                    entry = own | json.loads(path.read_text())
+                    entry = {"run": folder.name, "seed": seed, "recipe": recipe, **metrics}
                     found["rows"][row.label][variant.label].append(entry)
     return found
 

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.common.config import at_least, load, plain
+from examples.common.adaptation import FeatureDistanceConfig, HrdaConfig, MicConfig
+from examples.common.config import at_least, below_one, decisive, in_unit, load
+from examples.common.recipe import TrainingConfig as RecipeConfig
+from examples.common.scenes.config import StreamConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 _PLACES = {"data": ("source", "target")}  # where folders lie decides no outcome
 
-Kind = Literal["gta5-cityscapes", "synthia-cityscapes", "streets-camvid"]
 MethodName = Literal["source_only", "entropy", "advent", "adaptsegnet", "dacs", "daformer"]
 Scheme = Literal["none", "image_frequency", "pixel_frequency", "loss", "curriculum", "gbw"]
 Reading = Literal["pixel_mean", "class_logits", "official", "bias", "loss"]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where images come from. Sizes are (height, width)."""
-
-    kind: Kind = "streets-camvid"
-    source: str = ""  # folder of GTA5 or SYNTHIA; streets need none
-    target: str = ""  # folder of Cityscapes, or one in CamVid's layout
-    source_size: tuple[int, int] | None = None
-    target_size: tuple[int, int] | None = None
-    test_size: tuple[int, int] | None = None  # None: score at the files' size
-    crop: tuple[int, int] | None = None  # None: whole images
-    batch_size: int = 2  # of source and of target each, of all ranks together
-    rare_class_sampling: bool = False  # of the source
-    rare_class_temperature: float = 0.01
-    rare_class_min_pixels: int = 1
-    streets: int = 300  # images of the source, streets-camvid alone
-    train_split: str = "train_alt"
-    test_splits: tuple[str, ...] = ("val_alt",)
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "streets", "rare_class_min_pixels")
 
 
 @dataclass(frozen=True)
@@ -53,8 +32,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "channels")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        below_one(self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -69,9 +47,7 @@ class WeightingConfig:
     gradient: Reading = "pixel_mean"  # of "gbw"
     classes: Literal["all", "present"] = "all"  # of "gbw" and "loss": which share the sum of weights
     apply: Literal["pixel", "class"] = "pixel"  # mean over pixels; "class": eq 2, the sum of class means
-    confidence: bool = (
-        True  # of "gbw" and "loss": eq 12, the confidence scales the gradient too; False as released
-    )
+    confidence: bool = True  # of "gbw" and "loss": eq 12, it scales the gradient too; False as released
     curriculum_start: float = 25.0  # of "curriculum": percent of the classes that are active first
     curriculum_increment: float = 25.0  # percent more after every ...
     curriculum_every: int = 1000  # ... steps
@@ -101,9 +77,7 @@ class AdversarialConfig:
     """The discriminators of advent and adaptsegnet."""
 
     weight: float = 0.001  # of the output level
-    feature_level: bool = (
-        False  # adaptsegnet's second discriminator, on an auxiliary classifier of coarse features
-    )
+    feature_level: bool = False  # adaptsegnet's second one, on an auxiliary classifier of coarse features
     feature_weight: float = 0.0002
     auxiliary_weight: float = 0.1  # of the auxiliary classifier's cross-entropy
     channels: int = 64  # of a discriminator's first layer; each of the next three has twice as many
@@ -126,71 +100,25 @@ class SelfTrainingConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "ignore_top", "ignore_bottom")
-        if not 0 <= self.threshold <= 1 or not 0 <= self.ema_decay <= 1:
-            raise ValueError(
-                f"threshold and ema_decay must be in [0, 1], got {self.threshold} and {self.ema_decay}"
-            )
+        in_unit(self, "threshold", "ema_decay")
 
 
 @dataclass(frozen=True)
-class FeatureDistanceConfig:
-    """daformer: keep the source's features of things near to those of the first, pretrained encoder."""
-
-    weight: float = 0.005
-    # "": those of the data set, see `examples/common/things.py`
-    classes: tuple[str, ...] = ()
-    share: float = 0.75  # a cell belongs to a class that has at least this share of its pixels
-
-
-@dataclass(frozen=True)
-class HrdaConfig:
-    """Two resolutions: a context crop at half size, and a detail crop of half its sides at full size."""
-
-    enabled: bool = False
-    detail_weight: float = 0.1  # of the detail crop's own loss; the fused one has the rest
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.detail_weight <= 1:
-            raise ValueError(f"detail_weight must be in [0, 1], got {self.detail_weight}")
-
-
-@dataclass(frozen=True)
-class MicConfig:
-    """Masked image consistency: label the target where blocks of it are hidden."""
-
-    enabled: bool = False
-    weight: float = 1.0
-    ratio: float = 0.7  # of the blocks that are hidden
-    block: int = 64  # side of a block, in pixels
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "block")
-        if not 0 <= self.ratio <= 1:
-            raise ValueError(f"ratio must be in [0, 1], got {self.ratio}")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(RecipeConfig):
     """The recipe: AdamW, a linear warm-up and a polynomial decay, the decoder's rate a multiple of the encoder's."""
 
-    iterations: int = 40_000
     lr: float = 6e-5
     decoder_lr: float = 10.0  # times lr
-    weight_decay: float = 0.01
     warmup: int = 1500  # steps
     power: float = 1.0
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 50  # losses and class weights
-    eval_every: int = 0  # 0: at the end alone
     checkpoint_every: int = 1000
     evaluate: Literal["student", "teacher"] = "student"
     window: tuple[int, int] | None = None  # of the sliding window; None: whole images
     stride: tuple[int, int] | None = None  # None: two thirds of the window
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
-        at_least(self, 0, "eval_every", "workers", "warmup")
+        super().__post_init__()
+        at_least(self, 0, "warmup")
 
 
 @dataclass(frozen=True)
@@ -198,7 +126,7 @@ class Config:
     """One run."""
 
     method: MethodName = "source_only"
-    data: DataConfig = field(default_factory=DataConfig)
+    data: StreamConfig = field(default_factory=StreamConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
@@ -237,11 +165,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
-        content: dict[str, Any] = plain(asdict(self))
-        for section, keys in _PLACES.items():
-            for key in keys:
-                del content[section][key]
-        return content
+        return decisive(self, _PLACES)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

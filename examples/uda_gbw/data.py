@@ -10,10 +10,10 @@ from torch import Tensor
 from examples.common.sampling import Sampler, Shuffled
 from examples.common.scenes.batches import Stream
 from examples.common.scenes.config import DataConfig as AdaptationData
+from examples.common.scenes.config import StreamConfig
 from examples.common.scenes.sampling import SOURCE, UNLABELLED, RareClassSampler, class_counts
 from examples.common.scenes.task import Task
 from examples.common.scenes.task import load_task as load_adaptation
-from examples.uda_gbw.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,17 @@ class Classes:
         return (self.counts > 0).sum(0)
 
 
-def load_task(config: DataConfig, kept: Path) -> Task:
+def load_task(config: StreamConfig, kept: Path) -> Task:
     """The task of a configuration; no image of its target is labelled. `kept` keeps what is computed once.
 
     Raises:
         FileNotFoundError: a data folder is missing or has another layout.
         ValueError: classes of source and target differ.
     """
-    shared = {
-        "kind": config.kind,
-        "source": config.source,
-        "target": config.target,
-        "source_size": config.source_size,
-        "target_size": config.target_size,
-        "test_size": config.test_size,
-        "streets": config.streets,
-        "train_split": config.train_split,
-        "test_splits": config.test_splits,
-    }
-    return load_adaptation(AdaptationData(**shared, budget=0), kept)
+    return load_adaptation(AdaptationData(**vars(config), budget=0), kept)
 
 
-def source_classes(task: Task, config: DataConfig, kept: Path) -> Classes:
+def source_classes(task: Task, config: StreamConfig, kept: Path) -> Classes:
     """Count the source's labels, once: `kept` keeps the counts."""
     height, width = task.source.image(0).shape[-2:]  # the streets have the target's size, whatever that is
     cache = kept / f"source_counts-{config.kind}-{height}x{width}.pt"
@@ -63,7 +52,7 @@ def source_classes(task: Task, config: DataConfig, kept: Path) -> Classes:
     return Classes(task.classes, counts)
 
 
-def streams(task: Task, classes: Classes, config: DataConfig, seed: int) -> dict[str, Stream]:
+def streams(task: Task, classes: Classes, config: StreamConfig, seed: int) -> dict[str, Stream]:
     """The labelled source, and the target, of which no label is ever read."""
     sampler: Sampler = Shuffled(len(task.source.names), seed, SOURCE)
     if config.rare_class_sampling:

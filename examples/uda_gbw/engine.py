@@ -14,6 +14,7 @@ from examples.common.distributed import (
     join_batch_norm,
     world_size,
 )
+from examples.common.recipe import apart, polynomial
 from examples.common.resumable import Resumable
 from examples.common.scenes.batches import Images
 from examples.common.scenes.labels import IGNORE_INDEX
@@ -38,18 +39,16 @@ class Engine(Resumable):
         self.method = build_method(config, classes).to(device)
         student, recipe = self.method.student, config.training
         join_batch_norm(student, device)
-        encoder = list(student.encoder.parameters())
-        known = {id(p) for p in encoder}
-        others = [p for p in student.parameters() if id(p) not in known]
+        encoder, others = apart(student.encoder, student)
         groups = [{"params": encoder}, {"params": others, "lr": recipe.lr * recipe.decoder_lr}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.scheduler = polynomial(self.optimizer, recipe.iterations, recipe.power, recipe.warmup)
         self.critic: torch.optim.Adam | None = None
         self.critic_scheduler: torch.optim.lr_scheduler.LambdaLR | None = None
         judges = list(self.method.discriminators.parameters())
         if judges:  # betas and polynomial rate are AdaptSegNet's, and ADVENT's
             self.critic = torch.optim.Adam(judges, lr=config.adversarial.lr, betas=(0.9, 0.99))
-            self.critic_scheduler = torch.optim.lr_scheduler.LambdaLR(self.critic, self._decay)
+            self.critic_scheduler = polynomial(self.critic, recipe.iterations, recipe.power, warmup=0)
 
     def advance(self, batch: Mapping[str, Images]) -> dict[str, Tensor]:
         """One step on the streams of a batch, this rank's share; returns what to log, of all ranks, on the device."""
@@ -92,15 +91,6 @@ class Engine(Resumable):
             )
             for name, domain in task.tests.items()
         }
-
-    def _rate(self, step: int) -> float:
-        """The share of the rate in a step, from 0: linear up, then the polynomial of all steps down."""
-        warmup = self.config.training.warmup
-        return min((step + 1) / (warmup + 1), 1.0) * self._decay(step)
-
-    def _decay(self, step: int) -> float:
-        recipe = self.config.training
-        return float(max(1 - step / recipe.iterations, 0.0) ** recipe.power)
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds."""

@@ -1,29 +1,22 @@
 """Many runs of one configuration, and their table: methods, class weights, λ, readings of the gradient, seeds.
 
-    python -m examples.uda_gbw.grid run table1 --target FOLDER
-    python -m examples.uda_gbw.grid report table1 --out benchmarks/results/uda_gbw
-
 A grid has rows and variants, the columns of its table: each a label and overrides, the row's after the variant's.
 Finished runs are kept and shared between grids; processes that run other `--seeds` or `--rows` of one grid may work
-side by side. `report` writes GRID.json, GRID.md and plots from the finished runs, with the paper's numbers of
-`published.toml`; it needs no data set.
+side by side. A report is GRID.json, GRID.md and plots, from the finished runs, with the paper's numbers of
+`published.toml`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from examples.common.command import grid_parser
-from examples.common.config import read_named, run_folder
-from examples.common.distributed import process_group, rank
-from examples.common.scenes.folders import add_folders, with_folders
+from examples.common.config import read_named
 from examples.uda_gbw.config import Config, load_config
-from examples.uda_gbw.train import RUNS, train
 
 GRIDS = Path(__file__).parent / "grids"
 
@@ -98,44 +91,32 @@ def load_grid(name: str) -> Grid:
     return grid
 
 
-def run(grid: Grid, given: argparse.Namespace, device: str) -> None:
-    """Carry out what is not finished, seed by seed.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a grid's command line."""
+    parser.add_argument("--rows", nargs="*", help="of the grid's rows, by label")
+
+
+def runs(given: argparse.Namespace) -> Iterator[tuple[str, str, Config]]:
+    """What a command line asks for, seed by seed: what it is, its configuration's name, and the configuration.
 
     Raises:
         ValueError: `--rows` names a row that the grid does not have.
     """
+    grid = load_grid(given.grid)
     labels = [row.label for row in grid.rows]
     if unknown := sorted(set(given.rows or ()) - set(labels)):
         raise ValueError(f"{grid.name} has the rows {', '.join(labels)}, got {unknown[0]!r}")
-    for seed, row, variant in product(given.seeds or grid.seeds, grid.rows, grid.variants):
-        if given.rows and row.label not in given.rows:
-            continue
-        config = with_folders(grid.run(row, variant, seed), given)
-        if rank() == 0:
-            print(f"{row.label}, {variant.label}, seed {seed}", flush=True)
-        folder = run_folder(given.runs, grid.config, config.as_dict())
-        train(config, folder, given.runs / "kept", device=device)
+    rows = [row for row in grid.rows if not given.rows or row.label in given.rows]
+    for seed, row, variant in product(given.seeds or grid.seeds, rows, grid.variants):
+        yield f"{row.label}, {variant.label}, seed {seed}", grid.config, grid.run(row, variant, seed)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = grid_parser(__doc__, grids="examples/uda_gbw/grids", out="benchmarks/results/uda_gbw")
-    add_folders(parser, RUNS)
-    parser.add_argument("--rows", nargs="*", help="of the grid's rows, by label")
-    given = parser.parse_args(arguments)
-    grid = load_grid(given.grid)
-    if given.action == "run":
-        with process_group(given.device) as device:
-            run(grid, given, str(device))
-        return
+def page(given: argparse.Namespace) -> str:
+    """Write the report that a command line asks for."""
     from examples.uda_gbw.report import write_report  # noqa: PLC0415 (matplotlib)
 
-    print(write_report(grid, given.runs, given.out))
+    return write_report(load_grid(given.grid), given.runs, given.out)
 
 
 def _part(content: Mapping[str, Any]) -> Part:
     return Part(content["label"], tuple(content["set"]), content.get("paper", ""))
-
-
-if __name__ == "__main__":
-    main()

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from examples.common.scoring import RARE, rare_mean
-from examples.common.training import write_atomically
+from examples.common.figures import save_figure, score_bars
 from examples.uda_gbw.collect import Run, all_runs, tests, weight_ranges
 from examples.uda_gbw.gain_plots import recall_and_confusion, spread_against_gain
 from examples.uda_gbw.gains import comparisons
-
-_DPI = 110
 
 
 def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str, str]:
@@ -28,14 +24,14 @@ def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str
     for test, main in tests(results):
         file = f"{name}_scores_{test}.png"
         titles[file] = f"scores of each row on {test}"
-        _save(scores(results, test, main), folder / file)
+        save_figure(scores(results, test, main), folder / file)
     for compared in comparisons(results):
         pair = _slug(compared.title)
         for test, _ in tests(results):
             for kind, change in {"recall": recall_and_confusion, "spread": spread_against_gain}.items():
                 file = f"{name}_{kind}_{pair}_{test}.png"
                 titles[file] = f"{compared.title}, on {test}: {kind}"
-                _save(change(compared, test), folder / file)
+                save_figure(change(compared, test), folder / file)
     for row, variant in results["weights_of"]:
         runs = results["rows"][row][variant]
         if runs:
@@ -43,43 +39,14 @@ def write_plots(results: Mapping[str, Any], folder: Path, name: str) -> dict[str
             for kind, draw in {"weights": weights_over_time, "ranges": weight_against_frequency}.items():
                 file = f"{name}_{kind}_{cell}.png"
                 titles[file] = f"class weights of {row}, {variant}: {kind}"
-                _save(draw(runs[0], f"{row}, {variant}, seed {runs[0]['seed']}"), folder / file)
+                save_figure(draw(runs[0], f"{row}, {variant}, seed {runs[0]['seed']}"), folder / file)
     return titles
 
 
 def scores(results: Mapping[str, Any], test: str, main: str) -> Figure:
-    """Two panels, mean IoU and that of the rarest classes: a bar a row and variant, a dot a seed."""
-    panels: list[tuple[str, Callable[[Run], float]]] = [
-        (f"{main}, %", lambda run: 100 * run["scores"][test]["mean_iou"][main]),
-        (f"mean IoU of the {RARE} rarest classes, %", lambda run: 100 * rare_mean(run["scores"][test])),
-    ]
-    labels = list(results["rows"])
-    variants = list(results["rows"][labels[0]])
-    height = 0.8 / len(variants)
-    size = (11, 1.4 + 0.32 * len(labels) * len(variants))
-    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, squeeze=False)
-    for panel, (title, score) in zip(axes[0], panels, strict=True):
-        for number, variant in enumerate(variants):
-            for place, label in enumerate(labels):
-                values = [score(run) for run in results["rows"][label][variant]]
-                if values:
-                    y = place + (number - (len(variants) - 1) / 2) * height
-                    panel.barh(y, mean(values), height * 0.9, color=f"C{number}", alpha=0.45)
-                    panel.plot(values, [y] * len(values), "o", color=f"C{number}", markersize=4)
-            panel.barh([0], [0], color=f"C{number}", alpha=0.45, label=variant)
-        panel.set(xlabel=title)
-        panel.grid(axis="x", alpha=0.3)
-    axes[0, 0].set_yticks(range(len(labels)), labels)
-    axes[0, 0].invert_yaxis()
-    figure.legend(
-        *axes[0, 1].get_legend_handles_labels(),
-        fontsize=8,
-        ncols=len(variants),
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-    )
-    figure.suptitle(f"{results['title']}, {test}: bars are means, dots seeds")
-    return figure
+    """The bars of each row and variant."""
+    names = {variant: variant for variant in next(iter(results["rows"].values()))}
+    return score_bars(results["rows"], names, test, main, results["title"])
 
 
 def weights_over_time(run: Run, title: str) -> Figure:
@@ -139,11 +106,3 @@ def _panels(run: Run, title: str) -> tuple[Figure, Any]:
 
 def _slug(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", label.replace("λ", "lambda").lower()).strip("_")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    def save(partial: Path) -> None:
-        figure.savefig(partial, format="png", dpi=_DPI, bbox_inches="tight")
-
-    write_atomically(path, save)
-    plt.close(figure)

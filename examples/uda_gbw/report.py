@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from examples.common.cells import ONE, class_heads, of_classes, overall, overall_and_rare, seeds
 from examples.common.markdown import distinct, markdown_table, spread
 from examples.common.published import NONE, Table, beside, read_published
-from examples.common.scoring import RARE, by_rarity, rare_mean
-from examples.common.training import write_atomically
+from examples.common.scoring import RARE, by_rarity
+from examples.common.training import write_json, write_text
 from examples.uda_gbw.collect import (
     Run,
     all_runs,
@@ -25,18 +25,16 @@ from examples.uda_gbw.grid import Grid
 from examples.uda_gbw.plots import write_plots
 
 PUBLISHED = Path(__file__).with_name("published.toml")
-_ONE = "†"  # marks a cell of one seed
 
 
 def write_report(grid: Grid, runs: Path, out: Path) -> str:
     """Write `OUT/GRID.json`, `OUT/GRID.md` and `OUT/plots/GRID_*.png` from the finished runs; return the page."""
     results = collect(grid, runs)
-    content = json.dumps(results) + "\n"
-    write_atomically(out / f"{grid.name}.json", lambda path: path.write_text(content))
+    write_json(out / f"{grid.name}.json", results, indent=None)
     page = report(results, read_published(PUBLISHED))
     for plot, title in write_plots(results, out / "plots", grid.name).items():
         page += f"\n![{title}](plots/{plot})\n"
-    write_atomically(out / f"{grid.name}.md", lambda path: path.write_text(page))
+    write_text(out / f"{grid.name}.md", page)
     return page
 
 
@@ -63,7 +61,7 @@ def report(results: Mapping[str, Any], published: Mapping[str, Table]) -> str:
 def _reading() -> str:
     return (
         f"Mean IoU / mean IoU of the {RARE} classes with the fewest test pixels / mean recall, in percent; mean ± "
-        f"standard deviation over the seeds, whose number stands in brackets. {_ONE} marks a cell of one seed, whose "
+        f"standard deviation over the seeds, whose number stands in brackets. {ONE} marks a cell of one seed, whose "
         "deviation nobody knows. Differences of a point or two between cells of a few seeds say little."
     )
 
@@ -89,7 +87,7 @@ def _main_table(results: Mapping[str, Any], test: str, main: str) -> list[str]:
         cells = [label, *(_cell(runs, test, main) for runs in row.values())]
         if len(variants) == 2:
             found = gains(results, label, test, main)
-            cells.append(f"{spread(found)} ({_seeds(found)})" if found else NONE)
+            cells.append(f"{spread(found)} ({seeds(found)})" if found else NONE)
         rows.append(cells)
     return markdown_table(["", *variants, *(["difference"] if len(variants) == 2 else [])], rows)
 
@@ -99,7 +97,7 @@ def _beside(results: Mapping[str, Any], published: Mapping[str, Table]) -> list[
     test, main = (tests(results) or [("", "")])[0]
     variants = list(next(iter(results["rows"].values())))
     ours = {
-        label: [_overall(runs, test, main) for runs in row.values()] for label, row in results["rows"].items()
+        label: [overall(runs, test, main) for runs in row.values()] for label, row in results["rows"].items()
     }
     names = results["paper_rows"]
     lines = []
@@ -144,10 +142,8 @@ def _class_table(results: Mapping[str, Any], test: str, score: str) -> list[str]
     for label, row in results["rows"].items():
         for variant, runs in row.items():
             if runs:
-                values = [mean(run["scores"][test][score][c] for run in runs) for c in order]
-                cells = (f"{100 * value:.1f}" for value in values)
-                rows.append([label, f"{variant} ({_seeds(runs)})", *cells])
-    return markdown_table(["", "", *_class_heads(first, test, order)], rows)
+                rows.append([label, f"{variant} ({seeds(runs)})", *of_classes(runs, test, order, score)])
+    return markdown_table(["", "", *class_heads(first, test, order)], rows)
 
 
 def _gain_reading(name: str) -> str:
@@ -164,28 +160,11 @@ def _gain_table(compared: Sequence[Comparison], test: str, score: str) -> list[s
     for one in compared:
         gains = one.gains(test, score)
         risen = f"{sum(value > 0 for value in gains.values())} of {len(gains)}"
-        label = f"{one.title} ({_seeds(one.pairs)})"
+        label = f"{one.title} ({seeds(one.pairs)})"
         rows.append([label, risen, *(f"{100 * gains[c]:+.1f}" for c in order)])
-    return markdown_table(["", "gain", *_class_heads(first.pairs[0][0], test, order)], rows)
-
-
-def _class_heads(run: Run, test: str, order: Sequence[int]) -> list[str]:
-    """Names, with the shares of the test pixels."""
-    pixels = run["scores"][test]["pixels"]
-    return [f"{run['classes'][c].replace('_', ' ')} ({100 * pixels[c] / sum(pixels):.2g} %)" for c in order]
+    return markdown_table(["", "gain", *class_heads(first.pairs[0][0], test, order)], rows)
 
 
 def _cell(runs: Sequence[Run], test: str, main: str) -> str:
-    if not runs:
-        return NONE
-    rare = spread([rare_mean(run["scores"][test]) for run in runs])
-    recall = spread([run["scores"][test]["mean_recall"][main] for run in runs])
-    return f"{_overall(runs, test, main)} / {rare} / {recall} ({_seeds(runs)})"
-
-
-def _overall(runs: Sequence[Run], test: str, main: str) -> str:
-    return spread([run["scores"][test]["mean_iou"][main] for run in runs]) if runs else NONE
-
-
-def _seeds(values: Sequence[Any]) -> str:
-    return f"{len(values)}{_ONE if len(values) == 1 else ''}"
+    recall = [run["scores"][test]["mean_recall"][main] for run in runs]
+    return overall_and_rare(runs, test, main, *([spread(recall)] if runs else []))

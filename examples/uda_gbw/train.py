@@ -1,15 +1,11 @@
 """Train a method of unsupervised domain adaptation, with or without GBW.
 
-    python -m examples.uda_gbw.train camvid --target FOLDER --set 'method="dacs"' 'weighting.scheme="gbw"'
-
 RUNS/CONFIG-HASH/config.json        what is run
 RUNS/CONFIG-HASH/log.csv            losses, learning rate, throughput, memory; scores_SET.csv: the IoU on a test set
 RUNS/CONFIG-HASH/weights_LOSS.csv   the class weights of each loss
 RUNS/CONFIG-HASH/tensorboard        the same for TensorBoard
 RUNS/CONFIG-HASH/checkpoint.pt      where a run that was stopped goes on
 RUNS/CONFIG-HASH/metrics.json       the final scores, class weights, commit, versions, cost; it ends the run
-
-On several GPUs: torchrun --nproc-per-node 2 -m examples.uda_gbw.train CONFIG
 """
 
 from __future__ import annotations
@@ -20,22 +16,20 @@ from typing import Any
 
 import torch
 
-from examples.common.command import parse_training, train_named, training_parser
 from examples.common.distributed import first_rank_first, rank, world_size
 from examples.common.logs import Logs, read_log
-from examples.common.loop import Outcome, carry_out, restored
+from examples.common.loop import Outcome, carry_out
 from examples.common.outcome import METRICS, read_metrics, write_outcome
 from examples.common.provenance import provenance
 from examples.common.sampling import seed_of
-from examples.common.scenes.batches import Share, Steps
+from examples.common.scenes.batches import Share
 from examples.common.scenes.folders import add_folders, with_folders
 from examples.common.scenes.task import Task
-from examples.common.training import in_order
-from examples.uda_gbw.config import Config, load_config
+from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes, load_task, source_classes, streams
 from examples.uda_gbw.engine import Engine
 
-RUNS = Path("runs/uda_gbw")
+__all__ = ["add_folders", "train", "with_folders"]
 _RANKS = 14  # the stream of random numbers that sets ranks apart
 _DIGITS = 6  # of a class weight in metrics.json
 
@@ -49,28 +43,14 @@ def train(
     stop_after: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Carry a run out, or go on with it, and return its metrics; a finished run is not repeated.
-
-    Where a process group is up, all ranks call this, each with its own device. They train as one process would on the
-    joined batch; the first of them writes. `folder` and `kept` must be the same files to all of them.
-
-    Args:
-        config: the run.
-        folder: its files.
-        kept: where runs share what is computed once: class counts, rendered streets.
-        device: of torch.
-        stop_after: stop after this step with a checkpoint, and return nothing; 0 goes on to the end.
-        progress: show progress bars.
+    """Carry a run out; see `examples.common.loop`.
 
     Raises:
-        ValueError: the batch cannot be shared between the ranks, or the folder has a checkpoint of another
-            configuration.
-        FloatingPointError: the loss is not finite.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running step is finished and saved.
+        ValueError: the batch cannot be shared between the ranks.
     """
     if (folder / METRICS).is_file():
         return read_metrics(folder)
-    seed, last = config.training.seed, config.training.iterations
+    seed = config.training.seed
     share = Share(rank(), world_size())
     share.places(config.data.batch_size)  # refuse now what no step could be made of
     with first_rank_first():
@@ -80,17 +60,17 @@ def train(
     engine = Engine(config, classes, torch.device(device))
     if rank() > 0:  # other draws of dropout than the first rank's
         torch.manual_seed(seed_of(seed, rank(), _RANKS))
-    seconds = restored(engine, folder)
     sources = streams(task, classes, config.data, seed)
     if not engine.method.reads_target:
         del sources["target"]
     outcome = carry_out(
         engine,
-        in_order(Steps(sources, seed, engine.step, last, share), config.training.workers, device),
+        sources,
         folder,
-        seconds,
         lambda: engine.evaluate(task, progress=progress and rank() == 0),
-        record=lambda logs: _log_weights(engine, task, logs),
+        share=share,
+        device=device,
+        record=lambda logs: log_weights(engine, task.classes, logs),
         stop_after=stop_after,
         progress=progress,
     )
@@ -103,13 +83,13 @@ def train(
     return read_metrics(folder)
 
 
-def _log_weights(engine: Engine, task: Task, logs: Logs) -> None:
+def log_weights(engine: Any, classes: Sequence[str], logs: Logs) -> None:
     """A row of each loss's class weights, with the rows of the losses."""
     recipe = engine.config.training
     if engine.step % recipe.log_every and engine.step != recipe.iterations:
         return
     for name, weights in engine.class_weights().items():
-        logs.write(f"weights_{name}", engine.step, dict(zip(task.classes, weights, strict=True)))
+        logs.write(f"weights_{name}", engine.step, dict(zip(classes, weights, strict=True)))
 
 
 def _finish(
@@ -135,26 +115,3 @@ def _weight_history(folder: Path, loss: str, task: Task) -> dict[str, list[Any]]
         "steps": [int(row["step"]) for row in rows],
         "weights": [[round(row[name], _DIGITS) for name in task.classes] for row in rows],
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = training_parser(
-        __doc__.split("\n", 1)[0],
-        configs="examples/uda_gbw/configs",
-        overrides="training.seed=1 method='\"dacs\"'",
-        smoke="every method on toy data, in a minute",
-    )
-    add_folders(parser, RUNS)
-    given = parse_training(parser, arguments)
-    if given.smoke:
-        from examples.uda_gbw.smoke import smoke  # noqa: PLC0415
-
-        smoke(given.set, device=given.device)
-        return
-    config = with_folders(load_config(given.config, given.set), given)
-    train_named(given, config, train)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from png16 import write_png16
 from semidavil_files import SYNTHIA_ID, picture, save
 
 from examples.common.scenes.labels import CITYSCAPES_IDS, CLASSES
-from examples.common.scenes.png16 import write_png16
 from examples.uda_gbw.panoptic.labels import CATEGORIES
 
 CITYSCAPES_ID = np.array([*CITYSCAPES_IDS, 0], np.int32)  # train id -> label id; the last is "unlabelled"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from png16 import write_png16
 
 from examples.common.scenes.labels import CITYSCAPES_IDS, COLOURS, SYNTHIA_IDS
-from examples.common.scenes.png16 import write_png16
 
 SIZE = (12, 16)
 CITYSCAPES_ID = np.array([*CITYSCAPES_IDS, 0])  # train id -> label id; the last is "unlabelled"

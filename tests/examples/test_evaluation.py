@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from examples.common.evaluation import evaluate, predicted_classes, rarest_classes, scores_from_confusion
+from examples.common.evaluation import evaluate, predicted_classes, scores_from_confusion
 
 
 class Echo(nn.Module):
@@ -73,7 +73,3 @@ def test_evaluation_restores_the_models_mode(training):
     model = Echo().train(training)
     evaluate(model, _samples(1, 2), num_classes=2, ignore_index=255)
     assert model.training is training
-
-
-def test_rarest_classes_are_those_with_fewest_pixels_but_some():
-    assert rarest_classes(torch.tensor([50, 0, 3, 9, 3]), 3) == [2, 4, 3]

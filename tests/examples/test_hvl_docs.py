@@ -21,8 +21,8 @@ def _configurations() -> tuple[set[str], list[list[str]]]:
         for line in block.splitlines():
             if loop := re.match(r"for (\w+) in (.*); do", line):
                 values = {loop[1]: loop[2].split()}
-            if "-m examples.hvl.train" in line:
-                words = shlex.split(line.split("examples.hvl.train", 1)[1], comments=True)
+            if "-m examples hvl train" in line:
+                words = shlex.split(line.split("-m examples hvl train", 1)[1], comments=True)
                 ((variable, choices),) = values.items()
                 looped = f"${variable}" in words[0]
                 names |= {
@@ -44,8 +44,8 @@ def test_commands_name_every_published_grid() -> None:
     """Those of the paper's data; what is run on CamVid is told with its results."""
     text = PAGE.read_text()
     for path in {*GRIDS.glob("*.toml")} - {*GRIDS.glob("camvid*.toml")}:
-        assert re.search(rf"grid run .*\b{path.stem}\b", text), path
-    assert all((GRIDS / f"{name}.toml").is_file() for name in re.findall(r"grid run (\w+)", text))
+        assert re.search(rf"hvl grid .*\b{path.stem}\b", text), path
+    assert all((GRIDS / f"{name}.toml").is_file() for name in re.findall(r"hvl grid (\w+)", text))
 
 
 def test_steps_of_the_page_are_those_of_the_epochs() -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 from examples.common.clip import load_clip
+from examples.common.recipe import polynomial
 from examples.common.sampling import generator
 from examples.common.scenes.augment import random_crop_flip
 from examples.common.scenes.domain import PairDomain
@@ -22,7 +23,7 @@ from examples.common.vision import build_vision
 from examples.hvl.config import Config, DataConfig, load_config
 from examples.hvl.data.augment import WeakView, scaled
 from examples.hvl.data.task import Task, streams
-from examples.hvl.schedule import polynomial, with_steps
+from examples.hvl.schedule import with_steps
 from examples.hvl.train import train
 
 

@@ -15,11 +15,11 @@ from PIL import Image
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
+from examples.__main__ import main
 from examples.common.config import run_folder
 from examples.common.outcome import METRICS
 from examples.common.published import read_published
 from examples.common.scenes.batches import Steps
-from examples.hvl import grid
 from examples.hvl.config import CONFIGS, Config, load_config
 from examples.hvl.data.task import load_task, streams
 from examples.hvl.engine import Engine
@@ -27,7 +27,7 @@ from examples.hvl.evaluation import predict
 from examples.hvl.grid import GRIDS, PUBLISHED, load_grid
 from examples.hvl.pictures import query_colours, winners, write_claims
 from examples.hvl.smoke import smoke
-from examples.hvl.train import main, train
+from examples.hvl.train import train
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid-small"
 OPTIONAL = ("encoder", "consistency", "entropy", "diversity", "topology", "anchor", "align", "mask")
@@ -256,8 +256,8 @@ def test_a_grid_runs_and_reports(street_folder: Path, tmp_path: Path, monkeypatc
     path = tmp_path / "two.toml"
     path.write_text(content)
     runs, out = tmp_path / "runs", tmp_path / "out"
-    places = ["--runs", str(runs), "--out", str(out)]
-    grid.main(["report", str(path), *places])
+    places = ["--runs", str(runs)]
+    main(["hvl", "report", str(path), *places, "--out", str(out)])
     assert "No run is finished." in capsys.readouterr().out
 
     entry = {"mean_iou": {"mIoU2": 0.5}, "iou": [0.75, 0.25], "pixel_accuracy": 0.9, "pixels": [90, 10]}
@@ -269,11 +269,11 @@ def test_a_grid_runs_and_reports(street_folder: Path, tmp_path: Path, monkeypatc
         metrics = {"classes": ["road", "sign_symbol"], "scores": {"val_alt": entry}, **cost}
         (folder / METRICS).write_text(json.dumps(metrics))
 
-    monkeypatch.setattr(grid, "train", finished)
+    monkeypatch.setattr("examples.hvl.train.train", finished)
     options = ["--data", str(street_folder), "--device", "cpu", *places]
-    grid.main(["run", str(path), "--rows", "0", *options])
-    grid.main(["run", str(path), "--rows", "1", "--seeds", "1", *options])
-    grid.main(["report", str(path), *places])
+    main(["hvl", "grid", str(path), "--rows", "0", *options])
+    main(["hvl", "grid", str(path), "--rows", "1", "--seeds", "1", *options])
+    main(["hvl", "report", str(path), *places, "--out", str(out)])
     page = capsys.readouterr().out
     assert "| all losses | 50.0 ± 0.0 / 50.0 ± 0.0 (2) |" in page
     assert "| all losses | 50.0 ± 0.0 | 87.1 |" in page
@@ -316,20 +316,20 @@ def test_bad_grids(tmp_path: Path, text: str | None, error: type[Exception], mes
 def test_the_command_trains_once(street_folder: Path, tmp_path: Path, capsys) -> None:
     overrides = [*SMALL, "training.iterations=1", "weights.consistency=0.0"]
     options = ["--data", str(street_folder), "--runs", str(tmp_path), "--device", "cpu"]
-    main(["smoke", *options, "--set", *overrides])
+    main(["hvl", "train", "smoke", *options, "--set", *overrides])
     folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides).as_dict())
     metrics = json.loads((folder / METRICS).read_text())
     assert metrics["labelled"] == 2
     assert metrics["image_size"] == [16, 24]
     assert "mIoU11" in capsys.readouterr().out
     stamp = os.stat(folder / METRICS).st_mtime_ns
-    main(["smoke", *options, "--set", *overrides])
+    main(["hvl", "train", "smoke", *options, "--set", *overrides])
     assert os.stat(folder / METRICS).st_mtime_ns == stamp
 
 
 def test_the_command_wants_a_name(capsys) -> None:
     with pytest.raises(SystemExit):
-        main([])
+        main(["hvl", "train"])
     assert "--smoke" in capsys.readouterr().err
 
 

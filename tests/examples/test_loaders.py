@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.common.acdc import AcdcSlices, AcdcVolumes, centre, split_patients
+from examples.common.acdc import AcdcVolumes
 from examples.common.camvid import CamVid
 from tests.examples.conftest import CLASSES, write_pair
 
@@ -124,43 +124,6 @@ def test_acdc_volumes_belong_to_patients(acdc_folder):
     assert label.dtype == torch.int64
     one = AcdcVolumes(acdc_folder, "train", patients=["patient002"])
     assert [volume.name for volume in one.volumes] == ["patient002_frame01", "patient002_frame12"]
-
-
-def test_acdc_slices_are_the_volumes_slices_at_one_size(acdc_folder):
-    volumes = AcdcVolumes(acdc_folder, "train")
-    slices = AcdcSlices(volumes, (24, 24))
-    assert len(slices) == sum(len(volume.image) for volume in volumes.volumes) == 2 * (5 + 6 + 7)
-    assert slices.owner[:6] == [0, 0, 0, 0, 0, 1]
-    image, label = slices[5]
-    assert image.shape == (1, 24, 24)
-    assert label.shape == (24, 24)
-    whole, truth = volumes[1]
-    # 22x25 to 24x24: a row of padding above and below, a column cropped
-    assert torch.equal(image[:, 1:-1], whole[0, :1, :, 1:])
-    assert torch.equal(label[1:-1], truth[0][:, 1:])
-    assert (label[0] == slices.ignore_index).all()
-    with pytest.raises(ValueError, match="size must be"):
-        AcdcSlices(volumes, (0, 4))
-
-
-def test_centre_crops_and_pads_about_the_middle():
-    plane = torch.arange(15).view(3, 5)
-    assert torch.equal(centre(plane, (3, 3)), plane[:, 1:4])
-    padded = centre(plane, (7, 5), fill=9)
-    assert torch.equal(padded[2:5], plane)
-    assert (padded[[0, 1, 5, 6]] == 9).all()
-
-
-def test_split_patients_never_parts_a_patient():
-    names = [f"patient{i:03d}" for i in range(10)] * 2
-    first, second = split_patients(names, 0.3, seed=1)
-    assert len(first) == 3
-    assert set(first) | set(second) == set(names)
-    assert not set(first) & set(second)
-    assert split_patients(names, 0.3, seed=1) == (first, second)
-    assert split_patients(names, 0.3, seed=2)[0] != first
-    with pytest.raises(ValueError, match="two patients or more"):
-        split_patients(["a", "a"], 0.5)
 
 
 def _truncate(folder: Path) -> None:

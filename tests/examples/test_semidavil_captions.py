@@ -49,7 +49,7 @@ def test_composed_captions():
 
 
 def test_captions_from_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m examples\.semidavil\.caption"):
+    with pytest.raises(FileNotFoundError, match=r"python -m examples semidavil caption"):
         FileCaptions(tmp_path / "captions.json")
     (tmp_path / "captions.json").write_text(json.dumps({"a": "a road"}))
     captions = FileCaptions(tmp_path / "captions.json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
+from examples.__main__ import ACTIONS, PAPERS
 from examples.common.config import read_toml
 from examples.semidavil.config import CONFIGS, load_config
 from examples.semidavil.grid import GRIDS, load_grid
@@ -26,36 +26,36 @@ def _commands() -> list[list[str]]:
     commands = []
     for block in re.findall(r"^```\{code-block\} sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
         loop = LOOP.search(block)
-        for line in (line for line in block.splitlines() if "-m examples." in line):
+        for line in (line for line in block.splitlines() if "-m examples " in line):
             names = loop[1].split() if loop and "$grid" in line else [""]
-            command = line.split("-m ", 1)[1]
+            command = line.split("-m examples semidavil ", 1)[1]
             commands += [shlex.split(command.replace("$grid", name), comments=True) for name in names]
     return commands
 
 
 def _grid_of(words: list[str]) -> tuple[str, str]:
-    grid = load_grid(words[1], words[words.index("--config") + 1] if "--config" in words else None)
-    return words[1], grid.config
+    grid = load_grid(words[0], words[words.index("--config") + 1] if "--config" in words else None)
+    return words[0], grid.config
 
 
 def test_commands_name_what_exists():
     commands = _commands()
     assert len(commands) > 20
-    for module, *words in commands:
-        if module.endswith("grid"):
+    for action, *words in commands:
+        assert action in (*ACTIONS, *PAPERS["semidavil"])
+        if action in ("grid", "report"):
             assert _grid_of(words)
             continue
-        if module.endswith("report"):  # it takes a run's folder
-            assert find_spec(module)
+        if action == "pretraining.report":  # it takes a run's folder
             continue
-        if module.endswith("pretrain"):
+        if action == "pretrain":
             words.insert(0, parser().parse_args(words).config)
         overrides = words[words.index("--set") + 1 :] if "--set" in words else []
         assert load_config(words[0], overrides)
 
 
 def test_every_grid_has_its_command_with_each_of_its_configurations():
-    run = {_grid_of(words) for module, *words in _commands() if module.endswith("grid") and words[0] == "run"}
+    run = {_grid_of(words) for action, *words in _commands() if action == "grid"}
     all_of_them = {(path.stem, name) for path in GRIDS.glob("*.toml") for name in read_toml(path)["configs"]}
     assert run == all_of_them
     configs = {path.stem for path in CONFIGS.glob("*.toml")}

@@ -12,12 +12,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 
+from examples.__main__ import main
 from examples.common.config import read_toml, run_folder
 from examples.common.logs import Logs, read_log
-from examples.semidavil import grid
 from examples.semidavil.config import CONFIGS, load_config
 from examples.semidavil.grid import GRIDS, load_grid
-from examples.semidavil.train import main
 
 
 def test_logs_drop_the_rows_that_will_come_again(tmp_path):
@@ -64,14 +63,13 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
         str(street_folder),
         "--runs",
         str(tmp_path / "runs"),
-        "--out",
-        str(tmp_path / "out"),
     ]
-    grid.main(["report", str(path), *folders])
+    out = ["--out", str(tmp_path / "out")]
+    main(["semidavil", "report", str(path), *folders, *out])
     assert "No run is finished" in capsys.readouterr().out
-    grid.main(["run", str(path), "--budgets", "2", "--device", "cpu", *folders])
-    grid.main(["run", str(path), "--budgets", "1", "--seeds", "1", "--device", "cpu", *folders])
-    grid.main(["report", str(path), *folders])
+    main(["semidavil", "grid", str(path), "--budgets", "2", "--device", "cpu", *folders])
+    main(["semidavil", "grid", str(path), "--budgets", "1", "--seeds", "1", "--device", "cpu", *folders])
+    main(["semidavil", "report", str(path), *folders, *out])
     text = (tmp_path / "out" / "tiny.md").read_text()
     assert "## val_alt, mIoU11\n\n|  | 1 labels | 2 labels |\n| --- | --- | --- |\n| CE | " in text
     assert text.count("± ") == 4  # the caption's, two of the cell with two seeds, one beside its classes
@@ -99,6 +97,8 @@ def test_the_command_line(street_folder, tmp_path, capsys):
     overrides = ["data.budget=2", "data.streets=2", "training.iterations=1", "training.eval_every=0"]
     main(
         [
+            "semidavil",
+            "train",
             "smoke",
             "--target",
             str(street_folder),
@@ -117,12 +117,13 @@ def test_the_command_line(street_folder, tmp_path, capsys):
     assert "| mIoU11 | sky |" in capsys.readouterr().out
     folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides).as_dict())
     assert json.loads((folder / "config.json").read_text())["data"]["budget"] == 2
+    words = ["semidavil", "train", "smoke", "--target", str(street_folder), "--runs", str(tmp_path)]
     with pytest.raises(ValueError, match="vision must be one of clip:PATH-OR-HUB-NAME"):
-        main(["smoke", "--target", str(street_folder), "--runs", str(tmp_path), "--vision", "resnet"])
+        main([*words, "--vision", "resnet"])
     with pytest.raises(SystemExit):
-        main([])
+        main(["semidavil", "train"])
 
 
 def test_the_smoke_run(capsys):
-    main(["--smoke", "--device", "cpu"])
+    main(["semidavil", "train", "--smoke", "--device", "cpu"])
     assert "stopped after step 3 and resumed: the same losses, scores" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from png16 import write_png16
 from semidavil_files import (
     SIZE,
     expected,
@@ -26,7 +27,7 @@ from examples.common.scenes.labels import (
     from_colours,
 )
 from examples.common.scenes.layouts import cityscapes, gta5, synthia
-from examples.common.scenes.png16 import read_png16, write_png16
+from examples.common.scenes.png16 import read_png16
 
 
 @pytest.mark.parametrize("channels", [3, 4])

@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("monai")
 
+from examples.__main__ import main
 from examples.common.config import run_folder
 from examples.common.outcome import METRICS
-from examples.synapse_ssl import grid
 from examples.synapse_ssl.config import load_config
 from examples.synapse_ssl.data.btcv import CLASSES
 from examples.synapse_ssl.grid import GRIDS, collect, load_grid
@@ -125,12 +125,12 @@ def test_the_grid_of_table_5_has_its_rows_and_ours():
 
 def test_a_grid_from_runs_to_its_table_and_plots(tiny, tmp_path, capsys):
     out = tmp_path / "out"
-    places = ["--runs", str(tmp_path / "runs"), "--out", str(out), "--device", "cpu"]
-    grid.main(["report", tiny, *places])
+    places = ["--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    main(["synapse_ssl", "report", tiny, *places, "--out", str(out)])
     assert "No run is finished" in capsys.readouterr().out
-    grid.main(["run", tiny, "--seeds", "0", *places])
-    grid.main(["run", tiny, "--methods", "supervised", "--budgets", "0.5", *places])
-    grid.main(["report", tiny, *places])
+    main(["synapse_ssl", "grid", tiny, "--seeds", "0", *places])
+    main(["synapse_ssl", "grid", tiny, "--methods", "supervised", "--budgets", "0.5", *places])
+    main(["synapse_ssl", "report", tiny, *places, "--out", str(out)])
     printed = capsys.readouterr().out
     assert printed.count("supervised, CE, 50% labelled, seed 1\n") == 1
     assert printed.count("supervised, CE, 100% labelled, seed 0\n") == 1
@@ -147,9 +147,9 @@ def test_a_grid_from_runs_to_its_table_and_plots(tiny, tmp_path, capsys):
     ]
     for name in ("grid_50_dsc.png", "grid_50_gain.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    grid.main(["report", tiny, *places])
+    main(["synapse_ssl", "report", tiny, *places, "--out", str(out)])
     assert text == (out / "grid.md").read_text()
-    grid.main(["report", tiny, "--runs", str(tmp_path / "none"), "--out", str(out)])
+    main(["synapse_ssl", "report", tiny, "--runs", str(tmp_path / "none"), "--out", str(out)])
     assert text == (out / "grid.md").read_text()  # the runs are gone, what is known of them stays
 
 

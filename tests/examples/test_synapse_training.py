@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("monai")
 pytest.importorskip("nibabel")
 
+from examples.__main__ import main
 from examples.common.config import run_folder
 from examples.common.logs import read_log
 from examples.common.training import CHECKPOINT
@@ -24,7 +25,7 @@ from examples.synapse_ssl.data.task import Stored, Task
 from examples.synapse_ssl.engine import Engine, class_counts
 from examples.synapse_ssl.methods import METHODS
 from examples.synapse_ssl.results import table
-from examples.synapse_ssl.train import main, train
+from examples.synapse_ssl.train import train
 
 SIZE = (4, 32, 32)
 COSTS = ("images_per_second", "peak_memory_mib")
@@ -279,16 +280,27 @@ def test_the_folders_place_does_not_change_a_run(tmp_path):
 
 def test_the_command_line(tmp_path, capsys):
     overrides = ["training.epochs=1", "training.steps_per_epoch=1", 'method="supervised"']
-    main(["smoke", "--runs", str(tmp_path), "--device", "cpu", "--set", *overrides])
+    main(["synapse_ssl", "train", "smoke", "--runs", str(tmp_path), "--device", "cpu", "--set", *overrides])
     folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides).as_dict())
     assert f"in {folder}" in capsys.readouterr().out
     assert json.loads((folder / "metrics.json").read_text())["data"] == "organs"
     with pytest.raises(SystemExit):
-        main([])
+        main(["synapse_ssl", "train"])
 
 
 def test_the_smoke_run(capsys):
-    main(["--smoke", "--device", "cpu", "--set", "data.cases=[2, 1, 1]", "training.epochs=2"])
+    main(
+        [
+            "synapse_ssl",
+            "train",
+            "--smoke",
+            "--device",
+            "cpu",
+            "--set",
+            "data.cases=[2, 1, 1]",
+            "training.epochs=2",
+        ]
+    )
     printed = capsys.readouterr().out
     assert printed.count("resumed: the same losses, scores") == 2
     assert printed.count("| DSC |") == 2

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
+from examples.common.mixing import visible_blocks
 from examples.common.scenes.batches import Steps
 from examples.common.scenes.task import load_task
 from examples.common.scenes.toy import write_street_folder
@@ -18,7 +19,6 @@ from examples.common.windows import Box, covering_boxes, draw_box
 from examples.t2s_da.build import build_student
 from examples.t2s_da.config import load_config
 from examples.t2s_da.engine import Engine
-from examples.t2s_da.mixing import visible_blocks
 from examples.t2s_da.model import Segmenter
 from examples.t2s_da.scene import scene_streams
 

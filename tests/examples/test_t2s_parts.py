@@ -16,8 +16,9 @@ from classbalance_losses import PullLoss
 from classbalance_losses.functional import class_confidence_weights
 from examples.common.feature_distance import ClassCentres, Discrimination
 from examples.common.fourier import fourier_style
+from examples.common.mixing import class_masks
 from examples.t2s_da.config import PullConfig, ReweightingConfig
-from examples.t2s_da.mixing import class_masks, confident_shares, mixed_loss
+from examples.t2s_da.mixing import confident_shares, mixed_loss
 from examples.t2s_da.pull import Labelled, Pull
 from examples.t2s_da.reweighting import ClassWeights
 

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
+from examples.__main__ import main
 from examples.common.config import run_folder
 from examples.common.published import read_published
-from examples.t2s_da import grid
 from examples.t2s_da.config import CONFIGS, load_config
 from examples.t2s_da.grid import GRIDS, load_grid
 from examples.t2s_da.report import PUBLISHED, report
@@ -56,17 +56,16 @@ def test_a_grid_from_runs_to_its_table(street_folder, tmp_path, capsys):
         str(street_folder),
         "--runs",
         str(tmp_path / "runs"),
-        "--out",
-        str(tmp_path / "out"),
     ]
-    grid.main(["report", str(path), *places])
+    out = ["--out", str(tmp_path / "out")]
+    main(["t2s_da", "report", str(path), *places, *out])
     assert "No run is finished" in capsys.readouterr().out
-    grid.main(["run", str(path), "--device", "cpu", "--seeds", "0", *places])
-    grid.main(["run", str(path), "--device", "cpu", *places])
+    main(["t2s_da", "grid", str(path), "--device", "cpu", "--seeds", "0", *places])
+    main(["t2s_da", "grid", str(path), "--device", "cpu", *places])
     (run_folder(tmp_path / "runs", "smoke", load_grid(str(path)).run([*_short(path)], 1).as_dict())).rename(
         tmp_path / "away"
     )
-    grid.main(["report", str(path), *places])
+    main(["t2s_da", "report", str(path), *places, *out])
     text = (tmp_path / "out" / "tiny.md").read_text()
     rows = json.loads((tmp_path / "out" / "tiny.json").read_text())["rows"]
     assert [[run["seed"] for run in rows[label]] for label in ("all", "DACS")] == [[0], [0, 1]]
@@ -201,10 +200,10 @@ def _short(path: Path) -> tuple[str, ...]:
 
 def _commands() -> list[list[str]]:
     blocks = re.findall(r"^```\{code-block\} sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if "-m examples." in line]
+    lines = [line for block in blocks for line in block.splitlines() if "-m examples " in line]
     found = []
     for line in lines:
-        words = shlex.split(line.split("-m ", 1)[1].split("; done")[0], comments=True)
+        words = shlex.split(line.split("-m examples t2s_da ", 1)[1].split("; done")[0], comments=True)
         names = line.split(" in ")[1].split(";")[0].split() if "$grid" in line else [None]
         found += [[name if word == "$grid" else word for word in words] for name in names]
     return found
@@ -212,12 +211,11 @@ def _commands() -> list[list[str]]:
 
 def test_the_pages_commands_name_what_exists_and_all_of_it():
     named = set()
-    for module, *words in _commands():
-        if "--smoke" in words:
+    for action, name, *_ in _commands():
+        if name == "--smoke":
             continue
-        name = words[1] if module.endswith("grid") else words[0]
-        named |= {name, load_grid(name).config} if module.endswith("grid") else {name}
-        assert module.endswith("grid") or load_config(name)
+        named |= {name} if action == "train" else {name, load_grid(name).config}
+        assert action != "train" or load_config(name)
     assert {path.stem for path in GRIDS.glob("*.toml")} <= named
     assert {path.stem for path in CONFIGS.glob("*.toml")} - named == {"smoke"}
 

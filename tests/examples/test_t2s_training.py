@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
+from examples.__main__ import main
 from examples.common.config import run_folder
 from examples.common.logs import read_log
 from examples.common.scenes.task import load_task
@@ -24,7 +25,7 @@ from examples.t2s_da.config import CONFIGS, Config, load_config
 from examples.t2s_da.engine import Engine
 from examples.t2s_da.evaluation import evaluate, feature_metrics
 from examples.t2s_da.smoke import MODES, smoke, write_styles
-from examples.t2s_da.train import main, train
+from examples.t2s_da.train import train
 
 SMALL = ["data.crop=[16, 24]", "data.streets=3", "training.window=[16, 24]", "reweighting.momentum=0.5"]
 COLUMNS = ("loss", "source", "target", "confident", "pull", "feature_distance", "masked", "lr")
@@ -230,12 +231,12 @@ def test_shipped_configurations_are_valid_and_say_what_they_are():
 def test_the_command_line(street_folder, tmp_path, capsys):
     overrides = [*SMALL, "training.iterations=1", "training.eval_every=0", "training.feature_metrics=false"]
     places = ["--target", str(street_folder), "--runs", str(tmp_path), "--device", "cpu"]
-    main(["smoke", *places, "--set", *overrides])
+    main(["t2s_da", "train", "smoke", *places, "--set", *overrides])
     assert "| mIoU11 | sky |" in capsys.readouterr().out
     folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides).as_dict())
     assert "ccd" not in json.loads((folder / "metrics.json").read_text())["scores"]["val_alt"]
     with pytest.raises(SystemExit):
-        main([])
+        main(["t2s_da", "train"])
 
 
 def test_the_smoke_run(capsys):

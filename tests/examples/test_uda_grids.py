@@ -13,10 +13,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 pytest.importorskip("matplotlib")
 
+from examples.__main__ import main
 from examples.common.config import run_folder
 from examples.common.published import read_published
 from examples.common.training import one_thread
-from examples.uda_gbw import grid
 from examples.uda_gbw.config import CONFIGS, load_config
 from examples.uda_gbw.grid import GRIDS, load_grid
 from examples.uda_gbw.report import PUBLISHED
@@ -78,15 +78,14 @@ def test_a_grid_from_runs_to_its_page(uda_place, tmp_path, capsys):
         str(uda_place / "target"),
         "--runs",
         str(tmp_path / "runs"),
-        "--out",
-        str(tmp_path / "out"),
     ]
-    grid.main(["report", str(path), *folders])
+    out = ["--out", str(tmp_path / "out")]
+    main(["uda_gbw", "report", str(path), *folders, *out])
     assert "No run is finished" in capsys.readouterr().out
-    grid.main(["run", str(path), "--rows", "source only", "--device", "cpu", *folders])
+    main(["uda_gbw", "grid", str(path), "--rows", "source only", "--device", "cpu", *folders])
     with pytest.raises(ValueError, match="has the rows source only, MinEnt, got 'other'"):
-        grid.main(["run", str(path), "--rows", "other", "--device", "cpu", *folders])
-    grid.main(["report", str(path), *folders])
+        main(["uda_gbw", "grid", str(path), "--rows", "other", "--device", "cpu", *folders])
+    main(["uda_gbw", "report", str(path), *folders, *out])
     text = (tmp_path / "out" / "tiny.md").read_text()
     assert "|  | CE | GBW | difference |" in text
     assert "| MinEnt | – | – | – |" in text

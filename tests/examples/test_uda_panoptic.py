@@ -19,11 +19,12 @@ pytest.importorskip("kornia")
 from torchmetrics.detection import PanopticQuality
 from uda_files import checkpoint, different, losses
 
+from examples.__main__ import main
 from examples.common.scenes.batches import Steps
 from examples.common.streets import CLASSES, IGNORE_INDEX, THINGS
 from examples.common.training import one_thread
 from examples.uda_gbw.data import streams
-from examples.uda_gbw.panoptic import compare
+from examples.uda_gbw.panoptic import grid
 from examples.uda_gbw.panoptic.config import Config, InstanceConfig, load_config
 from examples.uda_gbw.panoptic.data import (
     SOURCE,
@@ -41,7 +42,7 @@ from examples.uda_gbw.panoptic.postprocess import find_centres, nearest_centre, 
 from examples.uda_gbw.panoptic.scores import PanopticScores, perfect_outputs, score
 from examples.uda_gbw.panoptic.smoke import smoke
 from examples.uda_gbw.panoptic.targets import centres_of, grid_of, targets_of
-from examples.uda_gbw.panoptic.train import main, train
+from examples.uda_gbw.panoptic.train import train
 
 SKY, ROAD, CAR, PEDESTRIAN = (CLASSES.index(name) for name in ("sky", "road", "car", "pedestrian"))
 RULE = InstanceConfig(sigma=1.5, window=3, stuff_area=1)
@@ -342,16 +343,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, method):
 def test_the_table_of_all_rows(tmp_path, capsys):
     tiny = ['model.encoder="mit-tiny"', "model.channels=8", "data.height=32", "data.width=48"]
     tiny += ["data.streets=4", "data.target_streets=4", "data.test_streets=2", "training.iterations=1"]
-    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    options = ["small", *folders, "--seeds", "0", "--device", "cpu", "--set", *tiny]
+    out = ["--out", str(tmp_path / "out")]
+    options = ["small", "--runs", str(tmp_path / "runs"), "--seeds", "0", "--device", "cpu", "--set", *tiny]
     with pytest.raises(ValueError, match="no run is finished"):
-        compare.main(["report", *options])
-    compare.main(["run", *options])
-    compare.main(["report", *options])
+        main(["uda_gbw.panoptic", "report", *options, *out])
+    main(["uda_gbw.panoptic", "grid", *options])
+    main(["uda_gbw.panoptic", "report", *options, *out])
     page = (tmp_path / "out" / "panoptic_small.md").read_text()
     assert page in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "panoptic_small.json").read_text())
-    assert [*results] == [*compare.ROWS]
+    assert [*results] == [*grid.ROWS]
     for row, runs in results.items():
         (run,) = runs
         assert (run["config"]["method"] == "edaps") == row.startswith("EDAPS")
@@ -366,15 +367,15 @@ def test_the_table_of_all_rows(tmp_path, capsys):
 
 def test_the_command_line(tmp_path, capsys, monkeypatch):
     keys = ["training.iterations=1", "data.streets=2", "data.target_streets=2", "data.test_streets=1"]
-    main(["smoke", "--runs", str(tmp_path), "--device", "cpu", "--set", *keys])
+    main(["uda_gbw.panoptic", "train", "smoke", "--runs", str(tmp_path), "--device", "cpu", "--set", *keys])
     assert "mPQ" in capsys.readouterr().out
     (folder,) = Path(tmp_path).glob("smoke-*")
     assert json.loads((folder / "config.json").read_text())["weighting"]["scheme"] == "gbw"
     with pytest.raises(SystemExit):
-        main([])
+        main(["uda_gbw.panoptic", "train"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
-        main(["smoke"])
+        main(["uda_gbw.panoptic", "train", "smoke"])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from uda_files import checkpoint, different, losses
 from examples.common.scenes.batches import Images, Steps
 from examples.common.training import one_thread
 from examples.uda_gbw.data import streams
-from examples.uda_gbw.panoptic import compare
+from examples.uda_gbw.panoptic import grid
 from examples.uda_gbw.panoptic.config import Config, load_config
 from examples.uda_gbw.panoptic.data import load_task, source_classes
 from examples.uda_gbw.panoptic.engine import Engine
@@ -95,18 +95,18 @@ def test_a_switch_changes_what_it_says_and_nothing_else(tmp_path, switch):
 def test_the_rows_of_the_table_begin_alike(tmp_path):
     """Same weights, same source images, and the source's losses of a scheme to the bit: adaptation adds, no more."""
     begun, logs = {}, {}
-    for row in compare.ROWS:
-        engine, batch = _begun(compare.config_of("smoke", row, 3, SMALL), tmp_path)
+    for row in grid.ROWS:
+        engine, batch = _begun(grid.config_of("smoke", row, 3, SMALL), tmp_path)
         halves = {half: getattr(engine.method, half).state_dict() for half in ("student", "instances")}
         begun[row] = copy.deepcopy((halves, batch["source"].image, batch["source"].label))
         logs[row] = engine.advance(batch)
     first, *others = begun.values()
     assert all(different(first, other) == [] for other in others)
-    for loss in compare.LOSSES:
-        one, other = (logs[f"{method}, {loss}"] for method in compare.METHODS)
+    for loss in grid.LOSSES:
+        one, other = (logs[f"{method}, {loss}"] for method in grid.METHODS)
         assert all(torch.equal(one[name], other[name]) for name in ("source", "centre", "offset"))
-    for method in compare.METHODS:
-        one, other = (logs[f"{method}, {loss}"] for loss in compare.LOSSES)
+    for method in grid.METHODS:
+        one, other = (logs[f"{method}, {loss}"] for loss in grid.LOSSES)
         assert all(torch.equal(one[name], other[name]) for name in ("centre", "offset"))
         assert not torch.equal(one["source"], other["source"])
     assert "mixed" not in logs["source only, GBW"]

@@ -11,11 +11,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("kornia")
 
 from panoptic_files import NAMES, NOTHING, THINGS, TRUCK, draw, write_cityscapes, write_synthia
+from png16 import write_png16
 
 from examples.common.scenes.augment import random_crop_flip
 from examples.common.scenes.domain import Domain
 from examples.common.scenes.labels import CLASSES
-from examples.common.scenes.png16 import write_png16
 from examples.uda_gbw.panoptic.config import load_config
 from examples.uda_gbw.panoptic.data import load_task, source_classes
 from examples.uda_gbw.panoptic.labels import CATEGORIES, decoded

@@ -17,13 +17,14 @@ from classbalance_losses.functional import (
     gbw_class_weights,
     solve_class_weights,
 )
+from examples.common.mixing import class_masks
 from examples.common.scenes.batches import Images
 from examples.common.windows import covering_boxes, draw_box
 from examples.uda_gbw.config import WeightingConfig, load_config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods import build_method
 from examples.uda_gbw.methods.entropy import self_information
-from examples.uda_gbw.mixing import block_mask, class_mask, class_mix
+from examples.uda_gbw.mixing import class_mix
 from examples.uda_gbw.networks.discriminators import SOURCE, TARGET, says
 from examples.uda_gbw.networks.encoders import build_encoder
 from examples.uda_gbw.networks.fusion import TwoResolutions
@@ -182,15 +183,15 @@ def test_class_masks_have_half_of_the_classes():
     label = torch.tensor([[0, 0, 1, 255], [2, 3, 4, 255]])
     seen = set()
     for seed in range(40):
-        mask = class_mask(label, torch.Generator().manual_seed(seed))
+        mask = class_masks(label[None], [seed])[0]
         chosen = label[mask].unique().tolist()
         assert len(chosen) == 3
         assert 255 not in chosen
         assert not torch.isin(label[~mask], torch.tensor(chosen)).any()  # a class goes as a whole
         seen.add(tuple(chosen))
-        assert torch.equal(mask, class_mask(label, torch.Generator().manual_seed(seed)))
+        assert torch.equal(mask, class_masks(label[None], [seed])[0])
     assert len(seen) == 10  # 3 of 5
-    assert not class_mask(torch.full((2, 2), 255), torch.Generator()).any()
+    assert not class_masks(torch.full((1, 2, 2), 255), [0]).any()
 
 
 def test_mixtures_are_source_where_masked_and_target_elsewhere():
@@ -204,17 +205,6 @@ def test_mixtures_are_source_where_masked_and_target_elsewhere():
         assert torch.equal(mixed.image[n, :, row, column], (image if own else under)[n, :, row, column])
         assert int(mixed.label[n, row, column]) == (0 if own else 1)
         assert float(mixed.confidence[n, row, column]) == (1.0 if own else 0.25)
-
-
-def test_masks_hide_whole_blocks():
-    mask = block_mask(20, 30, 8, 0.7, torch.Generator().manual_seed(0))
-    assert mask.shape == (20, 30)
-    for top in range(0, 20, 8):
-        for left in range(0, 30, 8):
-            assert len(mask[top : top + 8, left : left + 8].unique()) == 1
-    big = block_mask(400, 400, 4, 0.7, torch.Generator().manual_seed(0))
-    assert float(big.mean()) == pytest.approx(0.3, abs=0.02)
-    assert not block_mask(8, 8, 4, 1.0, torch.Generator()).any()
 
 
 def _entropy(*overrides):

@@ -20,13 +20,14 @@ pytest.importorskip("kornia")
 
 from uda_files import checkpoint, losses, small_config
 
+from examples.__main__ import main
 from examples.common.config import run_folder
 from examples.common.training import one_thread
 from examples.uda_gbw.config import load_config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.engine import Engine
 from examples.uda_gbw.smoke import RUNS, smoke
-from examples.uda_gbw.train import main, train
+from examples.uda_gbw.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -156,9 +157,9 @@ def test_the_command_line(uda_place, tmp_path, capsys):
         "--set",
         *overrides,
     ]
-    main(["smoke", *arguments])
+    main(["uda_gbw", "train", "smoke", *arguments])
     assert "| mIoU11 | sky |" in capsys.readouterr().out
     folder = run_folder(tmp_path, "smoke", load_config("smoke", overrides).as_dict())
     assert json.loads((folder / "config.json").read_text())["method"] == "source_only"
     with pytest.raises(SystemExit):
-        main([])
+        main(["uda_gbw", "train"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -89,6 +89,9 @@ class Share:
         return [place + i for place in first for i in range(own)]
 
 
+ALONE = Share()
+
+
 @dataclass(frozen=True)
 class Stream:
     """Where a stream's images come from; an unlabelled stream never reads a label."""
@@ -102,7 +105,7 @@ class Stream:
     flip: bool = True
     augment: Augment = random_crop_flip
 
-    def batch(self, step: int, seed: int, share: Share = Share()) -> Images:
+    def batch(self, step: int, seed: int, share: Share = ALONE) -> Images:
         """The images of a step, or a share of them: positions step · batch_size and on."""
         positions = tuple(step * self.batch_size + place for place in share.places(self.batch_size))
         images, planes, names = [], [], []
@@ -128,7 +131,7 @@ class Steps(Dataset[dict[str, Images]]):
     """
 
     def __init__(
-        self, streams: dict[str, Stream], seed: int, start: int, stop: int, share: Share = Share()
+        self, streams: Mapping[str, Stream], seed: int, start: int, stop: int, share: Share = ALONE
     ) -> None:
         self.streams, self.seed, self.start, self.stop, self.share = streams, seed, start, stop, share
 

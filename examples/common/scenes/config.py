@@ -11,23 +11,17 @@ Kind = Literal["gta5-cityscapes", "synthia-cityscapes", "streets-camvid"]
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where images come from. Sizes are (height, width)."""
+class StreamConfig:
+    """Where source and target come from. Sizes are (height, width)."""
 
     kind: Kind = "streets-camvid"
     source: str = ""  # folder of GTA5 or SYNTHIA; streets need none
     target: str = ""  # folder of Cityscapes, or one in CamVid's layout
-    budget: int = 100  # labelled target images
-    splits: str = ""  # folder of the label lists; "" keeps them beside the runs
-    split_seed: int = 42
     source_size: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None
-    test_size: tuple[int, int] | None = (
-        None  # of the images; scored at the label files' size. None: the files'
-    )
+    test_size: tuple[int, int] | None = None  # of images; scores are at the labels' own. None: the files'
     crop: tuple[int, int] | None = None  # None: whole images
-    batch_size: int = 4  # of each stream and step: all ranks and all pieces of the accumulation together
-    use_source: bool = True
+    batch_size: int = 2  # of each stream and step: all ranks and all pieces of the accumulation together
     rare_class_sampling: bool = False  # of the source
     rare_class_temperature: float = 0.01
     rare_class_min_pixels: int = 1
@@ -37,4 +31,18 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "streets", "rare_class_min_pixels")
+
+
+@dataclass(frozen=True)
+class DataConfig(StreamConfig):
+    """The same, with labels of the target, or without a source."""
+
+    budget: int = 100  # labelled target images
+    splits: str = ""  # folder of the label lists; "" keeps them beside the runs
+    split_seed: int = 42
+    batch_size: int = 4
+    use_source: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 0, "budget")

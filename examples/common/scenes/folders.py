@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 Config = TypeVar("Config", bound=Any)
 
 
-def add_folders(parser: argparse.ArgumentParser, runs: Path) -> None:
-    """The options that say where data and runs lie."""
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The options that say where data lie."""
     parser.add_argument("--source", default="", help="the folder of GTA5 or SYNTHIA")
     parser.add_argument("--target", default="", help="the folder of Cityscapes, or one in CamVid's layout")
-    parser.add_argument("--runs", type=Path, default=runs)
 
 
 def with_folders(config: Config, given: argparse.Namespace) -> Config:

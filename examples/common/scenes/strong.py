@@ -33,8 +33,6 @@ class StrongView:
         views = []
         with torch.random.fork_rng(devices=[]):  # kornia draws from torch's own generator, on the CPU
             for image, seed in zip(images.split(1), seeds, strict=True):
-                torch.default_generator.manual_seed(
-                    seed
-                )  # torch.manual_seed would restart the GPU's dropout too
+                torch.default_generator.manual_seed(seed)  # manual_seed would restart the GPU's dropout too
                 views.append(self._change(image))
         return torch.cat(views)

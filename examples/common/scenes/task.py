@@ -24,6 +24,7 @@ from examples.common.scenes.sampling import (
     class_counts,
 )
 from examples.common.scenes.splits import split_file
+from examples.common.stored import StoredImages
 from examples.common.streets import CLASSES as STREET_CLASSES
 from examples.common.streets import IGNORE_INDEX as STREET_IGNORE_INDEX
 from examples.common.streets import Streets
@@ -166,19 +167,6 @@ def _streets_to_camvid(config: DataConfig, folder: Path) -> Task:
     )
 
 
-class _Stored:
-    """Images and labels in memory, as bytes."""
-
-    def __init__(self, images: Tensor, label: Tensor) -> None:
-        self.images, self.labels = images, label
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index].float().div_(255), self.labels[index].long()
-
-
 def _streets(length: int, size: Size, folder: Path) -> Domain:
     """Streets of seed 0, rendered once."""
     path = folder / f"streets-{size[0]}x{size[1]}-{length}.npz"
@@ -193,5 +181,5 @@ def _streets(length: int, size: Size, folder: Path) -> Domain:
 
         write_atomically(path, save)
     with np.load(path) as file:
-        data = _Stored(torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]))
+        data = StoredImages(torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]))
     return PairDomain(data, [f"street_{i:06d}" for i in range(length)])

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from examples.common.scenes.domain import Domain
 from examples.common.vision import VisionEncoder
 
-_DECAY = (
-    1.0  # of the probe's weights, on features of unit length on average: a few images decide no class alone
-)
+_DECAY = 1.0  # of the probe's weights; features have unit length on average: few images decide no class
 _STEPS = 100  # of L-BFGS, which converges in fewer
 _FLAT = 1e-3  # below it a feature is the same in all images
 

@@ -67,7 +67,7 @@ class FileCaptions:
         self._path = Path(path)
         if not self._path.is_file():
             raise FileNotFoundError(
-                f"caption file not found: {self._path}; `python -m examples.semidavil.caption` writes one with BLIP-2"
+                f"caption file not found: {self._path}; `python -m examples semidavil caption` writes one with BLIP-2"
             )
         self._captions = read_captions(self._path)
 
@@ -75,7 +75,7 @@ class FileCaptions:
         """The file's captions of these images."""
         if missing := [name for name in names if name not in self._captions]:
             raise ValueError(
-                f"{self._path} has no caption of {missing[:3]}: `python -m examples.semidavil.caption` adds them"
+                f"{self._path} has no caption of {missing[:3]}: `python -m examples semidavil caption` adds them"
             )
         return [self._captions[name] for name in names]
 

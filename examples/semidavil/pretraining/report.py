@@ -1,6 +1,6 @@
 """The page of a finished pre-training: zero-shot scores by step, the loss, the IoU of each class.
 
-    python -m examples.semidavil.pretraining.report runs/semidavil/pretraining-HASH --out benchmarks/results/semidavil
+    python -m examples semidavil pretraining.report runs/semidavil/pretraining-HASH --out benchmarks/results/semidavil
 
 It writes `OUT/pretraining.json`, `OUT/pretraining.md` and a plot; it needs no data set.
 """
@@ -8,7 +8,6 @@ It writes `OUT/pretraining.json`, `OUT/pretraining.md` and a plot; it needs no d
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from examples.common.figures import save_figure
 from examples.common.logs import read_log
 from examples.common.markdown import markdown_table
 from examples.common.outcome import read_metrics
 from examples.common.scoring import by_rarity
-from examples.common.training import write_atomically
-from examples.semidavil.plots import save
+from examples.common.training import write_json, write_text
 
 NAME = "pretraining"
 
@@ -30,11 +29,10 @@ def write_report(folder: Path, out: Path) -> str:
     """Write a run's page, its data and its plot; return the page."""
     results = collect(folder)
     page = report(results)
-    content = json.dumps(results, indent=1) + "\n"
-    write_atomically(out / f"{NAME}.json", lambda path: path.write_text(content))
-    save(curves(results), out / "plots" / f"{NAME}.png")
+    write_json(out / f"{NAME}.json", results)
+    save_figure(curves(results), out / "plots" / f"{NAME}.png")
     page += f"\n![loss and zero-shot scores by step](plots/{NAME}.png)\n"
-    write_atomically(out / f"{NAME}.md", lambda path: path.write_text(page))
+    write_text(out / f"{NAME}.md", page)
     return page
 
 
@@ -129,7 +127,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/semidavil"))
     given = parser.parse_args(arguments)
     print(write_report(given.run, given.out))
-
-
-if __name__ == "__main__":
-    main()

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from examples.common.decoders import resized
 from examples.common.models import PointwiseConv
 from examples.common.scenes.batches import Images
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods.base import Method, labels_of, present
-from examples.uda_gbw.networks.decoders import resized
 from examples.uda_gbw.networks.discriminators import SOURCE, TARGET, build_discriminator, frozen, says
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from examples.common.distributed import all_sum, world_size
 from examples.common.ema import ema_teacher
+from examples.common.mixing import class_masks, visible_blocks
 from examples.common.sampling import generator, seed_of
 from examples.common.scenes.batches import Images
 from examples.common.scenes.strong import StrongView
@@ -32,7 +33,7 @@ from examples.common.windows import draw_box
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods.base import Method, labels_of, present
-from examples.uda_gbw.mixing import Mixed, block_mask, class_mask, class_mix
+from examples.uda_gbw.mixing import Mixed, class_mix
 from examples.uda_gbw.networks.segmenter import Seen
 
 # The streams of random numbers; those of the data are 0 to 2 and 8 to 10.
@@ -119,21 +120,15 @@ class Dacs(Method):
     def mix(self, source: Images, target: Images, pseudo: Tensor, confidence: Tensor) -> Mixed:
         """Each source image's classes on the target image of the same place in the batch."""
         label = labels_of(source)
-        masks = [
-            class_mask(one, generator(self.config.training.seed, position, _MIX))
-            for one, position in zip(label, target.positions, strict=True)
-        ]
-        return class_mix(torch.stack(masks), source.image, label, target.image, pseudo, confidence)
+        masks = class_masks(label, self.seeds(target, _MIX))
+        return class_mix(masks, source.image, label, target.image, pseudo, confidence)
 
     def visible(self, target: Images) -> Tensor:
         """MIC's masks (N, 1, H, W) of 0 and 1."""
-        rule, seed = self.config.mic, self.config.training.seed
-        height, width = target.image.shape[-2:]
-        masks = [
-            block_mask(height, width, rule.block, rule.ratio, generator(seed, position, _BLOCKS))
-            for position in target.positions
-        ]
-        return torch.stack(masks)[:, None].to(target.image.device)
+        rule, size = self.config.mic, target.image.shape[-2:]
+        return visible_blocks(size, rule.block, rule.ratio, self.seeds(target, _BLOCKS)).to(
+            target.image.device
+        )
 
     def seeds(self, images: Images, stream: int) -> list[int]:
         """One for each image of the run, whatever rank it falls to."""

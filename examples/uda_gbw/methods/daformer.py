@@ -18,13 +18,13 @@ import copy
 import torch
 from torch import Tensor
 
+from examples.common.decoders import resized
 from examples.common.scenes.batches import Images
 from examples.common.things import feature_distance, thing_cells, thing_classes
 from examples.uda_gbw.config import Config
 from examples.uda_gbw.data import Classes
 from examples.uda_gbw.methods.base import labels_of
 from examples.uda_gbw.methods.dacs import Dacs
-from examples.uda_gbw.networks.decoders import resized
 
 
 class DAFormer(Dacs):

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.common.decoders import block, context, resized
 from examples.common.models import PointwiseConv
-
-_RATES = (1, 6, 12, 18)  # dilations of the context, in cells of a quarter of the image
 
 
 class PyramidDecoder(nn.Module):
@@ -19,7 +17,7 @@ class PyramidDecoder(nn.Module):
     def __init__(self, channels: Sequence[int], width: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(PointwiseConv(c, width, bias=True) for c in channels)
-        self.smooth = _normalised(nn.Conv2d(width, width, 3, padding=1, bias=False))
+        self.smooth = block(width, width)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = PointwiseConv(width, outputs, bias=True)
 
@@ -43,8 +41,7 @@ class ContextDecoder(nn.Module):
         super().__init__()
         joined = width * len(channels)
         self.embed = nn.ModuleList(PointwiseConv(c, width, bias=True) for c in channels)
-        self.branches = nn.ModuleList(_branch(joined, width, rate) for rate in _RATES)
-        self.fuse = _normalised(nn.Conv2d(width * len(_RATES), width, 3, padding=1, bias=False))
+        self.branches, self.fuse = context(joined, width)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = PointwiseConv(width, outputs, bias=True)
 
@@ -55,21 +52,3 @@ class ContextDecoder(nn.Module):
         y = self.fuse(torch.cat([branch(x) for branch in self.branches], 1))
         logits: Tensor = self.classify(self.dropout(y))
         return logits
-
-
-def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, C, h, w) -> (N, C, *size), bilinear."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _branch(joined: int, width: int, rate: int) -> nn.Sequential:
-    if rate == 1:
-        return _normalised(nn.Conv2d(joined, width, 1, bias=False))
-    depthwise = nn.Conv2d(joined, joined, 3, padding=rate, dilation=rate, groups=joined, bias=False)
-    return nn.Sequential(*_normalised(depthwise), *_normalised(nn.Conv2d(joined, width, 1, bias=False)))
-
-
-def _normalised(conv: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from examples.common.decoders import resized
 from examples.common.windows import Box, covering_boxes
-from examples.uda_gbw.networks.decoders import resized
 from examples.uda_gbw.networks.segmenter import Seen, Segmenter
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from examples.common.decoders import resized
 from examples.common.windows import Box
-from examples.uda_gbw.networks.decoders import resized
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 

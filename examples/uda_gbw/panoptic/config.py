@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.common.config import at_least, load, plain
+from examples.common.adaptation import FeatureDistanceConfig
+from examples.common.config import at_least, decisive, load
+from examples.common.recipe import TrainingConfig as RecipeConfig
+from examples.common.scenes.config import StreamConfig
 from examples.uda_gbw import config as uda
 from examples.uda_gbw.panoptic.labels import CATEGORIES, Categories
 
 CONFIGS = Path(__file__).parent / "configs"
-_PLACES = ("source", "target")  # where folders lie decides no outcome
+_PLACES = {"data": ("source", "target")}  # where folders lie decides no outcome
 
 Kind = Literal["streets", "synthia-cityscapes"]
 MethodName = Literal["source_only", "edaps"]
@@ -81,23 +84,17 @@ class InstanceConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(RecipeConfig):
     """The recipe: AdamW, a linear warm-up and a linear decay, the decoders' rate a multiple of the encoder's."""
 
-    iterations: int = 40_000
     lr: float = 6e-5
     decoder_lr: float = 10.0  # times lr
-    weight_decay: float = 0.01
     warmup: int = 1500  # steps
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 50  # losses and class weights
-    eval_every: int = 0  # 0: at the end alone
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "iterations", "log_every", "checkpoint_every")
-        at_least(self, 0, "eval_every", "workers", "warmup")
+        super().__post_init__()
+        at_least(self, 0, "warmup")
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class Config:
     model: uda.ModelConfig = field(default_factory=uda.ModelConfig)  # the decoder is that of either half
     weighting: uda.WeightingConfig = field(default_factory=uda.WeightingConfig)  # of the semantic losses
     self_training: uda.SelfTrainingConfig = field(default_factory=uda.SelfTrainingConfig)
-    feature_distance: uda.FeatureDistanceConfig = field(default_factory=uda.FeatureDistanceConfig)
+    feature_distance: FeatureDistanceConfig = field(default_factory=FeatureDistanceConfig)
     instance: InstanceConfig = field(default_factory=InstanceConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     note: str = ""  # what published number it belongs to
@@ -137,7 +134,7 @@ class Config:
         known = self.feature_distance.classes or self.categories.known
         return uda.Config(
             method=_SEMANTIC[self.method],
-            data=uda.DataConfig(**data),
+            data=StreamConfig(**data),
             model=self.model,
             weighting=self.weighting,
             self_training=self.self_training,
@@ -147,10 +144,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as plain data for JSON and checkpoints: where folders lie does not."""
-        content: dict[str, Any] = plain(asdict(self))
-        for key in _PLACES:
-            del content["data"][key]
-        return content
+        return decisive(self, _PLACES)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from examples.common.recipe import apart, polynomial
 from examples.common.resumable import Resumable
 from examples.common.scenes.batches import Images
 from examples.common.scenes.task import Task
@@ -25,16 +26,14 @@ class Engine(Resumable):
         self.config, self.device, self.step = config, device, 0
         recipe = config.training
         self.method = build_method(config, classes).to(device)
-        encoder = list(self.method.student.encoder.parameters())
-        known = {id(p) for p in encoder}
-        halves = (self.method.student, self.method.instances)
-        others = [p for half in halves for p in half.parameters() if id(p) not in known]
+        student = self.method.student
+        encoder, others = apart(student.encoder, student, self.method.instances)
         groups: list[dict[str, Any]] = [
             {"params": encoder},
             {"params": others, "lr": recipe.lr * recipe.decoder_lr},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.scheduler = polynomial(self.optimizer, recipe.iterations, 1.0, recipe.warmup)
 
     def advance(self, batch: Mapping[str, Images]) -> dict[str, Tensor]:
         """One step; returns what to log, on the device."""
@@ -69,11 +68,6 @@ class Engine(Resumable):
             )
             for name, images in task.tests.items()
         }
-
-    def _rate(self, step: int) -> float:
-        """The share of the rate in a step, from 0: linear up, and linear down over all steps."""
-        recipe = self.config.training
-        return min((step + 1) / (recipe.warmup + 1), 1.0) * max(1 - step / recipe.iterations, 0.0)
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds."""

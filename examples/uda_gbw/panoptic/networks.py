@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from examples.common.decoders import resized
 from examples.common.models import PointwiseConv
 from examples.uda_gbw.config import ModelConfig
-from examples.uda_gbw.networks.decoders import ContextDecoder, PyramidDecoder, resized
+from examples.uda_gbw.networks.decoders import ContextDecoder, PyramidDecoder
 from examples.uda_gbw.networks.segmenter import Segmenter
 
 

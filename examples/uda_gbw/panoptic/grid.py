@@ -1,34 +1,24 @@
 """Source only and EDAPS, each with cross-entropy and with GBW, over seeds: Table 3.
 
-    python -m examples.uda_gbw.panoptic.compare run small
-    python -m examples.uda_gbw.panoptic.compare report small
-    python -m examples.uda_gbw.panoptic.compare run synthia --source SYNTHIA --target Cityscapes
-
-`report` writes panoptic_CONFIG.json and panoptic_CONFIG.md from the finished runs, with the paper's numbers beside; it
-needs no data set.
+The grid is named by its configuration. A report is panoptic_CONFIG.json and panoptic_CONFIG.md, from the finished runs,
+with the paper's numbers beside.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from examples.common.config import run_folder
 from examples.common.markdown import distinct, markdown_table, spread
-from examples.common.outcome import METRICS
+from examples.common.outcome import finished_run
 from examples.common.published import beside, read_published
-from examples.common.scenes.folders import add_folders, with_folders
 from examples.common.scoring import by_rarity
-from examples.common.training import write_atomically
-from examples.uda_gbw.panoptic.config import Config, load_config
+from examples.common.training import write_json, write_text
+from examples.uda_gbw.panoptic.config import CONFIGS, Config, load_config
 from examples.uda_gbw.panoptic.labels import CATEGORIES, Categories
-from examples.uda_gbw.panoptic.train import RUNS, train
 
 METHODS: Mapping[str, str] = {"source only": 'method="source_only"', "EDAPS": 'method="edaps"'}
 LOSSES: Mapping[str, str] = {"cross-entropy": 'weighting.scheme="none"', "GBW": 'weighting.scheme="gbw"'}
@@ -38,7 +28,7 @@ ROWS: Mapping[str, tuple[str, str]] = {
 PAPER = {"EDAPS, cross-entropy": "EDAPS", "EDAPS, GBW": "GBW (EDAPS)"}  # the rows of its Table 3
 PUBLISHED = Path(__file__).parents[1] / "published.toml"
 SEEDS = (0, 1, 2)
-OUT = Path("benchmarks/results/uda_gbw")
+GRIDS = CONFIGS  # which name them
 MEANS = ("mPQ", "mSQ", "mRQ")
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -54,9 +44,8 @@ def collect(name: str, runs: Path, seeds: Sequence[int], overrides: Sequence[str
     for row, entries in found.items():
         for seed in seeds:
             config = config_of(name, row, seed, overrides)
-            path = run_folder(runs, Path(name).stem, config.as_dict()) / METRICS
-            if path.is_file():
-                entries.append(json.loads(path.read_text()))
+            if metrics := finished_run(runs, name, config):
+                entries.append(metrics)
     return found
 
 
@@ -68,7 +57,7 @@ def report(found: Runs) -> str:
     """
     every = [run for runs in found.values() for run in runs]
     if not every:
-        raise ValueError("no run is finished: carry them out with `compare run`")
+        raise ValueError("no run is finished: carry them out with `grid`")
     kind = every[0]["config"]["data"]["kind"]
     categories = CATEGORIES[kind]
     lines = ["# Panoptic segmentation with adaptation: GBW in the semantic losses", "", _reading(kind), ""]
@@ -174,34 +163,22 @@ def _title(categories: Categories, index: int) -> str:
     return categories.names[index].replace("_", " ") + (", thing" if index in categories.things else "")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("config", help="a file, or a name in examples/uda_gbw/panoptic/configs")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of the command line."""
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of all runs")
-    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--rows", nargs="*", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=OUT)
-    add_folders(parser, RUNS)
-    given = parser.parse_args(arguments)
-    name = Path(given.config).stem
-    if given.action == "report":
-        found = collect(given.config, given.runs, given.seeds, given.set)
-        page, content = report(found), json.dumps(found) + "\n"
-        write_atomically(given.out / f"panoptic_{name}.json", lambda path: path.write_text(content))
-        write_atomically(given.out / f"panoptic_{name}.md", lambda path: path.write_text(page))
-        print(page)
-        return
-    for seed, row in product(given.seeds, given.rows):
-        config = with_folders(config_of(given.config, row, seed, given.set), given)
-        print(f"{row}, seed {seed}", flush=True)
-        folder = run_folder(given.runs, name, config.as_dict())
-        train(config, folder, given.runs / "kept", device=given.device)
 
 
-if __name__ == "__main__":
-    main()
+def runs(given: argparse.Namespace) -> Iterator[tuple[str, str, Config]]:
+    """What a command line asks for, seed by seed: what it is, its configuration's name, and the configuration."""
+    for seed, row in product(given.seeds or SEEDS, given.rows):
+        yield f"{row}, seed {seed}", given.grid, config_of(given.grid, row, seed, given.set)
+
+
+def page(given: argparse.Namespace) -> str:
+    """Write the report that a command line asks for."""
+    found = collect(given.grid, given.runs, given.seeds or SEEDS, given.set)
+    text, name = report(found), f"panoptic_{Path(given.grid).stem}"
+    write_json(given.out / f"{name}.json", found, indent=None)
+    write_text(given.out / f"{name}.md", text)
+    return text
