@@ -155,7 +155,7 @@ def test_too_many_between_the_bounds_are_ranked_all(bounds: list[tuple[float, fl
 def test_a_sample_that_saw_nothing(bounds: list[tuple[float, float]]) -> None:
     """The pixels that it takes are easy, or do not count."""
     logits, labels, _ = problem(True)
-    step = labels.target.numel() // mined_pairs.SAMPLE | 1
+    step = -(-labels.target.numel() // mined_pairs.SAMPLE) | 1
     seen = (torch.arange(SHAPE[1] * SHAPE[2]) % step == 0).view(SHAPE[1:]).expand(SHAPE)
     easy = torch.where(labels.target == 1, 20.0, -20.0)
     check(logits._replace(input=torch.where(seen, easy, logits.input.squeeze(1)).unsqueeze(1)), labels)

@@ -20,13 +20,15 @@ from classbalance_losses.kernels.cpu.edge import KEPT, SUMS
 from classbalance_losses.kernels.cpu.memory import hand_over
 from classbalance_losses.kernels.cpu.mined import known_sums, margins
 from classbalance_losses.kernels.cpu.pixel import PARTS, classes_of, prepared
-from classbalance_losses.kernels.cpu.select import RARE, SAMPLE, bounds, hard_count
+from classbalance_losses.kernels.cpu.select import RARE, bounds, hard_count
 from classbalance_losses.kernels.cpu.threads import run
 from classbalance_losses.kernels.cpu.tiles import FIELDS
 from classbalance_losses.kernels.factors import class_rows, indices
 from classbalance_losses.kernels.forms.cpu import CROSS_ENTROPY, FOCAL, fill, parameters
 from classbalance_losses.kernels.forms.reference import Form
 from classbalance_losses.kernels.operators import define
+
+SAMPLE = 1 << 15  # pixels of a sample, at most: torch wakes no other threads for so few
 
 Table = np.ndarray[Any, Any]
 
@@ -77,7 +79,7 @@ def _forward(
     job["parts"] = parts = min(int(job["parts"][0]), PARTS)
     job["room"] = target.numel() // max(parts, 1) // RARE + 1
     # An odd step, for it would take few columns of lines of even length. Of all pixels the bounds are the edge.
-    for step in (target.numel() // SAMPLE | 1, 1):
+    for step in (-(-target.numel() // SAMPLE) | 1, 1):
         found = _near(task, job, *_bounds(logits, labels, step, share), share)
         if found is not None:
             break

@@ -22,7 +22,7 @@ from classbalance_losses.kernels.operators import define
 from classbalance_losses.kernels.selection import Joined, infinite_bits
 
 _SHORT = 1 << 14  # pixels: fewer are sorted sooner than counted
-SAMPLE = 1 << 16  # pixels of a sample, at least
+_SAMPLE = 1 << 16  # pixels of a sample, at least
 _DEVIATIONS = 4  # of a sample's place from the row's
 RARE = 16  # one pixel of so many may be sorted
 
@@ -101,7 +101,7 @@ def _near_sample(ranked: Tensor, labels: Labels, share: Share) -> tuple[int, int
 
 def _bounds(ranked: Tensor, labels: Labels, share: Share) -> tuple[int, int]:
     """Return bits between which those of the k-th largest are likely to be, from a sample of the row."""
-    step = max(ranked.numel() // SAMPLE, 1)
+    step = max(ranked.numel() // _SAMPLE, 1)
     target = labels.target.numpy()[::step].astype(np.int64)  # a uint8 is never -100
     bits = ranked.numpy()[::step].view(np.int32)[target != labels.ignore_index] & 0x7FFFFFFF
     low, high = bounds(bits, step, share, 0, 0x7FFFFFFF)
