@@ -370,7 +370,7 @@ def values_of(kind: str, shape: tuple[int, ...]) -> Tensor:
 WAYS: dict[str, dict[str, Any]] = {
     "all pixels are the sample": {},
     "few pixels are": {"_SAMPLE": 1 << 9},
-    "it misleads": {"_SAMPLE": 1 << 9, "_DEVIATIONS": 0, "_RARE": 1 << 12},
+    "it misleads": {"_SAMPLE": 1 << 9, "_DEVIATIONS": 0, "RARE": 1 << 12},
     "digits": {"_near_sample": lambda *_: None},
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum, joined_value, resolve
-from classbalance_losses.kernels.call import ClassSums, Hard, WeightedSums
+from classbalance_losses.kernels.call import ClassSums, Hard, Share, WeightedSums
 from classbalance_losses.kernels.factors import indices, kept_weight, members, per_pixel, scaled
 from classbalance_losses.kernels.forms.reference import Adjusted, AnyForm, CrossEntropy, Mixed
 from classbalance_losses.kernels.plain import is_constant
@@ -70,9 +70,9 @@ class Batch(Pixels):
         """Sum a form over the pixels of each class in H, those whose values are the largest, see `hardest`."""
         choose = partial(self.hardest, fraction=fraction, min_kept=min_kept, scope=scope)
         fused = self._fused(form)
+        found = self._hardest_sums(fused, Share(fraction, min_kept), scope)
         sums_of_pass = self._pass("mined_sums", fused)
-        found = None
-        if sums_of_pass is not None:
+        if found is None and sums_of_pass is not None:
             given = (self.logits, self.labels, fused, self.pixel_weight, choose)
             found = sums_of_pass(*given, by_image=scope == "image")
         if found is None:
@@ -81,6 +81,15 @@ class Batch(Pixels):
         sums, hard = found
         number, value = (over_rows(table) for table in (sums.number, sums.value))
         return Sums(all_reduce_sum(number, self.process_group), value, None, hard)
+
+    def _hardest_sums(self, form: AnyForm, share: Share, scope: str) -> tuple[ClassSums, None] | None:
+        """Return the sums over an H of all pixels of this process, where the backend needs no map to choose it."""
+        is_of_all = scope == "batch" and resolve(self.process_group) is None
+        sums_of_pass = self._pass("hardest_sums", form) if is_of_all else None
+        if sums_of_pass is None:
+            return None
+        sums: ClassSums | None = sums_of_pass(self.logits, self.labels, form, self.pixel_weight, share)
+        return None if sums is None else (sums, None)
 
     def class_sums(self, values: Tensor, hard: Hard | None = None) -> Sums:
         """Sum a map over the pixels of each class, or over those of H."""

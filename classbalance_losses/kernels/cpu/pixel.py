@@ -238,11 +238,13 @@ def _backward(
     ranked: Tensor | None = None,
     threshold: Tensor | None = None,
     tied_share: Tensor | None = None,
+    edge: Tensor | None = None,
 ) -> Tensor:
     is_kept = strided.keeps_log_sum(input, classes_of(input, single), is_enlarged=align_corners is not None)
     tensors = {"slope": grad, "log_sum": log_sum if is_kept else None, "bias": bias}
     if overlap_grad is not None or coefficient is not None:
         tensors |= {"overlap_slope": overlap_grad, "coefficient": coefficient, "pixel_weight": pixel_weight}
+        tensors["edge"] = edge
     kept, task, job = prepared(input, target, ignore_index, align_corners, single, tensors)
     if ranked is not None and threshold is not None and tied_share is not None:
         job["rows"] = threshold.numel()
@@ -344,7 +346,8 @@ BACKWARD = define(
     "cpu_pixel_backward(Tensor? grad, Tensor input, Tensor target, Tensor log_sum, int ignore_index, "
     "bool? align_corners, int form, float[] numbers, Tensor? weight, Tensor? bias=None, "
     "bool single=False, Tensor? pixel_weight=None, Tensor? overlap_grad=None, Tensor? coefficient=None, "
-    "Tensor? ranked=None, Tensor? threshold=None, Tensor? tied_share=None) -> Tensor",
+    "Tensor? ranked=None, Tensor? threshold=None, Tensor? tied_share=None, "
+    "Tensor? edge=None) -> Tensor",
     _backward,
     _gradient,
 )

@@ -24,7 +24,7 @@ from classbalance_losses.kernels.selection import Joined, infinite_bits
 _SHORT = 1 << 14  # pixels: fewer are sorted sooner than counted
 _SAMPLE = 1 << 16  # pixels of a sample, at least
 _DEVIATIONS = 4  # of a sample's place from the row's
-_RARE = 16  # one pixel of so many may be sorted
+RARE = 16  # one pixel of so many may be sorted
 
 
 def kth_largest(ranked: Tensor, labels: Labels, rows: int, share: Share, joined: Joined | None) -> Hard:
@@ -86,12 +86,12 @@ def _near_sample(ranked: Tensor, labels: Labels, share: Share) -> tuple[int, int
     tensors = {"ranked": ranked, "between": torch.from_numpy(bits), "found": torch.from_numpy(found)}
     run_on_maps(loops.between, labels, 1, tensors, low=low, high=high)
     valid, above, inside = map(int, found.sum(0))
-    rest = _hard_count(valid, share) - above
+    rest = hard_count(valid, share) - above
     if not 0 < rest <= inside:
         return None
     if low == high:
         return low, rest, inside
-    if inside * _RARE > pixels or found[:, 2].max() > loops.BETWEEN - loops.TOGETHER:
+    if inside * RARE > pixels or found[:, 2].max() > loops.BETWEEN - loops.TOGETHER:
         return None
     near = np.sort(np.concatenate([of[:n] for of, n in zip(bits, found[:, 2], strict=True)]))
     threshold = near[-rest]
@@ -104,14 +104,25 @@ def _bounds(ranked: Tensor, labels: Labels, share: Share) -> tuple[int, int]:
     step = max(ranked.numel() // _SAMPLE, 1)
     target = labels.target.numpy()[::step].astype(np.int64)  # a uint8 is never -100
     bits = ranked.numpy()[::step].view(np.int32)[target != labels.ignore_index] & 0x7FFFFFFF
-    size = bits.size
-    place = _hard_count(size * step, share) / step
-    margin = _DEVIATIONS * math.sqrt(place * (1 - place / max(size, 1))) + 1 if step > 1 else 0
-    bits, first, last = np.sort(bits)[::-1], math.floor(place - margin), math.ceil(place + margin)
-    return int(bits[last - 1]) if 0 < last <= size else 0, int(bits[first - 1]) if first > 0 else 0x7FFFFFFF
+    low, high = bounds(bits, step, share, 0, 0x7FFFFFFF)
+    return int(low), int(high)
 
 
-def _hard_count(valid: int, share: Share) -> int:
+def bounds(
+    sample: np.ndarray[Any, Any], every: float, share: Share, lowest: Any, highest: Any
+) -> tuple[Any, Any]:
+    """Return numbers between which the k-th largest is likely to be, of which there are ``every`` times as many.
+
+    Of all numbers it is itself. NaN is the largest.
+    """
+    size = sample.size
+    place = hard_count(int(size * every), share) / every
+    margin = _DEVIATIONS * math.sqrt(place * (1 - place / max(size, 1))) + 1 if every > 1 else 0
+    values, first, last = np.sort(sample)[::-1], math.floor(place - margin), math.ceil(place + margin)
+    return values[last - 1] if 0 < last <= size else lowest, values[first - 1] if first > 0 else highest
+
+
+def hard_count(valid: int, share: Share) -> int:
     """Return k."""
     return min(max(math.floor(share.part * valid), share.at_least), valid)
 
@@ -123,7 +134,7 @@ def _by_digits(ranked: Tensor, labels: Labels, share: Share, joined: Joined | No
     """
     join = joined or _alone
     count = _counts(ranked, labels, shift=16)
-    k = _hard_count(int(join(torch.from_numpy(count.numpy().sum(1)))), share)
+    k = hard_count(int(join(torch.from_numpy(count.numpy().sum(1)))), share)
     high, rest, _ = _digit(join(count), k)
     low, rest, tied = _digit(join(_counts(ranked, labels, prefix=high)), rest)
     return high << 16 | low, rest, tied

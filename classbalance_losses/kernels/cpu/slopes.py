@@ -52,6 +52,12 @@ def _take_hard(job: Any, size: int, row: int, pixel: int, maps: Any) -> None:
     for p in range(size):
         bits = ordered(ranked[p])
         maps[PULL + p] = ONE if bits > threshold else (share if bits == threshold else ZERO)
+    multiply(size, maps)
+
+
+@compiled
+def multiply(size: int, maps: Any) -> None:
+    """Multiply slopes by h in the place of the pull; 0 where that is 0."""
     for p in range(size):  # apart: what h = 1 leaves as it is would be written through a mask, see `larger`
         h, slope = maps[PULL + p], maps[GIVEN + p]
         maps[GIVEN + p] = slope * h if h != ZERO else ZERO

@@ -13,6 +13,7 @@ import torch
 
 from classbalance_losses.kernels.cpu.class_cells import COLUMNS, add_pixels, scale
 from classbalance_losses.kernels.cpu.dual_passes import make_dual_value, write_dual_gradient
+from classbalance_losses.kernels.cpu.edge import KEPT, SUMS, add_hardest, take_hardest
 from classbalance_losses.kernels.cpu.labels import classes_of
 from classbalance_losses.kernels.cpu.math import compiled, doubles, exp, exp_or_zero, floats, step, wide
 from classbalance_losses.kernels.cpu.memory import Field
@@ -75,6 +76,7 @@ NUMBERS = (
     *("label", "label_bytes", "ignored", "squared", "with_error"),
     *("lanes", "cells"),  # of the sums of classes
     "rows",  # of H, as many as images or one
+    "room",  # for pixels near H's edge, in each part
 )
 _MAP = Field(torch.float32, ("images", "pixels"))
 FIELDS = {
@@ -87,6 +89,10 @@ FIELDS = {
     "overlap": Field(torch.float64, ("parts", 2, "classes")),
     "sums": Field(torch.float64, ("parts", "classes", "classes")),
     "class_sums": Field(torch.float64, ("parts", "lanes", "cells", COLUMNS)),
+    # Of H by margins, the bounds of its edge, the sums beside them, and what lies between:
+    "bounds": Field(torch.float32, (2,)),
+    "hardest": Field(torch.float64, ("parts", SUMS)),
+    "kept": Field(torch.float32, ("parts", KEPT, "room")),
     # The gradients of the value, of its sums and of the overlap:
     "slope": _MAP,
     "coefficient": Field(torch.float32, ("classes",)),
@@ -95,6 +101,7 @@ FIELDS = {
         "threshold": Field(torch.int64, ("rows",)),
         "tied_share": Field(torch.float32, ("rows",)),
     },
+    "edge": Field(torch.float32, (3,)),  # of H by margins: where it is, h there and above
     "overlap_slope": Field(torch.float32, ("images", 2, "classes")),
 }
 
@@ -158,6 +165,8 @@ def _forward_tile(job: Any, x: Tile, powers: Tile, label: Any, maps: Any, pixel:
         out = floats(map_at(job.log_sum, pixel), label.size)
         for p in range(label.size):
             out[p] = maps[LOG_SUM + p]
+    if job.hardest:
+        add_hardest(job, label, map_at(job.pixel_weight, pixel), part, maps)
     if job.class_sums:
         _add_to_classes(job, label, map_at(job.pixel_weight, pixel), maps, part)
     if job.overlap:
@@ -216,6 +225,8 @@ def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, ima
         find_share(label, map_at(job.pixel_weight, pixel), maps)
     if is_pair(job):
         find_margin(x, job.bias, label, maps)
+        if job.edge:
+            take_hardest(job.edge, label.size, maps)
         backward_pair(job.form, label, slopes, maps)
         write_pair(gradient, label, maps)
         return
