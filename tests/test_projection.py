@@ -131,7 +131,7 @@ def test_scipy_agrees(seed: int) -> None:
         options={"ftol": 1e-14, "maxiter": 500},
     )
     v = solve(g, strength).numpy()
-    assert answer.success
+    # Whether it says success does not count: at its end rounding may leave it a "positive directional derivative".
     assert -g @ v + strength * v @ v <= answer.fun + 1e-9
     np.testing.assert_allclose(v, answer.x, atol=1e-5)
 
