@@ -1,10 +1,9 @@
-"""H of two classes by the margin of their logits, in one pass over them, against float64 and its ranked losses."""
+"""H of two classes in one pass over the logits, against float64, and against a map of values that is ranked."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -31,19 +30,28 @@ SHAPE = (3, 67, 91)
 SOME = Share(0.2, 1)
 
 
-@pytest.fixture(autouse=True)
-def bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[float, float]]]:
-    """A sample of few pixels, and the bounds that each pass was given."""
-    given: list[tuple[float, float]] = []
+class Look(NamedTuple):
+    """The bounds that a pass was given, and whether it found the threshold there."""
 
-    def near(task: Any, job: Any, low: Any, high: Any, share: Share, run: Any = mined_pairs._near) -> Any:
-        given.append((float(low), float(high)))
-        return run(task, job, low, high, share)
+    low: int
+    high: int
+    found: bool
+
+
+@pytest.fixture(autouse=True)
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Look]]:
+    """A sample of few pixels, and what each pass was given and found."""
+    seen: list[Look] = []
+
+    def near(*given: Any, run: Any = mined_pairs._near) -> Any:
+        found = run(*given)
+        seen.append(Look(*given[-2:], found is not None))
+        return found
 
     monkeypatch.setattr(mined_pairs, "SAMPLE", 1 << 12)
     monkeypatch.setattr(mined_pairs, "PARTS", 5)
     monkeypatch.setattr(mined_pairs, "_near", near)
-    return given
+    return seen
 
 
 def problem(single: bool, dtype: torch.dtype = torch.float32) -> tuple[Logits, Labels, Tensor]:
@@ -87,12 +95,11 @@ def check(
 
 @over_kinds
 @pytest.mark.parametrize("weighted", [False, True], ids=["all count once", "weighted"])
-def test_every_share(single: bool, weighted: bool, bounds: list[tuple[float, float]]) -> None:
+def test_every_share(single: bool, weighted: bool, looks: list[Look]) -> None:
     logits, labels, weight = problem(single)
     for share in (SOME, Share(0.0, 1), Share(0.001, 2000), Share(0.9, 1)):
         check(logits, labels, weight if weighted else None, share)
-    assert len(bounds) == 4  # a pass each, with a few pixels between
-    assert all(low < high for low, high in bounds)
+    assert all(look.low < look.high and look.found for look in looks)  # with a few pixels between
     check(logits, labels, weight if weighted else None, Share(1.0, 1))
 
 
@@ -126,31 +133,31 @@ def test_layouts_and_a_bias(single: bool) -> None:
 @pytest.mark.parametrize("pixels", [0, 1, 2, 15, 16, 17, 513])
 def test_few_pixels(single: bool, pixels: int) -> None:
     input, target = (
-        torch.randn(1, 1 if single else 2, pixels).round(decimals=1),
+        torch.randn(1, 1 if single else 2, pixels).mul(8).round().div(8),  # whose differences are exact
         torch.randint(2, (1, pixels)),
     )
     for share in (SOME, Share(0.001, 0), Share(1.0, 1)):
         check(Logits(input, single=single), Labels(target, 2, -1), share=share)
 
 
-def test_equal_losses_need_no_second_pass(bounds: list[tuple[float, float]]) -> None:
+def test_equal_losses_are_ranked(looks: list[Look]) -> None:
     logits, labels, _ = problem(True)
     check(logits._replace(input=torch.zeros_like(logits.input)), labels)
-    assert bounds == [(0, 0)]
+    assert [look.found for look in looks] == [False]
 
 
-def test_too_many_between_the_bounds_are_ranked_all(bounds: list[tuple[float, float]]) -> None:
+def test_too_many_between_the_bounds_are_ranked(looks: list[Look]) -> None:
     """Two losses, and as many pixels of the larger as H has, within what a sample tells."""
     logits, labels, _ = problem(True)
     wrong = torch.rand(SHAPE) < 0.2
     input = torch.where(wrong == (labels.target == 1), -1.0, 1.0).unsqueeze(1)
     check(logits._replace(input=input), labels)
-    (low, high), (edge, same) = bounds
-    assert (low, high) == (-1, 1)
-    assert edge == same
+    ((low, high, found),) = looks
+    assert low < high
+    assert not found
 
 
-def test_a_sample_that_saw_nothing(bounds: list[tuple[float, float]]) -> None:
+def test_a_sample_that_saw_nothing(looks: list[Look]) -> None:
     """The pixels that it takes are easy, or do not count."""
     logits, labels, _ = problem(True)
     step = -(-labels.target.numel() // mined_pairs.SAMPLE) | 1
@@ -158,15 +165,15 @@ def test_a_sample_that_saw_nothing(bounds: list[tuple[float, float]]) -> None:
     easy = torch.where(labels.target == 1, 20.0, -20.0)
     check(logits._replace(input=torch.where(seen, easy, logits.input.squeeze(1)).unsqueeze(1)), labels)
     check(logits, labels._replace(target=torch.where(seen, -1, labels.target)))
-    first, edge, none, other = bounds
-    assert (first, none) == ((-20, -20), (-torch.inf, torch.inf))
-    assert edge[0] == edge[1]
-    assert other[0] == other[1]
+    first, second = looks
+    assert first.low == first.high
+    assert not first.found
+    assert second == (0, 0x7FFFFFFF, False)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_no_number(value: float) -> None:
-    """NaN is larger than infinity: of more NaN than H has pixels each is in H in part; and k = 0 hides none."""
+    """NaN is larger than infinity, and k = 0 hides none."""
     logits, labels, weight = problem(True)
     for part in (1e-3, 0.1, 0.5):
         input = logits.input.masked_fill(torch.rand(SHAPE).unsqueeze(1) < part, value)
@@ -174,24 +181,46 @@ def test_what_is_no_number(value: float) -> None:
             check(logits._replace(input=input), labels, weight, share)
 
 
+MARGINS = {
+    "all are 0": -90 - 80 * torch.rand(SHAPE),
+    "few are 0": -70 - 40 * torch.rand(SHAPE),
+    "of one rounding": 1e-9 * torch.randn(SHAPE),
+    "tiny, the same": torch.full(SHAPE, 1e-9),
+    "subnormal": 1e-40 * torch.randn(SHAPE),
+    "any": 3 * torch.randn(SHAPE),
+}
+
+
 @over_kinds
-@pytest.mark.parametrize("bits", [3, 30])
-def test_losses_that_are_0_tie(single: bool, bits: int, bounds: list[tuple[float, float]]) -> None:
-    """As they do among ranked values, whatever their margins; H reaches to them, and they differ by class."""
-    logits, labels, _ = problem(single)
-    u = -70 - torch.rand(SHAPE).mul(2**bits).floor().div(2**bits) * 80 - 40 * (labels.target == 1)
-    u = torch.where(torch.rand(SHAPE) < 0.1, torch.randn(SHAPE), u)
+@pytest.mark.parametrize("name", MARGINS)
+def test_equal_bits_tie_whatever_the_margins(single: bool, name: str) -> None:
+    """H reaches to them, and the classes have other margins: it is not theirs that count."""
+    logits, labels, weight = problem(single)
+    u = MARGINS[name] * torch.where(labels.target == 1, 1.5, 1.0)
+    u = torch.where(torch.rand(SHAPE) < 0.1, 1 + torch.rand(SHAPE), u)
     one = torch.where(labels.target == 1, -u, u)
     input = one.unsqueeze(1) if single else torch.stack([torch.zeros_like(one), one], 1)
     found = []
     for way in (cpu.hardest_sums, by_value):
         leaf = input.clone().requires_grad_()
-        sums = way(logits._replace(input=leaf), labels, CrossEntropy(), None, Share(0.4, 1))
+        sums = way(logits._replace(input=leaf), labels, CrossEntropy(), weight, Share(0.4, 1))
         gradient = torch.autograd.grad((sums.value * torch.tensor([0.5, 2.0])).sum(), leaf)[0]
         found.append((sums.number, sums.value, gradient))
-    assert bounds[-1][0] == pytest.approx(-126.5 * math.log(2))
     for pair in zip(*found, strict=True):
-        torch.testing.assert_close(*pair)
+        torch.testing.assert_close(*pair, rtol=1e-6, atol=0)
+
+
+@over_kinds
+def test_values_have_the_same_bits_in_both_passes(single: bool) -> None:
+    """A pixel has a slope where its value, of a map, is at the threshold or above, to the last bit."""
+    logits, labels, _ = problem(single)
+    value, counts = mined_pairs._values(logits, labels), labels.target >= 0
+    for share in (Share(part / 50, 1) for part in range(1, 50)):
+        leaf = logits.input.clone().requires_grad_()
+        sums = cpu.hardest_sums(logits._replace(input=leaf), labels, CrossEntropy(), None, share)
+        gradient = torch.autograd.grad(sums.value.sum(), leaf)[0]
+        hard = cpu.kth_largest(value, labels, 1, share, None)
+        assert torch.equal(gradient[:, -1] != 0, counts & (value.view(torch.int32) >= hard.bits))
 
 
 def by_value(logits: Logits, labels: Labels, form: CrossEntropy, weight: Tensor | None, share: Share) -> Any:
@@ -256,7 +285,7 @@ def test_double_backward_and_batches(single: bool) -> None:
         torch.testing.assert_close(ours, exactly, rtol=1e-3, atol=1e-5 * exactly.abs().max().item())
 
 
-def test_what_margins_do_not_say() -> None:
+def test_what_has_a_map() -> None:
     logits, labels, _ = problem(True)
     for name in ("smoothed", "focal"):
         assert cpu.hardest_sums(logits, labels, FORMS[name](2), None, SOME) is None
@@ -277,9 +306,7 @@ WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_when_it_is_taken(
-    way: str, bounds: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_when_it_is_taken(way: str, looks: list[Look], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch, "_CPU_FROM", 0)
     is_taken, given = WAYS[way]
     asked = dict(given)
@@ -287,7 +314,7 @@ def test_when_it_is_taken(
     input = torch.randn(SHAPE[0], 1 if task == "binary" else 2, *SHAPE[1:])
     target = torch.randint(2, input.shape if task == "multilabel" else SHAPE)
     loss = losses.dyce_loss(input, target, task=task, **asked)
-    assert bool(bounds) == is_taken
+    assert bool(looks) == is_taken
     torch.testing.assert_close(loss, losses.dyce_loss(input.double(), target, task=task, **asked).float())
 
 
@@ -314,7 +341,18 @@ def test_operators_are_what_they_say(single: bool) -> None:
     tests, bias = ("test_schema", "test_faketensor"), torch.zeros(2)
     args = (logits.input, labels.target, -1, weight, bias, single, 0.2, 1)
     torch.library.opcheck(mined_pairs._SUMS, args, test_utils=tests)
-    *form, edge = -1, None, 0, [], None, torch.tensor([0.5, 0.25, 1.0])
-    hard = (None, torch.ones(2), None, None, None, edge)
-    args = (None, logits.input, labels.target, torch.empty(0), *form, bias, single, weight, *hard)
+    form, hard = (-1, None, 0, [], None), (None, torch.tensor([7]), torch.tensor([0.5]))
+    args = (
+        None,
+        logits.input,
+        labels.target,
+        torch.empty(0),
+        *form,
+        bias,
+        single,
+        weight,
+        None,
+        torch.ones(2),
+        *hard,
+    )
     torch.library.opcheck(pixel.BACKWARD, args, test_utils=tests)

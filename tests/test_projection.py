@@ -131,7 +131,9 @@ def test_scipy_agrees(seed: int) -> None:
         options={"ftol": 1e-14, "maxiter": 500},
     )
     v = solve(g, strength).numpy()
-    # Whether it says success does not count: at its end rounding may leave it a "positive directional derivative".
+    assert answer.status in (0, 8), (
+        answer.message
+    )  # 8: at its end rounding leaves no way down, on some machines
     assert -g @ v + strength * v @ v <= answer.fun + 1e-9
     np.testing.assert_allclose(v, answer.x, atol=1e-5)
 

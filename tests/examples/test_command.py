@@ -11,12 +11,8 @@ import pytest
 from examples.__main__ import ACTIONS, PAPERS, main
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    *ROOT.glob("*.md"),
-    *(ROOT / "docs").rglob("*.md"),
-    *(ROOT / "examples").rglob("*.md"),
-    *(ROOT / "benchmarks").rglob("*.md"),
-]
+ALL = [path for place in ("docs", "examples", "benchmarks") for path in (ROOT / place).rglob("*.md")]
+PAGES = [path for path in (*ROOT.glob("*.md"), *ALL) if "-m examples" in path.read_text(encoding="utf-8")]
 
 
 def test_without_words_it_lists_papers_and_actions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,8 +58,15 @@ def test_papers_of_one_process_refuse_torchrun(
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_of_the_pages_exist(path: Path) -> None:
     """Of the changelog too: what a reader copies has to be a paper and an action."""
-    for paper, action in re.findall(r"-m examples(?: |\n)([\w.]+)\s+([\w.]+)", path.read_text()):
+    text = path.read_text(encoding="utf-8")
+    for paper, action in re.findall(r"-m examples(?: |\n)([\w.]+)\s+([\w.]+)", text):
         if paper != "PAPER":
             assert action in (*ACTIONS, *PAPERS[paper])
-    for module in re.findall(r"-m (examples\.[\w.]+)", path.read_text()):
+    for module in re.findall(r"-m (examples\.[\w.]+)", text):
         assert hasattr(import_module(module), "main")
+
+
+def test_pages_are_found() -> None:
+    assert {"README.md", "semidavil.md", "gbw.md", "t2s_da.md", "hvl.md", "synapse.md"} <= {
+        path.name for path in PAGES
+    }

@@ -46,8 +46,8 @@ def test_two_ranks_are_one_process(place: Path, tmp_path: Path, name: str) -> No
     logs = [read_log(folder / "log.csv") for folder in (tmp_path / "run", place / name)]
     assert [row["step"] for row in logs[1]] == [1, 2, 3]
     for one, both in zip(*logs, strict=True):
-        # A fresh network spreads the rounding of its first steps; with BatchNorm 1.5 % were seen on a busy machine.
-        near = 1e-4 if one["step"] == 1 else 5e-2 if name == "batch_norm" else 1e-2
+        # With BatchNorm a fresh network spreads rounding: of one process, two threads for one move step 3 by 1.5 %.
+        near = 3e-2 if name == "batch_norm" and one["step"] > 1 else 1e-4
         assert [both[c] for c in COLUMNS] == pytest.approx([one[c] for c in COLUMNS], rel=near, abs=1e-5)
         assert one["confident"] > 0
     alone, joined = _network(tmp_path / "run"), _network(place / name)

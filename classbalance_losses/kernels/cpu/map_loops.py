@@ -31,6 +31,7 @@ from classbalance_losses.kernels.cpu.math import (
     take,
     task,
     wide,
+    within,
     words,
 )
 from classbalance_losses.kernels.cpu.memory import Field
@@ -247,13 +248,8 @@ def _keep(_: Any, place: Any, low: Any, high: Any, out: Any) -> Any:
     def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
         word, vector = ir.IntType(32), ir.VectorType(ir.IntType(32), TOGETHER)
         source, out = (builder.inttoptr(args[k], kind.as_pointer()) for k, kind in ((0, vector), (3, word)))
-        bits, compared = builder.load(source, align=4), []
-        for sign, bound in ((">=", args[1]), ("<=", args[2])):
-            bounds = ir.Constant(vector, ir.Undefined)
-            for k in range(TOGETHER):
-                bounds = builder.insert_element(bounds, bound, word(k))
-            compared.append(builder.icmp_signed(sign, bits, bounds))
-        is_inside = builder.and_(*compared)
+        bits = builder.load(source, align=4)
+        is_inside = within(builder, bits, args[1], args[2])
         kind = ir.FunctionType(ir.VoidType(), (vector, out.type, is_inside.type))
         name = f"llvm.masked.compressstore.v{TOGETHER}i32"
         builder.call(cgutils.get_or_insert_function(builder.module, kind, name), (bits, out, is_inside))

@@ -142,6 +142,31 @@ def larger(_: Any, a: Any, b: Any) -> Any:
     return types.float32(types.float32, types.float32), generate
 
 
+@intrinsic
+def alike(_: Any) -> Any:
+    """Have the function that says so compiled once: whoever calls it gets the same bits of the same numbers.
+
+    A copy in its caller may round a product and a sum as one, or not, as it fits there.
+    """
+
+    def generate(_: Any, builder: Any, __: Any, ___: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return ir.Constant(_INT, 0)
+
+    return types.int64(), generate
+
+
+def within(builder: Any, numbers: Any, low: Any, high: Any) -> Any:
+    """Write a comparison: which of a vector's int32 are from ``low`` to ``high``."""
+    compared = []
+    for sign, bound in ((">=", low), ("<=", high)):
+        bounds = ir.Constant(numbers.type, ir.Undefined)
+        for k in range(numbers.type.count):
+            bounds = builder.insert_element(bounds, bound, ir.IntType(32)(k))
+        compared.append(builder.icmp_signed(sign, numbers, bounds))
+    return builder.and_(*compared)
+
+
 @compiled
 def floats(address: int, size: int) -> Any:
     """Return the float32 array at an address."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -13,7 +12,6 @@ from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels, Logits
 from classbalance_losses.kernels.cpu import upsample
 from classbalance_losses.kernels.cpu.maps import class_sums
-from classbalance_losses.kernels.cpu.passes import VANISHED
 from classbalance_losses.kernels.cpu.pixel import BACKWARD, FORWARD, as_called
 from classbalance_losses.kernels.forms.cpu import form_of, parameters
 from classbalance_losses.kernels.forms.reference import Form
@@ -50,7 +48,7 @@ def mined_sums(
     hard = choose(value)
     sums = class_sums(labels, value, None, weight, rows=hard.bits.shape[0], hard=hard)
     number, found = sums.number.sum(0, keepdim=True), sums.value.sum(0, keepdim=True)  # type: ignore[union-attr]
-    given = (input, labels.target, log_sum, found, weight, *hard, None, *constants[:-1], *others)
+    given = (input, labels.target, log_sum, found, weight, *hard, *constants[:-1], *others)
     return ClassSums(number, known_sums(*given), None), hard
 
 
@@ -59,18 +57,10 @@ def known_sums(*given: Any) -> Tensor:
     return _Mined.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def margins(logits: Logits, labels: Labels) -> Tensor:
-    """Return u (N, *) of two classes, as `pairs.find_margin` does, but one number for all whose loss is 0."""
-    zero, one = logits.full_size().float().unbind(1)
-    largest = torch.maximum(zero, one)
-    u = (one - zero) + (largest - largest)
-    return torch.where(labels.target == 1, -u, u).clamp(min=float(VANISHED))
-
-
 class _Mined(Function):
     """Sums that are known, with their gradient of the logits; its backward by the loops, or by the reference.
 
-    H is given by what is ranked, a threshold and h there, or else by the edge among margins, h there and above.
+    H is given by a map that is ranked, or ``None`` where its values are made again, the threshold, and h there.
     """
 
     @staticmethod
@@ -96,27 +86,22 @@ class _Mined(Function):
         else:
             others = (class_weight, bias, ctx.single, weight, None, grad.squeeze(0))
             gradient = BACKWARD(None, input, target, log_sum, *ctx.constants, *others, *hard)
-        return (gradient, *(None,) * 15)
+        return (gradient, *(None,) * 14)
 
 
 def _by_reference(ctx: Any, grad: Tensor) -> Tensor:
-    input, _, class_weight, _, _, weight, *hard, edge = ctx.saved_tensors
+    input, target, class_weight, _, bias, weight, ranked, *threshold = ctx.saved_tensors
     code, numbers = ctx.constants[2:]
+    if ranked is None:
+        made = FORWARD(input.detach(), target, *ctx.constants, class_weight, False, bias, ctx.single)
+        ranked = made[0]
+    hard = Hard(ranked, *threshold)
 
     def outputs(input: Tensor) -> list[Tensor]:
         logits, labels = as_called(ctx, input)
         values = reference.pixel_values(logits, labels, form_of(code, numbers, class_weight))
-        chosen = {"rows": hard[1].shape[0], "hard": Hard(*hard)} if edge is None else {}
-        q = weight if edge is None else _weighted(edge, margins(logits, labels).detach(), weight)
-        sums = reference.class_sums(labels, values, None, q, **chosen)
+        sums = reference.class_sums(labels, values, None, weight, rows=hard.bits.shape[0], hard=hard)
         assert sums.value is not None
         return [sums.value.sum(0, keepdim=True)]
 
     return by_reference(outputs, input, [grad])
-
-
-def _weighted(edge: Tensor, u: Tensor, weight: Tensor | None) -> Tensor:
-    """Return h q."""
-    at, share, above = edge
-    h = torch.where(u <= at, torch.where(u == at, share, 0), above)
-    return h if weight is None else h * weight

@@ -1,8 +1,8 @@
-r"""Class sums over H of two classes, by one pass over the logits: no map of values is written, and none ranked.
+r"""Class sums over H of two classes, by one pass over the logits: no map of values is written.
 
-A pixel's loss rises with its margin u, see `pairs`, so that H is what lies above an edge among the margins. A sample
-tells between which of them the k-th largest is likely to be. The pass adds up what is above, and keeps the few that are
-between, to be sorted. Where that was in vain the sample is all pixels, and tells the edge itself.
+A sample tells between which bits the k-th largest φ is likely to lie. The pass adds up what is above, and keeps the few
+that are between, to be sorted; where that was in vain a map is ranked. Backward makes φ again, by the same function on
+the same numbers, and so the same bits.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from classbalance_losses.kernels.call import ClassSums, Labels, Logits, Share
 from classbalance_losses.kernels.cpu import upsample
-from classbalance_losses.kernels.cpu.edge import KEPT, SUMS
+from classbalance_losses.kernels.cpu.hardest import KEPT, SUMS
+from classbalance_losses.kernels.cpu.maps import class_sums
 from classbalance_losses.kernels.cpu.memory import hand_over
-from classbalance_losses.kernels.cpu.mined import known_sums, margins
-from classbalance_losses.kernels.cpu.passes import VANISHED
-from classbalance_losses.kernels.cpu.pixel import PARTS, classes_of, prepared
-from classbalance_losses.kernels.cpu.select import RARE, bounds, hard_count
+from classbalance_losses.kernels.cpu.mined import known_sums
+from classbalance_losses.kernels.cpu.pixel import FORWARD, PARTS, classes_of, prepared
+from classbalance_losses.kernels.cpu.select import RARE, bounds, hard_count, kth_largest
 from classbalance_losses.kernels.cpu.threads import run
 from classbalance_losses.kernels.cpu.tiles import FIELDS
 from classbalance_losses.kernels.factors import class_rows, indices
@@ -36,9 +36,9 @@ Table = np.ndarray[Any, Any]
 def hardest_sums(
     logits: Logits, labels: Labels, form: Form, weight: Tensor | None, share: Share
 ) -> ClassSums | None:
-    r"""Return what `class_sums` makes of φ over H, one of all pixels, (1, C); ``None`` where the margins do not say it.
+    r"""Return what `class_sums` makes of φ over H, one of all pixels, (1, C), of cross-entropy of two classes.
 
-    They do for cross-entropy of two classes at the target's size.
+    Of another form, more classes, or logits that are to be enlarged, it is ``None``.
 
     Args:
         logits: Of any layout, with their gradient.
@@ -52,8 +52,8 @@ def hardest_sums(
     if align_corners is not None or not is_theirs:
         return None
     ignored, others = labels.ignore_index, (logits.bias, logits.single)
-    number, sums, edge = _SUMS(input.detach(), labels.target, ignored, weight, *others, *share)
-    hard, constants = (None, None, None, edge), (ignored, None, *parameters(form))
+    number, sums, *threshold = _SUMS(input.detach(), labels.target, ignored, weight, *others, *share)
+    hard, constants = (None, *threshold), (ignored, None, *parameters(form))
     given = (input, labels.target, sums.new_empty(0), sums, weight, *hard, *constants)
     return ClassSums(number, known_sums(*given, *others), None)
 
@@ -67,81 +67,83 @@ def _forward(
     single: bool,
     part: float,
     at_least: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits, labels = Logits(input, None, bias, single), Labels(target, 2, ignore_index)
-    share, tensors = Share(part, at_least), {"bias": bias, "pixel_weight": weight}
-    _kept, task, job = prepared(input, target, ignore_index, None, single, tensors)
+    share = Share(part, at_least)
+    found = _near(logits, labels, weight, share, *_bounds(logits, labels, share))
+    if found is None:
+        hard = kth_largest(_values(logits, labels), labels, 1, share, None)
+        sums = class_sums(labels, hard.ranked, None, weight, hard=hard)
+        assert sums.value is not None
+        return sums.number.float(), sums.value, hard.bits, hard.share
+    both, bits, h = found
+    number, value = (torch.from_numpy(of.astype(np.float32)).unsqueeze(0) for of in both)
+    threshold = torch.tensor([bits], dtype=torch.int64, device="cpu")
+    return number, value, threshold, torch.tensor([h], dtype=torch.float32, device="cpu")
+
+
+def _values(logits: Logits, labels: Labels) -> Tensor:
+    """Return φ of each pixel, with the bits that it has in every pass."""
+    constants = (labels.ignore_index, None, *parameters(CrossEntropy()), False)
+    value: Tensor = FORWARD(logits.input, labels.target, *constants, logits.bias, logits.single)[0]
+    return value
+
+
+def _bounds(logits: Logits, labels: Labels, share: Share) -> tuple[int, int]:
+    """Return bits between which the k-th largest is likely to be, by each image's n-th pixels."""
+    rows, target = class_rows(logits.input), labels.target
+    # An odd step, for another would take few columns of lines of even length.
+    step = -(-target.numel() // SAMPLE) | 1
+    few = labels._replace(target=target.reshape(len(rows), rows.shape[2])[:, ::step].contiguous())
+    value = _values(logits._replace(input=rows[:, :, ::step]), few)[indices(few)[1]]
+    every = max(target.numel(), 1) / max(few.target.numel(), 1)
+    low, high = bounds(value.numpy().view(np.int32) & 0x7FFFFFFF, every, share, 0, 0x7FFFFFFF)
+    return int(low), int(high)
+
+
+def _near(
+    logits: Logits, labels: Labels, weight: Tensor | None, share: Share, low: int, high: int
+) -> tuple[Table, int, float] | None:
+    """Return both classes' Σ h and Σ h q φ, the threshold and h there; ``None`` if it is beside the bounds."""
+    input, target = logits.input, labels.target
+    tensors = {"bias": logits.bias, "pixel_weight": weight}
+    _kept, task, job = prepared(input, target, labels.ignore_index, None, logits.single, tensors)
     fill(job["form"], CROSS_ENTROPY, [], None, 2)
     # Parts, in the order of whose sums no thread has a say.
     job["parts"] = parts = min(int(job["parts"][0]), PARTS)
-    job["room"] = target.numel() // max(parts, 1) // RARE + 1
-    # An odd step, for it would take few columns of lines of even length. Of all pixels the bounds are the edge.
-    for step in (-(-target.numel() // SAMPLE) | 1, 1):
-        found = _near(task, job, *_bounds(logits, labels, step, share), share)
-        if found is not None:
-            break
-    assert found is not None
-    number, value, edge = (torch.from_numpy(of.astype(np.float32)) for of in found)
-    return number.unsqueeze(0), value.unsqueeze(0), edge
-
-
-def _bounds(logits: Logits, labels: Labels, step: int, share: Share) -> tuple[np.float32, np.float32]:
-    """Return margins between which the k-th largest is likely to be, or which it is, from each image's n-th pixels."""
-    rows = class_rows(logits.input)
-    few = labels._replace(target=labels.target.reshape(len(rows), rows.shape[2])[:, ::step])
-    u = margins(logits._replace(input=rows[:, :, ::step]), few)[indices(few)[1]]
-    every = max(labels.target.numel(), 1) / max(few.target.numel(), 1)
-    low, high = bounds(u.numpy(), every, share, -np.inf, np.inf)
-    return tuple(np.float32(np.inf if np.isnan(bound) else bound) for bound in (low, high))
-
-
-def _near(task: Any, job: Any, low: np.float32, high: np.float32, share: Share) -> tuple[Table, ...] | None:
-    """Return both classes' Σ h and Σ h q φ, and the edge and h there and above; ``None`` if it is beside the bounds."""
-    parts, room = int(job["parts"][0]), int(job["room"][0])
+    job["room"] = room = target.numel() // max(parts, 1) // RARE + 1
     table, kept = np.zeros((parts, SUMS)), np.empty((parts, KEPT, room), np.float32)
-    tensors = {"bounds": np.array([low, high]), "hardest": table, "kept": kept}
-    hand_over(job, FIELDS, {name: torch.from_numpy(of) for name, of in tensors.items()})
-    job["taken"] = 0
+    made = {"bounds": np.array([low, high], np.int32), "hardest": table, "kept": kept}
+    hand_over(job, FIELDS, {name: torch.from_numpy(of) for name, of in made.items()})
     run(task, job)
     with np.errstate(invalid="ignore"):  # inf - inf
-        *sums, valid, _ = table.sum(0)
-    above, at = np.reshape(sums, (2, 2, 2))
-    k = hard_count(int(valid), share)
-    rest = k - int(above[0].sum())
-    if rest <= 0 and high == np.inf:  # NaN, which no k = 0 hides
-        whole = k / (k - rest) if k else 1
-        return *(whole * above), np.array([high, 0, whole])
-    if low < high:
-        low, more, at = _between(kept, table[:, -1].astype(int), rest)
-        above, rest = above + more, rest - int(more[0].sum())
-    if not 0 < rest <= at[0].sum():
-        return None
-    part = rest / at[0].sum()
-    return *(above + part * at), np.array([low, part, 1])
-
-
-def _between(kept: Table, number: Table, rest: int) -> tuple[np.float32, Table, Table]:
-    """Return the margin at place ``rest`` from above, and the sums of those above and of those at it."""
-    if number.max(initial=0) > kept.shape[2] or not 0 < rest <= number.sum():
-        return np.float32(np.nan), np.zeros((2, 2)), np.zeros((2, 2))
-    u, value, label = np.concatenate([of[:, :n] for of, n in zip(kept, number, strict=True)], 1)
-    u = np.maximum(u, VANISHED)
-    edge = np.partition(u, u.size - rest)[u.size - rest]
-    return edge, *(_sums(value[those], label[those].astype(int)) for those in (u > edge, u == edge))
+        *above, valid, inside = table.sum(0)
+        sums, number = np.reshape(above, (2, 2)), table[:, -1].astype(int)
+        rest = hard_count(int(valid), share) - int(sums[0].sum())
+        if not 0 < rest <= inside or number.max() > room:
+            return None
+        value, weighted, label = np.concatenate([of[:, :n] for of, n in zip(kept, number, strict=True)], 1)
+        bits = value.view(np.int32) & 0x7FFFFFFF
+        threshold = np.partition(bits, -rest)[-rest]
+        more, tied = (_sums(weighted[of], label[of]) for of in (bits > threshold, bits == threshold))
+        h = (rest - more[0].sum()) / tied[0].sum()
+        return sums + more + h * tied, int(threshold), float(h)
 
 
 def _sums(value: Table, label: Table) -> Table:
-    return np.array([np.bincount(label, minlength=2), np.bincount(label, value, 2)])
+    of = label.astype(int)
+    return np.array([np.bincount(of, minlength=2), np.bincount(of, value, 2)])
 
 
-def _fake(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     number, value = (torch.empty(1, 2, dtype=torch.float32, device=input.device) for _ in range(2))
-    return number, value, torch.empty(3, dtype=torch.float32, device=input.device)
+    bits, h = (torch.empty(1, dtype=dtype, device=input.device) for dtype in (torch.int64, torch.float32))
+    return number, value, bits, h
 
 
 _SUMS = define(
     "cpu_mined_pairs(Tensor input, Tensor target, int ignore_index, Tensor? weight, Tensor? bias, bool single, "
-    "float part, int at_least) -> (Tensor, Tensor, Tensor)",
+    "float part, int at_least) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _fake,
 )

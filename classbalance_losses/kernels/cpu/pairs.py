@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from classbalance_losses.kernels.cpu.math import compiled, exp, floats, inlined, log1p_of_part, summing, wide
+from classbalance_losses.kernels.cpu.math import (
+    alike,
+    compiled,
+    exp,
+    floats,
+    inlined,
+    log1p_of_part,
+    summing,
+    wide,
+)
 from classbalance_losses.kernels.cpu.passes import (
     GIVEN,
     HIGHEST,
@@ -36,6 +45,7 @@ _POWER = HIGHEST  # e
 def forward_pair(form: Any, label: Any, with_error: bool, maps: Any) -> None:
     """Write φ, if there is a form, and, if asked, ‖p - e_y‖² = 2 m² in the place of ties."""
     wide()
+    alike()
     if form.code == FOCAL and form.gamma == SQUARE:
         for p in range(label.size):
             u, e = maps[OWN + p], maps[_POWER + p]
@@ -121,6 +131,7 @@ def find_margin(x: Tile, bias: int, label: Any, maps: Any) -> None:
     A bias at an address, if any, is that of a single logit; it has been added to two.
     """
     wide()
+    alike()
     if x.classes == 1:
         biases = floats(bias, 2 if bias else 0)
         zero, more = (biases[0], biases[1]) if bias else (ZERO, ZERO)

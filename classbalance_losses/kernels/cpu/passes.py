@@ -19,7 +19,6 @@ ROWS = 11
 )
 PULL = OTHERS  # of backward
 ZERO, ONE, INF = np.float32(0), np.float32(1), np.float32(np.inf)
-VANISHED = np.float32(-126.5 * np.log(2))  # below it e^x is 0, see `math.exp`
 
 
 class Tile(NamedTuple):

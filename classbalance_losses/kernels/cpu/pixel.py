@@ -238,19 +238,18 @@ def _backward(
     ranked: Tensor | None = None,
     threshold: Tensor | None = None,
     tied_share: Tensor | None = None,
-    edge: Tensor | None = None,
 ) -> Tensor:
     is_kept = strided.keeps_log_sum(input, classes_of(input, single), is_enlarged=align_corners is not None)
     tensors = {"slope": grad, "log_sum": log_sum if is_kept else None, "bias": bias}
     if overlap_grad is not None or coefficient is not None:
         tensors |= {"overlap_slope": overlap_grad, "coefficient": coefficient, "pixel_weight": pixel_weight}
-        tensors["edge"] = edge
     kept, task, job = prepared(input, target, ignore_index, align_corners, single, tensors)
-    if ranked is not None and threshold is not None and tied_share is not None:
+    if threshold is not None:
         job["rows"] = threshold.numel()
-        hard = (ranked.contiguous(), threshold.contiguous(), tied_share.contiguous())
-        hand_over(job, FIELDS, dict(zip(("ranked", "threshold", "tied_share"), hard, strict=True)))
-        kept += hard
+        hard = {"ranked": ranked, "threshold": threshold, "tied_share": tied_share}
+        given = {name: made.contiguous() for name, made in hard.items() if made is not None}
+        hand_over(job, FIELDS, given)
+        kept += given.values()
     fill(job["form"], code, numbers, weight, int(job["classes"][0]))
     if align_corners is not None:
         gradient = torch.zeros_like(kept[0])
@@ -346,8 +345,7 @@ BACKWARD = define(
     "cpu_pixel_backward(Tensor? grad, Tensor input, Tensor target, Tensor log_sum, int ignore_index, "
     "bool? align_corners, int form, float[] numbers, Tensor? weight, Tensor? bias=None, "
     "bool single=False, Tensor? pixel_weight=None, Tensor? overlap_grad=None, Tensor? coefficient=None, "
-    "Tensor? ranked=None, Tensor? threshold=None, Tensor? tied_share=None, "
-    "Tensor? edge=None) -> Tensor",
+    "Tensor? ranked=None, Tensor? threshold=None, Tensor? tied_share=None) -> Tensor",
     _backward,
     _gradient,
 )

@@ -40,24 +40,19 @@ def find_slope(job: Any, label: Any, image: int, pixel: int, maps: Any) -> None:
         for p in range(label.size):
             maps[GIVEN + p] *= weight[p]
     if job.ranked:
-        _take_hard(job, label.size, image * job.rows // job.images, pixel, maps)
+        ranked = words(map_at(job.ranked, pixel), label.size)
+        take_hard(job, ranked, image * job.rows // job.images, maps)
 
 
 @compiled
-def _take_hard(job: Any, size: int, row: int, pixel: int, maps: Any) -> None:
+def take_hard(job: Any, ranked: Any, row: int, maps: Any) -> None:
     """Multiply by h, which of pixels off H is 0."""
     share = floats(job.tied_share + 4 * row, 1)[0]
     threshold = np.int32(integers(job.threshold + 8 * row, 1)[0])
-    ranked = words(map_at(job.ranked, pixel), size)
-    for p in range(size):
+    for p in range(ranked.size):
         bits = ordered(ranked[p])
         maps[PULL + p] = ONE if bits > threshold else (share if bits == threshold else ZERO)
-    multiply(size, maps)
-
-
-@compiled
-def multiply(size: int, maps: Any) -> None:
-    """Multiply slopes by h in the place of the pull; 0 where that is 0."""
-    for p in range(size):  # apart: what h = 1 leaves as it is would be written through a mask, see `larger`
+    # Apart, for what h = 1 leaves as it is would be written through a mask, see `larger`:
+    for p in range(ranked.size):
         h, slope = maps[PULL + p], maps[GIVEN + p]
         maps[GIVEN + p] = slope * h if h != ZERO else ZERO

@@ -13,9 +13,18 @@ import torch
 
 from classbalance_losses.kernels.cpu.class_cells import COLUMNS, add_pixels, scale
 from classbalance_losses.kernels.cpu.dual_passes import make_dual_value, write_dual_gradient
-from classbalance_losses.kernels.cpu.edge import KEPT, SUMS, add_hardest, take_hardest
+from classbalance_losses.kernels.cpu.hardest import KEPT, SUMS, add_hardest
 from classbalance_losses.kernels.cpu.labels import classes_of
-from classbalance_losses.kernels.cpu.math import compiled, doubles, exp, exp_or_zero, floats, step, wide
+from classbalance_losses.kernels.cpu.math import (
+    compiled,
+    doubles,
+    exp,
+    exp_or_zero,
+    floats,
+    step,
+    wide,
+    words,
+)
 from classbalance_losses.kernels.cpu.memory import Field
 from classbalance_losses.kernels.cpu.overlap import (
     add_overlap,
@@ -56,7 +65,7 @@ from classbalance_losses.kernels.cpu.passes import (
     sum_beside_label,
     sum_beside_largest,
 )
-from classbalance_losses.kernels.cpu.slopes import find_slope, map_at
+from classbalance_losses.kernels.cpu.slopes import find_slope, map_at, take_hard
 from classbalance_losses.kernels.forms.cpu import (
     CROSS_ENTROPY,
     DUAL_CROSS_ENTROPY,
@@ -76,7 +85,7 @@ NUMBERS = (
     *("label", "label_bytes", "ignored", "squared", "with_error"),
     *("lanes", "cells"),  # of the sums of classes
     "rows",  # of H, as many as images or one
-    "room",  # for pixels near H's edge, in each part
+    "room",  # for pixels near H's threshold, in each part
 )
 _MAP = Field(torch.float32, ("images", "pixels"))
 FIELDS = {
@@ -89,8 +98,8 @@ FIELDS = {
     "overlap": Field(torch.float64, ("parts", 2, "classes")),
     "sums": Field(torch.float64, ("parts", "classes", "classes")),
     "class_sums": Field(torch.float64, ("parts", "lanes", "cells", COLUMNS)),
-    # Of H by margins, the bounds of its edge, the sums beside them, and what lies between:
-    "bounds": Field(torch.float32, (2,)),
+    # Of H without a map, the bounds of its threshold, the sums above them, and what lies between:
+    "bounds": Field(torch.int32, (2,)),
     "hardest": Field(torch.float64, ("parts", SUMS)),
     "kept": Field(torch.float32, ("parts", KEPT, "room")),
     # The gradients of the value, of its sums and of the overlap:
@@ -101,7 +110,6 @@ FIELDS = {
         "threshold": Field(torch.int64, ("rows",)),
         "tied_share": Field(torch.float32, ("rows",)),
     },
-    "edge": Field(torch.float32, (3,)),  # of H by margins: where it is, h there and above
     "overlap_slope": Field(torch.float32, ("images", 2, "classes")),
 }
 
@@ -225,8 +233,9 @@ def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, ima
         find_share(label, map_at(job.pixel_weight, pixel), maps)
     if is_pair(job):
         find_margin(x, job.bias, label, maps)
-        if job.edge:
-            take_hardest(job.edge, label.size, maps)
+        if (job.threshold != 0) & (job.ranked == 0):  # the values are made again
+            forward_pair(job.form, label, False, maps)
+            take_hard(job, words(np.int64(maps.ctypes.data) + 4 * VALUE, label.size), 0, maps)
         backward_pair(job.form, label, slopes, maps)
         write_pair(gradient, label, maps)
         return

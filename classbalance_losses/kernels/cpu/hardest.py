@@ -1,0 +1,123 @@
+"""H of two classes without a map of values: sums of what is surely in it, and the few pixels near its threshold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from classbalance_losses.kernels.cpu.math import (
+    compiled,
+    doubles,
+    floats,
+    ordered,
+    summing,
+    wide,
+    within,
+    words,
+)
+from classbalance_losses.kernels.cpu.passes import INF, LOG_REST, ONE, TOTAL, VALUE, ZERO
+
+SUMS = 6  # above the bounds both classes' pixels, and values; candidates; pixels between
+KEPT = 3  # of a pixel: φ, q φ, its class
+TOGETHER = 16  # pixels that are looked at together
+_WEIGHTED = LOG_REST
+
+
+@compiled
+def add_hardest(job: Any, label: Any, weight: int, part: int, maps: Any) -> None:
+    """Add up a part's pixels whose φ has bits above the bounds, and keep those between them.
+
+    Where there is no room for more the last place is written to again: the number tells.
+    """
+    place = np.int64(maps.ctypes.data)
+    ranked, chosen = words(place + 4 * VALUE, label.size), words(place + 4 * TOTAL, label.size)
+    _weigh(floats(weight, label.size if weight else 0), label.size, maps)
+    bounds, sums = words(job.bounds, 2), doubles(job.hardest + 8 * SUMS * part, SUMS)
+    low, high = bounds[0], bounds[1]
+    for p in range(label.size):  # apart from the sums, which are not done in vectors with it
+        chosen[p] = label[p] if ordered(ranked[p]) > high else np.int32(-1)
+    _add(chosen, maps, sums)
+    sums[4] += _candidates(label)
+    kept = floats(job.kept + 4 * KEPT * job.room * part, KEPT * job.room)
+    sums[5] = _keep_between(low, high, label, np.int64(sums[5]), kept, maps)
+
+
+@compiled
+def _weigh(q: Any, size: int, maps: Any) -> None:
+    """Write q φ; a weight of 0 times an infinite value is 0."""
+    for p in range(size):
+        maps[_WEIGHTED + p] = maps[VALUE + p]
+    for p in range(q.size):
+        value = maps[VALUE + p]
+        maps[_WEIGHTED + p] = ZERO if (q[p] == ZERO) & (value == INF) else value * q[p]
+
+
+@summing
+def _add(chosen: Any, maps: Any, sums: Any) -> None:
+    """Add both classes' pixels and values: in float32 those of a tile, a few hundred in many lanes."""
+    wide()
+    absent, present, of_absent, of_present = ZERO, ZERO, ZERO, ZERO
+    for p in range(chosen.size):
+        value = maps[_WEIGHTED + p]
+        absent += ONE if chosen[p] == 0 else ZERO
+        present += ONE if chosen[p] == 1 else ZERO
+        of_absent += value if chosen[p] == 0 else ZERO
+        of_present += value if chosen[p] == 1 else ZERO
+    sums[0] += absent
+    sums[1] += present
+    sums[2] += of_absent
+    sums[3] += of_present
+
+
+@summing
+def _candidates(label: Any) -> Any:
+    number = ZERO  # a whole number would become wider
+    for p in range(label.size):
+        number += ONE if label[p] >= 0 else ZERO
+    return number
+
+
+@compiled
+def _keep_between(low: Any, high: Any, label: Any, number: int, kept: Any, maps: Any) -> int:
+    """Write the candidates from ``low`` to ``high`` after the ``number`` that there are, and return how many then."""
+    room, first = kept.size // KEPT, np.int64(maps.ctypes.data) + 4 * VALUE
+    for start in range(0, label.size, TOGETHER):
+        found = _between(first + 4 * start, low, high)
+        while found:  # which is rare
+            p = start + _lowest(found)
+            found &= found - 1
+            if p < label.size and label[p] >= 0:
+                place = min(number, room - 1)
+                kept[place] = maps[VALUE + p]
+                kept[room + place] = maps[_WEIGHTED + p]
+                kept[2 * room + place] = np.float32(label[p])
+                number += 1
+    return number
+
+
+@intrinsic
+def _between(_: Any, place: Any, low: Any, high: Any) -> Any:
+    """Return a bit for each of ``TOGETHER`` float32 at an address: whether its bits are from ``low`` to ``high``."""
+
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(32), TOGETHER)
+        bits = builder.load(builder.inttoptr(args[0], vector.as_pointer()), align=4)
+        ordered = builder.and_(bits, ir.Constant(vector, [0x7FFFFFFF] * TOGETHER))
+        found = builder.bitcast(within(builder, ordered, *args[1:]), ir.IntType(TOGETHER))
+        return builder.zext(found, ir.IntType(64))
+
+    return types.int64(types.int64, types.int32, types.int32), generate
+
+
+@intrinsic
+def _lowest(_: Any, bits: Any) -> Any:
+    """Return the place of the lowest bit that is 1."""
+
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.int64(types.int64), generate
