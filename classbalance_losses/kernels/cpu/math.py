@@ -143,6 +143,19 @@ def larger(_: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def chosen(_: Any, condition: Any, a: Any, b: Any) -> Any:
+    """Return one of two float32, as Python's ``a if condition else b``, but never by a way around a write.
+
+    Where one of them is what the place has that is written to, that way becomes a write through a mask: see `larger`.
+    """
+
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return builder.select(args[0], args[1], args[2])
+
+    return types.float32(types.boolean, types.float32, types.float32), generate
+
+
+@intrinsic
 def alike(_: Any) -> Any:
     """Have the function that says so compiled once: whoever calls it gets the same bits of the same numbers.
 

@@ -23,7 +23,7 @@ from classbalance_losses.kernels.cpu.pixel import FORWARD, PARTS, classes_of, pr
 from classbalance_losses.kernels.cpu.select import RARE, bounds, hard_count, kth_largest
 from classbalance_losses.kernels.cpu.threads import run
 from classbalance_losses.kernels.cpu.tiles import FIELDS
-from classbalance_losses.kernels.factors import class_rows, indices
+from classbalance_losses.kernels.factors import class_rows
 from classbalance_losses.kernels.forms.cpu import CROSS_ENTROPY, fill, parameters
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 from classbalance_losses.kernels.operators import define
@@ -95,9 +95,10 @@ def _bounds(logits: Logits, labels: Labels, share: Share) -> tuple[int, int]:
     # An odd step, for another would take few columns of lines of even length.
     step = -(-target.numel() // SAMPLE) | 1
     few = labels._replace(target=target.reshape(len(rows), rows.shape[2])[:, ::step].contiguous())
-    value = _values(logits._replace(input=rows[:, :, ::step]), few)[indices(few)[1]]
+    value = _values(logits._replace(input=rows[:, :, ::step]), few).numpy().ravel()
+    value = value[few.target.numpy().ravel().astype(np.int64) != labels.ignore_index]
     every = max(target.numel(), 1) / max(few.target.numel(), 1)
-    low, high = bounds(value.numpy().view(np.int32) & 0x7FFFFFFF, every, share, 0, 0x7FFFFFFF)
+    low, high = bounds(value.view(np.int32) & 0x7FFFFFFF, every, share, 0, 0x7FFFFFFF)
     return int(low), int(high)
 
 
@@ -125,14 +126,11 @@ def _near(
         value, weighted, label = np.concatenate([of[:, :n] for of, n in zip(kept, number, strict=True)], 1)
         bits = value.view(np.int32) & 0x7FFFFFFF
         threshold = np.partition(bits, -rest)[-rest]
-        more, tied = (_sums(weighted[of], label[of]) for of in (bits > threshold, bits == threshold))
+        place = 2 * (1 + np.sign(bits - threshold)) + label.astype(np.int32)  # below, at and above it, of both classes
+        counted = [np.bincount(place, of, 6) for of in (None, weighted)]
+        _, tied, more = np.reshape(counted, (2, 3, 2)).swapaxes(0, 1)
         h = (rest - more[0].sum()) / tied[0].sum()
         return sums + more + h * tied, int(threshold), float(h)
-
-
-def _sums(value: Table, label: Table) -> Table:
-    of = label.astype(int)
-    return np.array([np.bincount(of, minlength=2), np.bincount(of, value, 2)])
 
 
 def _fake(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -23,7 +23,7 @@ from classbalance_losses.kernels.selection import Joined, infinite_bits
 
 _SHORT = 1 << 14  # pixels: fewer are sorted sooner than counted
 _SAMPLE = 1 << 16  # pixels of a sample, at least
-_DEVIATIONS = 4  # of a sample's place from the row's
+_DEVIATIONS = 3  # of a sample's place from the row's
 RARE = 16  # one pixel of so many may be sorted
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from classbalance_losses.kernels.cpu.math import compiled, floats, integers, ordered, words
-from classbalance_losses.kernels.cpu.passes import GIVEN, ONE, PULL, ZERO, clear
+from classbalance_losses.kernels.cpu.math import chosen, compiled, floats, integers, ordered, words
+from classbalance_losses.kernels.cpu.passes import GIVEN, ZERO, clear
 
 
 @compiled
@@ -49,10 +49,8 @@ def take_hard(job: Any, ranked: Any, row: int, maps: Any) -> None:
     """Multiply by h, which of pixels off H is 0."""
     share = floats(job.tied_share + 4 * row, 1)[0]
     threshold = np.int32(integers(job.threshold + 8 * row, 1)[0])
+    lowest = threshold if share > 0 else threshold + np.int32(1)
     for p in range(ranked.size):
-        bits = ordered(ranked[p])
-        maps[PULL + p] = ONE if bits > threshold else (share if bits == threshold else ZERO)
-    # Apart, for what h = 1 leaves as it is would be written through a mask, see `larger`:
-    for p in range(ranked.size):
-        h, slope = maps[PULL + p], maps[GIVEN + p]
-        maps[GIVEN + p] = slope * h if h != ZERO else ZERO
+        bits, slope = ordered(ranked[p]), maps[GIVEN + p]
+        tied = chosen(bits == threshold, slope * share, slope)
+        maps[GIVEN + p] = chosen(bits < lowest, ZERO, tied)
