@@ -225,7 +225,7 @@ def weighted_sums(
     own = None if weight is None else per_pixel(weight, target, keep)
     total = scaled(torch.where(keep, value, 0), own, kept_weight(pixel_weight, keep)).sum()
     if norm_weight is None:
-        norm = keep.sum()
+        norm = keep.count_nonzero()
     elif own is not None and norm_weight is weight:
         norm = own.sum()
     else:
@@ -296,12 +296,11 @@ def _cross_entropy(input: Tensor, labels: Labels) -> Tensor:
         log_prob = F.log_softmax(input, 1, dtype=dtype)
     loss = F.nll_loss(log_prob, target, ignore_index=labels.ignore_index, reduction="none")
     small = torch.nonzero(keep & (loss.detach() < _SMALL), as_tuple=True)
-    if not len(small[0]):
-        return loss
-    index = target[small]
-    rows = input.detach().movedim(1, -1)[small]
-    exact = CrossEntropy().value(rows, index, torch.ones_like(index, dtype=torch.bool))
-    return loss.index_put(small, exact - loss.detach()[small], accumulate=True)
+    if len(small[0]):  # the same loss, by what the others have of the probability; its gradient stays
+        prob = log_prob.detach().movedim(1, -1)[small].exp_()
+        others = prob.scatter_(1, target[small].unsqueeze(1), 0).sum(1)
+        loss.detach().index_put_(small, -torch.log1p(-others))
+    return loss
 
 
 def errors(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:

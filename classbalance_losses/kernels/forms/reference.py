@@ -54,13 +54,10 @@ class Focal(NamedTuple):
 
     def of_loss(self, loss: Tensor) -> Tensor:
         r"""Return :math:`(1 - e^{-\ell})^\gamma \ell`."""
-        # At ℓ = 0 the derivative of the power alone is infinite for γ < 1; the product's is 0, and is what
-        # selecting (inside and outside) gives. Asked this way round, a NaN stays a NaN.
-        # A hopeless ℓ, which may be infinite, is itself: its e^-ℓ is below all that rounding sees.
-        perfect, hopeless = loss <= 0, loss > HOPELESS
-        safe = torch.where(perfect | hopeless, 1, loss)
-        modulated = (-torch.expm1(-safe)) ** self.gamma * safe
-        return torch.where(perfect, 0, torch.where(hopeless, loss, modulated))
+        # At ℓ = 0 the derivative of the power alone is infinite for γ < 1, so the power is that of a tiny ℓ; at a
+        # hopeless ℓ, which may be infinite, it is 1. A NaN stays a NaN.
+        missed = -torch.expm1(-loss.clamp(torch.finfo(loss.dtype).tiny, HOPELESS))
+        return missed**self.gamma * loss
 
 
 class Smoothed(NamedTuple):
