@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import check_choice
+from classbalance_losses._validate_options import check_choice
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels, Logits, Pass, Share, WeightedSums
 from classbalance_losses.kernels.forms.reference import AnyForm, Form

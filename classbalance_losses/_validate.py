@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Sequence
-from numbers import Integral, Real
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses import _validate_remedies as remedies
-from classbalance_losses._distributed import GroupObject, ProcessGroup
-from classbalance_losses.kernels.call import accumulation_dtype
-from classbalance_losses.kernels.plain import can_read_values, keepable
+from classbalance_losses.kernels.plain import can_read_values
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INDICES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
-Numbers = Tensor | Sequence[float] | np.ndarray[Any, Any]  # one for each class
-
 # Masks of a whole map would be fresh memory, whose page faults cost more than the check.
 _LABELS_AT_ONCE = 1 << 17
-_LABELS_END = 1 << 63  # no tensor of labels has one beyond
 
 
 def check_tensor(name: str, value: object, axes: int | None = None) -> None:
@@ -124,18 +114,6 @@ def _target_shape(input: Tensor, upsample: str | None) -> str:
     return f"({', '.join([str(input.shape[0]), *['*'] * (input.ndim - 2)])})"
 
 
-def check_upsample(upsample: str | None, align_corners: bool) -> None:
-    """Check the two options of the interpolation."""
-    if upsample not in (None, "linear"):
-        raise ValueError(
-            f"Expected upsample to be one of 'linear', got {upsample!r}. In 2 or 3 axes it is bilinear or trilinear: "
-            'pass upsample="linear".'
-        )
-    check_flag("align_corners", align_corners)
-    if align_corners and upsample is None:
-        raise ValueError('Expected upsample="linear" with align_corners=True, got upsample=None.')
-
-
 def check_target_range(target: Tensor, num_classes: int, ignore_index: int, name: str = "target") -> None:
     """Check that every label is a class or ``ignore_index``: read on the CPU, asserted on the device on CUDA."""
     if target.device.type == "cuda":
@@ -195,191 +173,3 @@ def check_pixel_weight(pixel_weight: Tensor | None, target: Tensor) -> None:
         raise ValueError(
             "Expected non-negative pixel_weight, got a negative one. Pass pixel_weight.clamp(min=0)."
         )
-
-
-def check_class_vector(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    """Check that a per-class vector has one entry for each class, or for each label, absent and present."""
-    if len(shape) > 1 and tuple(value.shape) != shape:
-        raise ValueError(
-            f"Expected {name} of shape {shape}, for each label of input absent and present, or (2,) for all, got "
-            f"{tuple(value.shape)}. For the numbers of the labels where they are present pass "
-            f"torch.stack([torch.ones_like({name}), {name}], -1)."
-        )
-    num_classes = shape[0]
-    if tuple(value.shape) != shape:
-        remedy = f" {remedies.of_class_vector_shape(name, value)}" if value.ndim != 1 else ""
-        raise ValueError(
-            f"Expected {name} of shape ({num_classes},), one entry for each of the {num_classes} classes of input, "
-            f"got {tuple(value.shape)}.{remedy}"
-        )
-
-
-def class_vector_of_call(name: str, value: object, input: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return the numbers of the classes that a call was given, on the logits' device; a tensor keeps its graph.
-
-    ``shape`` is (C,), or (L, 2) of many labels, for which (2,) does as well.
-
-    Raises:
-        ValueError: if it has not one number for each class, or they are negative or not finite; and for a tensor on
-            another device, which each call would copy, and wait for.
-        TypeError: if it holds no numbers.
-    """
-    vector = as_numbers(name, value)
-    if vector.shape == (2,) and len(shape) > 1:
-        vector = vector.expand(shape)
-    check_class_vector(name, vector, shape)
-    check_class_values(name, vector)
-    if not isinstance(value, Tensor):  # an array is of float64, as a rule, which not every device has
-        return vector.to(accumulation_dtype(input.dtype)).to(input.device)
-    check_class_device(name, vector, input)
-    return keepable(vector)
-
-
-def check_class_device(name: str, vector: Tensor, input: Tensor) -> None:
-    """Check that the numbers of the classes are where the logits are."""
-    if vector.device != input.device:
-        raise ValueError(
-            f"Expected {name} on {input.device}, where input is, got it on {vector.device}. Move it once: the loss "
-            f"module by .to({str(input.device)!r}), which takes its {name} along, or the tensor itself."
-        )
-
-
-def as_numbers(name: str, value: object) -> Tensor:
-    """Turn an array or a sequence of numbers, one a class, into a tensor; a tensor stays what it is.
-
-    Raises:
-        TypeError: if it holds no numbers in the order of the classes, as a dict does not.
-    """
-    if isinstance(value, Tensor):
-        if value.is_complex():
-            raise TypeError(f"Expected real {name}, got dtype {value.dtype}. Pass {name}.real.")
-        return value
-    array = (
-        np.array(value) if hasattr(value, "__array__") else None
-    )  # a copy: torch takes no negative strides
-    if array is not None and array.dtype.kind in "biuf":
-        return torch.from_numpy(array)
-    if isinstance(value, Sequence) and value and all(isinstance(number, Real) for number in value):
-        integers = all(isinstance(number, Integral) for number in value)
-        return torch.tensor(value, dtype=torch.int64 if integers else torch.float32, device="cpu")
-    if isinstance(value, Sequence) and value and all(isinstance(number, Tensor) for number in value):
-        return torch.stack(tuple(value))
-    raise TypeError(
-        f"Expected {name} to be a tensor, an array or a sequence of numbers, one for each class, got "
-        f"{value!r}. {remedies.of_class_numbers(name, value)}"
-    )
-
-
-def as_class_vector(name: str, value: object, task: str = "multiclass") -> Tensor:
-    """Turn a vector of non-negative numbers, one a class, into a detached float tensor (a copy).
-
-    With the task "multilabel" it may be of shape (L, 2), each label's numbers where it is absent and present.
-    """
-    vector = as_numbers(name, value).detach().clone()
-    if not (isinstance(value, Tensor) and vector.is_floating_point()):
-        vector = vector.float()  # an array is of float64, as a rule, which not every device has
-    is_of_labels = task == "multilabel" and vector.ndim == 2 and vector.shape[1] == 2
-    if not is_of_labels and (vector.ndim != 1 or vector.numel() < 2):
-        raise ValueError(
-            f"Expected {name} of shape (C,), one number for each class, got {tuple(vector.shape)}. "
-            f"{remedies.of_class_vector_shape(name, vector)}"
-        )
-    check_class_values(name, vector)
-    return vector
-
-
-def check_class_values(name: str, vector: Tensor) -> None:
-    """Check that the numbers of the classes are finite and not negative (values are read on the CPU alone)."""
-    if not can_read_values(vector) or not vector.numel():
-        return
-    low, high = torch.aminmax(vector.detach())
-    if not (float(low) >= 0 and float(high) < math.inf):  # NaN is neither
-        raise ValueError(
-            f"Expected finite, non-negative {name}, got {vector.tolist()}. A class of weight 0 does not count: pass "
-            f"torch.as_tensor({name}).nan_to_num(0, 0, 0).clamp(min=0) where those are to have no weight."
-        )
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Check that an option is one of its values."""
-    if value not in choices:
-        raise ValueError(f"Expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Check that an option is true or false: any text, "no" too, would count as true."""
-    if not isinstance(value, bool):
-        raise TypeError(f"Expected {name} to be a bool, got {value!r}. Pass {name}=True or {name}=False.")
-
-
-def check_range(
-    name: str,
-    value: float,
-    low: float,
-    high: float = math.inf,
-    *,
-    open_low: bool = False,
-) -> None:
-    """Check ``low <= value <= high`` (``low < value`` with ``open_low``); NaN never passes.
-
-    Raises:
-        ValueError: if the value lies outside.
-        TypeError: if it is not a number.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        number = f"{name}.item()" if name.isidentifier() else "its item()"
-        one = f" Pass {number}." if getattr(value, "ndim", 1) == 0 else ""
-        raise TypeError(f"Expected {name} to be a number, got {type(value).__name__}.{one}")
-    if (low < value if open_low else low <= value) and value <= high:
-        return
-    bracket = "(" if open_low else "["
-    raise ValueError(f"Expected {name} in {bracket}{low}, {high}], got {value}.")
-
-
-def check_common(ignore_index: int | Sequence[int], reduction: str, process_group: ProcessGroup) -> None:
-    """Check the three options that every loss has."""
-    as_labels(ignore_index)
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    if isinstance(process_group, str):
-        check_choice("process_group", process_group, ("world",))
-    elif process_group is not None and not isinstance(process_group, GroupObject):
-        raise TypeError(
-            f"Expected process_group to be None, 'world' or a torch.distributed.ProcessGroup, got {process_group!r}. "
-            'Pass process_group="world" for all ranks, or what torch.distributed.new_group(ranks) returns on its ranks.'
-        )
-
-
-def as_label(ignore_index: int, *, several: bool = False) -> int:
-    """Return ``ignore_index`` as an int: an integer of numpy's, or a tensor of one, is one too.
-
-    ``several`` says whether there might be more of them.
-
-    Raises:
-        TypeError: if it is no integer.
-    """
-    label = ignore_index if isinstance(ignore_index, int) else _as_int(ignore_index)
-    if label is not None and not isinstance(label, bool) and -_LABELS_END <= label < _LABELS_END:
-        return label
-    raise TypeError(
-        f"Expected ignore_index to be an int, got {ignore_index!r}. "
-        f"{remedies.of_ignore_index(ignore_index, several=several)}"
-    )
-
-
-def _as_int(value: Any) -> int | None:
-    try:
-        return None if getattr(value, "dtype", None) == torch.bool else operator.index(value)
-    except TypeError:
-        return None
-
-
-def as_labels(ignore_index: int | Sequence[int]) -> int | tuple[int, ...]:
-    """Return ``ignore_index`` as `as_label` does, or several, of which there is one at least.
-
-    Raises:
-        TypeError: if it is neither.
-    """
-    if isinstance(ignore_index, (tuple, list)) and ignore_index:
-        labels = tuple(dict.fromkeys(as_label(label, several=True) for label in ignore_index))
-        return labels if len(labels) > 1 else labels[0]
-    return as_label(ignore_index, several=True)  # type: ignore[arg-type]

@@ -9,16 +9,8 @@ from torch import Tensor
 
 from classbalance_losses import _validate_label_remedies as label_remedies
 from classbalance_losses import _validate_remedies as remedies
-from classbalance_losses._validate import (
-    FLOATS,
-    INDICES,
-    as_label,
-    check_choice,
-    check_device,
-    check_range,
-    check_target_range,
-    check_tensor,
-)
+from classbalance_losses._validate import FLOATS, INDICES, check_device, check_target_range, check_tensor
+from classbalance_losses._validate_options import as_label, check_choice, check_range
 from classbalance_losses.kernels.plain import can_read_values
 
 

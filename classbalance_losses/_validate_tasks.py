@@ -11,16 +11,13 @@ from classbalance_losses._dispatch import look_at_shares
 from classbalance_losses._options import Common
 from classbalance_losses._validate import (
     FLOATS,
-    as_labels,
-    check_choice,
-    check_common,
     check_device,
     check_input_target,
     check_pixel_weight,
     check_tensor,
-    check_upsample,
     check_upsampled,
 )
+from classbalance_losses._validate_options import as_labels, check_choice, check_common, check_upsample
 from classbalance_losses.kernels.plain import can_read_values
 
 TASKS = ("multiclass", "binary", "multilabel")

@@ -13,7 +13,13 @@ from typing_extensions import Unpack
 from classbalance_losses._distributed import HeldGroup, ProcessGroup
 from classbalance_losses._options import Common, completed
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import as_labels, check_choice, check_common, check_range, check_upsample
+from classbalance_losses._validate_options import (
+    as_labels,
+    check_choice,
+    check_common,
+    check_range,
+    check_upsample,
+)
 from classbalance_losses._validate_tasks import TASKS
 from classbalance_losses.kernels.plain import is_transformed
 from classbalance_losses.ops.batch import Batch

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import check_range, check_tensor
+from classbalance_losses._validate import check_tensor
+from classbalance_losses._validate_options import check_range
 from classbalance_losses.losses._base import Loss, PixelLoss, SumLoss, check_reduced
 
 

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import check_range
+from classbalance_losses._validate_options import check_range
 from classbalance_losses.kernels.forms.reference import DualFocal, smoothed
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.batch import Batch

@@ -20,8 +20,8 @@ from typing_extensions import Unpack
 
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import check_choice, check_range
 from classbalance_losses._validate_features import check_integer
+from classbalance_losses._validate_options import check_choice, check_range
 from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
 from classbalance_losses.losses._base import PixelLoss
 from classbalance_losses.ops.batch import Batch

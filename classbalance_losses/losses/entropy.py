@@ -18,14 +18,8 @@ from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import (
-    Numbers,
-    as_class_vector,
-    check_choice,
-    check_common,
-    check_range,
-    class_vector_of_call,
-)
+from classbalance_losses._validate_classes import Numbers, as_class_vector, class_vector_of_call
+from classbalance_losses._validate_options import check_choice, check_common, check_range
 from classbalance_losses._validate_unlabelled import check_unlabelled
 from classbalance_losses.kernels.call import accumulation_dtype
 from classbalance_losses.kernels.factors import class_rows

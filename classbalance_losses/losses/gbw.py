@@ -24,8 +24,9 @@ from typing_extensions import Unpack
 from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import first_time, recomputable
-from classbalance_losses._validate import check_choice, check_range, check_tensor
+from classbalance_losses._validate import check_tensor
 from classbalance_losses._validate_features import check_last_layer_features
+from classbalance_losses._validate_options import check_choice, check_range
 from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
 from classbalance_losses.kernels.simplex import weights_from_norms
 from classbalance_losses.losses._base import PixelLoss

@@ -13,7 +13,8 @@ from typing_extensions import Unpack
 
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import Numbers, as_class_vector, check_range, class_vector_of_call
+from classbalance_losses._validate_classes import Numbers, as_class_vector, class_vector_of_call
+from classbalance_losses._validate_options import check_range
 from classbalance_losses._validate_unlabelled import check_unlabelled
 from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.losses._base import VectorLoss

@@ -19,14 +19,8 @@ from typing_extensions import Unpack
 from classbalance_losses._distributed import all_reduce_sum, joined_value, world_size
 from classbalance_losses._options import DEFAULTS, Common, shows
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import (
-    Numbers,
-    as_class_vector,
-    check_choice,
-    check_flag,
-    check_range,
-    class_vector_of_call,
-)
+from classbalance_losses._validate_classes import Numbers, as_class_vector, class_vector_of_call
+from classbalance_losses._validate_options import check_choice, check_flag, check_range
 from classbalance_losses.kernels import tversky
 from classbalance_losses.kernels.tversky import Index, total_missed
 from classbalance_losses.losses._base import VectorLoss

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, joined_value
 from classbalance_losses._recompute import first_time, recomputable
-from classbalance_losses._validate import as_label, check_choice, check_common, check_range
 from classbalance_losses._validate_features import (
     check_count,
     check_even,
@@ -31,6 +30,7 @@ from classbalance_losses._validate_features import (
     check_same_device,
     check_same_width,
 )
+from classbalance_losses._validate_options import as_label, check_choice, check_common, check_range
 from classbalance_losses.kernels.factors import per_pixel
 from classbalance_losses.losses._base import FeatureLoss
 from classbalance_losses.ops.precision import without_autocast

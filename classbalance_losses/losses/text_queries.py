@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import check_choice, check_flag
+from classbalance_losses._validate_options import check_choice, check_flag
 from classbalance_losses._validate_text import check_projected, check_queries, check_same_classes
 from classbalance_losses.losses._base import FeatureLoss
 from classbalance_losses.ops.geometry import cosines, distances, lengths, off_diagonal

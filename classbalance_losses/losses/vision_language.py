@@ -26,8 +26,8 @@ from torch import Tensor
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import ProcessGroup
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import as_label, check_common, check_range
 from classbalance_losses._validate_features import check_feature_map, check_label_range
+from classbalance_losses._validate_options import as_label, check_common, check_range
 from classbalance_losses._validate_text import check_pair_of_maps, check_region, check_text_width
 from classbalance_losses.kernels.call import Logits
 from classbalance_losses.kernels.forms.reference import CrossEntropy

@@ -13,15 +13,14 @@ from typing_extensions import Unpack
 
 from classbalance_losses._options import Common, shows_options
 from classbalance_losses._recompute import recomputable
-from classbalance_losses._validate import (
+from classbalance_losses._validate_classes import (
     Numbers,
     as_class_vector,
     as_numbers,
-    check_choice,
     check_class_device,
     check_class_vector,
-    check_range,
 )
+from classbalance_losses._validate_options import check_choice, check_range
 from classbalance_losses.kernels.forms.reference import CrossEntropy, Smoothed
 from classbalance_losses.losses._base import VectorLoss
 from classbalance_losses.ops.batch import Batch

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import Numbers, as_numbers, check_choice, check_range
+from classbalance_losses._validate_classes import Numbers, as_numbers
+from classbalance_losses._validate_options import check_choice, check_range
 from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.ops.projection import solve_class_weights
 from classbalance_losses.ops.weights import inverse_power

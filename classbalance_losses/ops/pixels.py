@@ -15,7 +15,8 @@ from typing_extensions import Self
 from classbalance_losses._dispatch import backend_for
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._options import Common, completed
-from classbalance_losses._validate import check_target_range, class_vector_of_call
+from classbalance_losses._validate import check_target_range
+from classbalance_losses._validate_classes import class_vector_of_call
 from classbalance_losses._validate_tasks import check_call
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Labels, accumulation_dtype

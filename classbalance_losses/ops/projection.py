@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classbalance_losses._validate import Numbers, as_numbers, check_choice, check_range
+from classbalance_losses._validate_classes import Numbers, as_numbers
+from classbalance_losses._validate_options import check_choice, check_range
 from classbalance_losses.kernels.simplex import free_weights, project_to_simplex
 
 

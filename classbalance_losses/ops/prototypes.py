@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
-from classbalance_losses._validate import as_label, check_choice, check_device, check_range
+from classbalance_losses._validate import check_device
 from classbalance_losses._validate_features import (
     check_confidence,
     check_feature_map,
@@ -17,6 +17,7 @@ from classbalance_losses._validate_features import (
     check_labels,
     check_num_classes,
 )
+from classbalance_losses._validate_options import as_label, check_choice, check_range
 from classbalance_losses.kernels.simplex import class_means
 from classbalance_losses.ops.counts import class_counts, class_sums, class_vector_sums
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum, resolve
-from classbalance_losses._validate import check_range
 from classbalance_losses._validate_features import (
     check_confidence,
     check_count,
@@ -25,6 +24,7 @@ from classbalance_losses._validate_features import (
     check_mask,
     check_num_classes,
 )
+from classbalance_losses._validate_options import check_range
 from classbalance_losses.kernels.call import Share
 from classbalance_losses.kernels.selection import hard_count, kth_largest, ordered_bits
 from classbalance_losses.ops.counts import class_counts

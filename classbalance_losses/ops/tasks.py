@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._options import Common
-from classbalance_losses._validate import as_labels
+from classbalance_losses._validate_options import as_labels
 from classbalance_losses.kernels.call import Labels, Logits, accumulation_dtype
 from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.ops.logits import logits_for

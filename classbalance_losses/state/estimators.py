@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum
 from classbalance_losses._recompute import first_time
-from classbalance_losses._validate import check_choice, check_range
+from classbalance_losses._validate_options import check_choice, check_range
 from classbalance_losses.ops.batch_sums import BatchSums
 from classbalance_losses.ops.class_weights import (
     curriculum_weights,

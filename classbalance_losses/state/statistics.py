@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
 from classbalance_losses._dispatch import backend_for_maps
-from classbalance_losses._validate import as_label, check_choice, check_target_range
+from classbalance_losses._validate import check_target_range
 from classbalance_losses._validate_features import check_labels, check_num_classes
+from classbalance_losses._validate_options import as_label, check_choice
 from classbalance_losses._validate_tasks import TASKS
 from classbalance_losses.kernels.call import Labels
 from classbalance_losses.ops.class_weights import (

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from classbalance_losses._validate import check_range
+from classbalance_losses._validate_options import check_range
 from classbalance_losses.stats.class_summary import ClassSummary
 from classbalance_losses.stats.counting import BINARY, MULTICLASS, MULTILABEL, TASKS
 from classbalance_losses.stats.folder import count_folder

@@ -126,7 +126,9 @@ def _near(
         value, weighted, label = np.concatenate([of[:, :n] for of, n in zip(kept, number, strict=True)], 1)
         bits = value.view(np.int32) & 0x7FFFFFFF
         threshold = np.partition(bits, -rest)[-rest]
-        place = 2 * (1 + np.sign(bits - threshold)) + label.astype(np.int32)  # below, at and above it, of both classes
+        place = 2 * (1 + np.sign(bits - threshold)) + label.astype(
+            np.int32
+        )  # below, at and above it, of both classes
         counted = [np.bincount(place, of, 6) for of in (None, weighted)]
         _, tied, more = np.reshape(counted, (2, 3, 2)).swapaxes(0, 1)
         h = (rest - more[0].sum()) / tied[0].sum()
