@@ -24,7 +24,6 @@ from classbalance_losses.kernels.cpu.passes import INF, LOG_REST, ONE, TOTAL, VA
 SUMS = 6  # above the bounds both classes' pixels, and values; candidates; pixels between
 KEPT = 3  # of a pixel: φ, q φ, its class
 TOGETHER = 16  # pixels that are looked at together
-_WEIGHTED = LOG_REST
 
 
 @compiled
@@ -34,55 +33,48 @@ def add_hardest(job: Any, label: Any, weight: int, part: int, maps: Any) -> None
     Where there is no room for more the last place is written to again: the number tells.
     """
     place = np.int64(maps.ctypes.data)
-    ranked, chosen = words(place + 4 * VALUE, label.size), words(place + 4 * TOTAL, label.size)
-    _weigh(floats(weight, label.size if weight else 0), label.size, maps)
+    ranked, above = words(place + 4 * VALUE, label.size), words(place + 4 * TOTAL, label.size)
+    weighted = maps[VALUE : VALUE + label.size]
+    if weight:
+        weighted = maps[LOG_REST : LOG_REST + label.size]
+        _weigh(floats(weight, label.size), maps[VALUE : VALUE + label.size], weighted)
     bounds, sums = words(job.bounds, 2), doubles(job.hardest + 8 * SUMS * part, SUMS)
     low, high = bounds[0], bounds[1]
     for p in range(label.size):  # apart from the sums, which are not done in vectors with it
-        chosen[p] = label[p] if ordered(ranked[p]) > high else np.int32(-1)
-    _add(chosen, maps, sums)
-    sums[4] += _candidates(label)
+        above[p] = label[p] if ordered(ranked[p]) > high else np.int32(-1)
+    _add(label, above, weighted, sums)
     kept = floats(job.kept + 4 * KEPT * job.room * part, KEPT * job.room)
-    sums[5] = _keep_between(low, high, label, np.int64(sums[5]), kept, maps)
+    sums[5] = _keep_between(low, high, label, np.int64(sums[5]), kept, weighted, maps)
 
 
 @compiled
-def _weigh(q: Any, size: int, maps: Any) -> None:
+def _weigh(q: Any, values: Any, weighted: Any) -> None:
     """Write q φ; a weight of 0 times an infinite value is 0."""
-    for p in range(size):
-        maps[_WEIGHTED + p] = maps[VALUE + p]
     for p in range(q.size):
-        value = maps[VALUE + p]
-        maps[_WEIGHTED + p] = ZERO if (q[p] == ZERO) & (value == INF) else value * q[p]
+        weighted[p] = ZERO if (q[p] == ZERO) & (values[p] == INF) else values[p] * q[p]
 
 
 @summing
-def _add(chosen: Any, maps: Any, sums: Any) -> None:
-    """Add both classes' pixels and values: in float32 those of a tile, a few hundred in many lanes."""
+def _add(label: Any, above: Any, weighted: Any, sums: Any) -> None:
+    """Add both classes' pixels and values, and candidates: in float32 those of a tile, some hundreds in many lanes."""
     wide()
-    absent, present, of_absent, of_present = ZERO, ZERO, ZERO, ZERO
-    for p in range(chosen.size):
-        value = maps[_WEIGHTED + p]
-        absent += ONE if chosen[p] == 0 else ZERO
-        present += ONE if chosen[p] == 1 else ZERO
-        of_absent += value if chosen[p] == 0 else ZERO
-        of_present += value if chosen[p] == 1 else ZERO
+    absent, present, of_absent, of_present, candidates = ZERO, ZERO, ZERO, ZERO, ZERO
+    for p in range(label.size):
+        value = weighted[p]
+        absent += ONE if above[p] == 0 else ZERO
+        present += ONE if above[p] == 1 else ZERO
+        of_absent += value if above[p] == 0 else ZERO
+        of_present += value if above[p] == 1 else ZERO
+        candidates += ONE if label[p] >= 0 else ZERO
     sums[0] += absent
     sums[1] += present
     sums[2] += of_absent
     sums[3] += of_present
-
-
-@summing
-def _candidates(label: Any) -> Any:
-    number = ZERO  # a whole number would become wider
-    for p in range(label.size):
-        number += ONE if label[p] >= 0 else ZERO
-    return number
+    sums[4] += candidates
 
 
 @compiled
-def _keep_between(low: Any, high: Any, label: Any, number: int, kept: Any, maps: Any) -> int:
+def _keep_between(low: Any, high: Any, label: Any, number: int, kept: Any, weighted: Any, maps: Any) -> int:
     """Write the candidates from ``low`` to ``high`` after the ``number`` that there are, and return how many then."""
     room, first = kept.size // KEPT, np.int64(maps.ctypes.data) + 4 * VALUE
     for start in range(0, label.size, TOGETHER):
@@ -93,7 +85,7 @@ def _keep_between(low: Any, high: Any, label: Any, number: int, kept: Any, maps:
             if p < label.size and label[p] >= 0:
                 place = min(number, room - 1)
                 kept[place] = maps[VALUE + p]
-                kept[room + place] = maps[_WEIGHTED + p]
+                kept[room + place] = weighted[p]
                 kept[2 * room + place] = np.float32(label[p])
                 number += 1
     return number

@@ -29,6 +29,7 @@ from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 from classbalance_losses.kernels.operators import define
 
 SAMPLE = 1 << 15  # pixels of a sample, at most: torch wakes no other threads for so few
+_ROUNDING = 1 << 6  # last bits that φ may be off, and more
 
 Table = np.ndarray[Any, Any]
 
@@ -90,15 +91,19 @@ def _values(logits: Logits, labels: Labels) -> Tensor:
 
 
 def _bounds(logits: Logits, labels: Labels, share: Share) -> tuple[int, int]:
-    """Return bits between which the k-th largest is likely to be, by each image's n-th pixels."""
+    """Return bits between which the k-th largest is likely to be, by the margins of each image's n-th pixels."""
     rows, target = class_rows(logits.input), labels.target
     # An odd step, for another would take few columns of lines of even length.
     step = -(-target.numel() // SAMPLE) | 1
-    few = labels._replace(target=target.reshape(len(rows), rows.shape[2])[:, ::step].contiguous())
-    value = _values(logits._replace(input=rows[:, :, ::step]), few).numpy().ravel()
-    value = value[few.target.numpy().ravel().astype(np.int64) != labels.ignore_index]
-    every = max(target.numel(), 1) / max(few.target.numel(), 1)
-    low, high = bounds(value.view(np.int32) & 0x7FFFFFFF, every, share, 0, 0x7FFFFFFF)
+    few, x = target.reshape(len(rows), rows.shape[2])[:, ::step].long(), rows[:, :, ::step].float()
+    u = x[:, 0] if logits.single else x[:, 1] - x[:, 0]
+    if logits.bias is not None:
+        u = u + (logits.bias[1] - logits.bias[0])
+    sample = torch.where(few == 1, -u, u)[few != labels.ignore_index]
+    every = max(target.numel(), 1) / max(few.numel(), 1)
+    between = bounds(sample.numpy(), every, share, -np.inf, np.inf)
+    bits = np.logaddexp(0, between).astype(np.float32).view(np.int32)
+    low, high = np.clip(bits + np.array([-_ROUNDING, _ROUNDING]), 0, 0x7FFFFFFF)
     return int(low), int(high)
 
 

@@ -49,7 +49,7 @@ def take_hard(job: Any, ranked: Any, row: int, maps: Any) -> None:
     """Multiply by h, which of pixels off H is 0."""
     share = floats(job.tied_share + 4 * row, 1)[0]
     threshold = np.int32(integers(job.threshold + 8 * row, 1)[0])
-    lowest = threshold if share > 0 else threshold + np.int32(1)
+    lowest = np.int32(threshold + (0 if share > 0 else 1))  # a sum is wider
     for p in range(ranked.size):
         bits, slope = ordered(ranked[p]), maps[GIVEN + p]
         tied = chosen(bits == threshold, slope * share, slope)
