@@ -29,7 +29,6 @@ from classbalance_losses.kernels.forms.reference import CrossEntropy, Form
 from classbalance_losses.kernels.operators import define
 
 SAMPLE = 1 << 15  # pixels of a sample, at most: torch wakes no other threads for so few
-_ROUNDING = 1 << 6  # last bits that φ may be off, and more
 
 Table = np.ndarray[Any, Any]
 
@@ -91,19 +90,15 @@ def _values(logits: Logits, labels: Labels) -> Tensor:
 
 
 def _bounds(logits: Logits, labels: Labels, share: Share) -> tuple[int, int]:
-    """Return bits between which the k-th largest is likely to be, by the margins of each image's n-th pixels."""
+    """Return bits between which the k-th largest is likely to be, by each image's n-th pixels."""
     rows, target = class_rows(logits.input), labels.target
     # An odd step, for another would take few columns of lines of even length.
     step = -(-target.numel() // SAMPLE) | 1
-    few, x = target.reshape(len(rows), rows.shape[2])[:, ::step].long(), rows[:, :, ::step].float()
-    u = x[:, 0] if logits.single else x[:, 1] - x[:, 0]
-    if logits.bias is not None:
-        u = u + (logits.bias[1] - logits.bias[0])
-    sample = torch.where(few == 1, -u, u)[few != labels.ignore_index]
-    every = max(target.numel(), 1) / max(few.numel(), 1)
-    between = bounds(sample.numpy(), every, share, -np.inf, np.inf)
-    bits = np.logaddexp(0, between).astype(np.float32).view(np.int32)
-    low, high = np.clip(bits + np.array([-_ROUNDING, _ROUNDING]), 0, 0x7FFFFFFF)
+    few = labels._replace(target=target.reshape(len(rows), rows.shape[2])[:, ::step].contiguous())
+    value = _values(logits._replace(input=rows[:, :, ::step]), few).numpy().ravel()
+    value = value[few.target.numpy().ravel().astype(np.int64) != labels.ignore_index]
+    every = max(target.numel(), 1) / max(few.target.numel(), 1)
+    low, high = bounds(value.view(np.int32) & 0x7FFFFFFF, every, share, 0, 0x7FFFFFFF)
     return int(low), int(high)
 
 
@@ -131,9 +126,7 @@ def _near(
         value, weighted, label = np.concatenate([of[:, :n] for of, n in zip(kept, number, strict=True)], 1)
         bits = value.view(np.int32) & 0x7FFFFFFF
         threshold = np.partition(bits, -rest)[-rest]
-        place = 2 * (1 + np.sign(bits - threshold)) + label.astype(
-            np.int32
-        )  # below, at and above it, of both classes
+        place = 2 * (1 + np.sign(bits - threshold)) + label.astype(np.int32)  # below, at and above it, of both classes
         counted = [np.bincount(place, of, 6) for of in (None, weighted)]
         _, tied, more = np.reshape(counted, (2, 3, 2)).swapaxes(0, 1)
         h = (rest - more[0].sum()) / tied[0].sum()
