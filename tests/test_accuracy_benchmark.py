@@ -143,7 +143,7 @@ def test_every_committed_grid_builds_its_losses(name, tmp_path):
     tiny = {"kind": "streets", "size": [16, 16], "train": 1, "test": 1}
     data = load_data(tiny, None, tmp_path)
     labels = data.train[0][1][None]
-    if name == "compare_binary":
+    if grid.data["name"] == "cracks":
         data = replace(data, classes=("asphalt", "crack"), pixel_counts=torch.tensor([98, 2]))
         labels = torch.where(labels == data.ignore_index, labels, labels % 2)
     for _, config in grid.runs():

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.accuracy.collect import collect, read_results
+from benchmarks.accuracy.collect import collect, known_rates, read_results
 from benchmarks.accuracy.data import load_data
 from benchmarks.accuracy.grid import Grid, load_grid
 from benchmarks.accuracy.pool import RunError, run_all
 from benchmarks.accuracy.predictions import predictions_figure
 from benchmarks.accuracy.report import write_report
+from benchmarks.accuracy.search import rate_grids, with_own_rates
 from benchmarks.accuracy.table import summary_table
 from examples.common.camvid import read_description
 from examples.common.figures import save_figure
@@ -71,7 +72,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    for grid in _grids(options):
+    for whole in _grids(options):
+        grid = with_own_rates(whole, options.runs, known_rates(options.out / f"{whole.name}.json"))
         path = collect(grid, options.runs, options.out)
         if path is None:
             print(f"no run of {grid.name} is finished", file=sys.stderr)
@@ -110,6 +112,11 @@ def _run_grids(grids: Sequence[Grid], options: argparse.Namespace) -> None:
         if grid.data not in checked:
             load_data(grid.data, options.data, options.runs)
             checked.append(grid.data)
+    _carry_out([searched for grid in grids for searched in rate_grids(grid).values()], options)
+    _carry_out([with_own_rates(grid, options.runs) for grid in grids], options)
+
+
+def _carry_out(grids: Sequence[Grid], options: argparse.Namespace) -> None:
     configs = [config for grid in grids for _, config in grid.runs()]
     run_all(configs, options.runs, options.data, jobs=options.jobs)
 

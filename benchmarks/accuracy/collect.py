@@ -41,6 +41,9 @@ class GridResults:
     classes: tuple[str, ...]
     shares: tuple[float, ...]  # of the training pixels
     runs: tuple[Result, ...]
+    rate_scores: dict[
+        str, dict[str, float]
+    ]  # of a search, in per cent: label -> rate -> score on held-out images
 
     @property
     def labels(self) -> list[str]:
@@ -172,6 +175,7 @@ def collect(grid: Grid, runs: Path, out: Path) -> Path | None:
         "recipe": recipe,
         "classes": metrics["classes"],
         "train_pixel_share": _rounded(metrics["train_pixel_share"], digits=7),
+        "rate_scores": _rounded(dict(grid.rate_scores)),
         "runs": entries,
     }
     write_json(path, content)
@@ -198,7 +202,13 @@ def read_results(path: Path) -> GridResults:
             )
             for run in content["runs"]
         ),
+        rate_scores=content.get("rate_scores", {}),
     )
+
+
+def known_rates(path: Path) -> dict[str, dict[str, float]]:
+    """The scores of the search in a file that `collect` wrote; none where there is no file."""
+    return read_results(path).rate_scores if path.is_file() else {}
 
 
 def _thinned(path: Path) -> list[dict[str, Any]]:

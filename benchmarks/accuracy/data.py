@@ -51,7 +51,8 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
     Args:
         config: `kind = "camvid"` with the splits `train` and `tests`; `kind = "streets"` with `size` (H, W) and the
             numbers of images `train` and `test`; or `kind = "streets-to-camvid"`, streets for training, with the
-            splits `tests` of the folder beside the held-out streets.
+            splits `tests` of the folder beside the held-out streets. With `held_out` = n one training image of n, the
+            last of each n, is taken out of training and is the test set.
         folder: where the CamVid-layout folder is; streets alone need none.
         cache: a folder for rendered streets.
 
@@ -76,6 +77,8 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
                 raise ValueError(
                     f"{folder}, {name}: expected the classes of streets, {classes}, got {test.classes}"
                 )
+    if "held_out" in config:
+        train, tests = _held_out(train, config["held_out"])
     statistics = ClassStatistics(len(classes), ignore_index=ignore_index)
     for i in range(len(train)):
         statistics.update(train[i][1])
@@ -90,6 +93,12 @@ def pixel_shares(counts: Tensor) -> list[float]:
 
 def _tests(folder: Path, names: list[str]) -> dict[str, StoredImages]:
     return {name: CamVid(folder, name) for name in names}
+
+
+def _held_out(data: StoredImages, every: int) -> tuple[StoredImages, dict[str, StoredImages]]:
+    is_out = torch.arange(len(data)) % every == every - 1
+    train, test = (StoredImages(data.images[of], data.labels[of]) for of in (~is_out, is_out))
+    return train, {"held out": test}
 
 
 def _given(folder: Path | None) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,20 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class Search:
+    """How each loss's learning rate is chosen: see `benchmarks.accuracy.search`."""
+
+    max_lr: tuple[float, ...]
+    seed: int
+    held_out: int  # one training image of so many is kept back, and scored
+
+
+@dataclass(frozen=True)
 class Grid:
-    """A named set of runs; `labels[i]` is what tables call the loss of `losses[i]`."""
+    """A named set of runs; `labels[i]` is what tables call the loss of `losses[i]`.
+
+    With a search, `rate_scores` has each label's score on held-out images by the rate; the best rate is its own.
+    """
 
     name: str
     title: str
@@ -59,14 +72,20 @@ class Grid:
     labels: tuple[str, ...]
     seeds: tuple[int, ...]
     device: str = "cpu"
+    search: Search | None = None
+    rate_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def runs(self) -> list[tuple[str, RunConfig]]:
         """Every run with its label: all losses of the first seed, then of the next."""
         return [
-            (label, RunConfig(self.data, self.model, self.training, loss, seed, self.device))
+            (label, RunConfig(self.data, self.model, self._training(label), loss, seed, self.device))
             for seed in self.seeds
             for label, loss in zip(self.labels, self.losses, strict=True)
         ]
+
+    def _training(self, label: str) -> dict[str, Any]:
+        scores = self.rate_scores.get(label)
+        return self.training | ({"max_lr": float(max(scores, key=scores.__getitem__))} if scores else {})
 
 
 def load_grid(path: str | Path, device: str = "cpu") -> Grid:
@@ -93,6 +112,7 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
             labels=labels,
             seeds=tuple(content["seeds"]),
             device=device,
+            search=_search(content),
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
@@ -102,3 +122,10 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
     if len(set(labels)) < len(labels):
         raise ValueError(f"{path}: two losses have the same label")
     return grid
+
+
+def _search(content: Mapping[str, Any]) -> Search | None:
+    if "search" not in content:
+        return None
+    search = content["search"]
+    return Search(tuple(search["max_lr"]), search["seed"], search["held_out"])

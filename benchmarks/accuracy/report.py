@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.accuracy import plots
 from benchmarks.accuracy.collect import GridResults, read_results
-from benchmarks.accuracy.table import class_table, summary_table
+from benchmarks.accuracy.table import class_table, rate_table, summary_table
 from examples.common.figures import save_figure
 
 PAGE = "README.md"
@@ -63,6 +63,12 @@ def _introduction(grid: GridResults) -> str:
 
 def _section(grid: GridResults, folder: Path) -> list[str]:
     parts = [f"## {grid.title}", _recipe(grid), summary_table(grid)]
+    if grid.rate_scores:
+        parts += [
+            "The search: the same score on training images that were held out from it, one seed, by the learning rate. "
+            "A best rate at an end of the row may not be the best there is.",
+            rate_table(grid),
+        ]
     drawn = {"ablation": plots.ablation(grid)}
     if grid.is_binary:
         drawn |= {
@@ -94,7 +100,8 @@ def _recipe(grid: GridResults) -> str:
         f"`{grid.name}`: {data['name']}, trained on {data['train']}"
         f"{' rendered streets' if data['kind'] != 'camvid' else ''}; {model['encoder']}; "
         f"{training['iterations']} steps of batch {training['batch_size']}, AdamW (weight decay "
-        f"{training['weight_decay']:g}), cosine one-cycle to {training['max_lr']:g}"
+        f"{training['weight_decay']:g}), cosine one-cycle to "
+        f"{'a rate of its own for each loss' if grid.rate_scores else format(training['max_lr'], 'g')}"
         f"{', flips' if training['flip'] else ''}{f', crops of {crop}×{crop}' if crop else ''}; "
         f"on {grid.device}{f' ({grid.tf32})' if grid.tf32 else ''}."
     )

@@ -35,6 +35,16 @@ def class_table(results: GridResults) -> str:
     return table(header, rows)
 
 
+def rate_table(results: GridResults) -> str:
+    """One row a loss, one column a learning rate: the score on held-out training images, the chosen one bold."""
+    rates = list(dict.fromkeys(rate for scores in results.rate_scores.values() for rate in scores))
+    rows = []
+    for label, scores in results.rate_scores.items():
+        best = max(scores, key=scores.__getitem__)
+        rows.append([label, *(f"**{scores[r]:.1f}**" if r == best else f"{scores[r]:.1f}" for r in rates)])
+    return table(["loss", *rates], rows)
+
+
 def _spread(values: list[float]) -> str:
     if any(map(math.isnan, values)):
         return "–"

@@ -1,0 +1,55 @@
+"""Each loss's own learning rate: the one whose run scores best on training images that are held out from the search.
+
+The final runs train on those images again. No test set has a say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy.grid import Grid
+from benchmarks.accuracy.run import is_finished, read_metrics
+
+
+def rate_grids(grid: Grid) -> dict[str, Grid]:
+    """The runs of the search, a grid for each rate, by what files call the rate; none without a search."""
+    search = grid.search
+    if search is None:
+        return {}
+    kept = {"data": grid.data | {"held_out": search.held_out}, "seeds": (search.seed,), "search": None}
+    return {
+        f"{rate:g}": replace(grid, **kept, training=grid.training | {"max_lr": rate, "eval_every": 0})
+        for rate in search.max_lr
+    }
+
+
+def with_own_rates(grid: Grid, runs: Path, known: Mapping[str, Mapping[str, float]] | None = None) -> Grid:
+    """The grid of the losses whose search is finished, each with its own rate; without a search the same grid.
+
+    Args:
+        grid: the grid as its file has it.
+        runs: the folder of the runs.
+        known: scores of a search whose runs are elsewhere.
+    """
+    rates = rate_grids(grid)
+    if not rates:
+        return grid
+    found: dict[str, dict[str, float]] = {label: dict((known or {}).get(label, {})) for label in grid.labels}
+    for rate, searched in rates.items():
+        for label, config in searched.runs():
+            if is_finished(config, runs):
+                (entry,) = read_metrics(runs / config.folder_name)["scores"].values()
+                found[label][rate] = main_score(entry)
+    done = [label for label in grid.labels if found[label].keys() >= rates.keys()]
+    losses = tuple(loss for label, loss in zip(grid.labels, grid.losses, strict=True) if label in done)
+    scores = {label: {rate: found[label][rate] for rate in rates} for label in done}
+    return replace(grid, labels=tuple(done), losses=losses, rate_scores=scores)
+
+
+def main_score(entry: Mapping[str, Any]) -> float:
+    """What a rate is chosen by, in per cent: the second class's IoU of two, else the mean IoU."""
+    score = entry["iou"][1] if len(entry["iou"]) == 2 else entry["mean_iou"]
+    return 100 * (score or 0.0)
