@@ -5,7 +5,7 @@ from __future__ import annotations
 from classbalance_losses.kernels.call import Labels, Logits
 from classbalance_losses.kernels.cpu.maps import class_sums, labels_outside, narrowed, weighted_sums
 from classbalance_losses.kernels.cpu.mined import mined_sums
-from classbalance_losses.kernels.cpu.mined_pairs import hardest_sums
+from classbalance_losses.kernels.cpu.mined_pass import hardest_sums
 from classbalance_losses.kernels.cpu.pixel import (
     cross_entropy_and_error,
     error_sums,

@@ -1,4 +1,4 @@
-"""H of two classes without a map of values: sums of what is surely in it, and the few pixels near its threshold."""
+"""H without a map of values: class sums of what is surely in it, and the few pixels near its threshold."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from classbalance_losses.kernels.cpu.class_cells import COLUMNS, add_pixels
 from classbalance_losses.kernels.cpu.math import (
     compiled,
     doubles,
     floats,
     ordered,
     summing,
-    wide,
     within,
     words,
 )
 from classbalance_losses.kernels.cpu.passes import INF, LOG_REST, ONE, TOTAL, VALUE, ZERO
 
-SUMS = 6  # above the bounds both classes' pixels, and values; candidates; pixels between
+COUNTS = 2  # candidates; pixels between the bounds
 KEPT = 3  # of a pixel: φ, q φ, its class
 TOGETHER = 16  # pixels that are looked at together
 
 
 @compiled
 def add_hardest(job: Any, label: Any, weight: int, part: int, maps: Any) -> None:
-    """Add up a part's pixels whose φ has bits above the bounds, and keep those between them.
+    """Add a part's pixels whose φ has bits above the bounds to the sums of its classes, and keep those between them.
 
     Where there is no room for more the last place is written to again: the number tells.
     """
@@ -38,13 +38,15 @@ def add_hardest(job: Any, label: Any, weight: int, part: int, maps: Any) -> None
     if weight:
         weighted = maps[LOG_REST : LOG_REST + label.size]
         _weigh(floats(weight, label.size), maps[VALUE : VALUE + label.size], weighted)
-    bounds, sums = words(job.bounds, 2), doubles(job.hardest + 8 * SUMS * part, SUMS)
+    bounds, counts = words(job.bounds, 2), doubles(job.hardest + 8 * COUNTS * part, COUNTS)
     low, high = bounds[0], bounds[1]
     for p in range(label.size):  # apart from the sums, which are not done in vectors with it
         above[p] = label[p] if ordered(ranked[p]) > high else np.int32(-1)
-    _add(label, above, weighted, sums)
+    sums = job.class_sums + 8 * COLUMNS * part * job.lanes * job.cells
+    add_pixels(above, maps[:0], weighted, maps[:0], sums, job.lanes, job.classes)
+    counts[0] += _candidates(label)
     kept = floats(job.kept + 4 * KEPT * job.room * part, KEPT * job.room)
-    sums[5] = _keep_between(low, high, label, np.int64(sums[5]), kept, weighted, maps)
+    counts[1] = _keep_between(low, high, label, np.int64(counts[1]), kept, weighted, maps)
 
 
 @compiled
@@ -55,22 +57,11 @@ def _weigh(q: Any, values: Any, weighted: Any) -> None:
 
 
 @summing
-def _add(label: Any, above: Any, weighted: Any, sums: Any) -> None:
-    """Add both classes' pixels and values, and candidates: in float32 those of a tile, some hundreds in many lanes."""
-    wide()
-    absent, present, of_absent, of_present, candidates = ZERO, ZERO, ZERO, ZERO, ZERO
+def _candidates(label: Any) -> Any:
+    number = ZERO  # a whole number would become wider
     for p in range(label.size):
-        value = weighted[p]
-        absent += ONE if above[p] == 0 else ZERO
-        present += ONE if above[p] == 1 else ZERO
-        of_absent += value if above[p] == 0 else ZERO
-        of_present += value if above[p] == 1 else ZERO
-        candidates += ONE if label[p] >= 0 else ZERO
-    sums[0] += absent
-    sums[1] += present
-    sums[2] += of_absent
-    sums[3] += of_present
-    sums[4] += candidates
+        number += ONE if label[p] >= 0 else ZERO
+    return number
 
 
 @compiled

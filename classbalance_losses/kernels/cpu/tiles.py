@@ -13,7 +13,7 @@ import torch
 
 from classbalance_losses.kernels.cpu.class_cells import COLUMNS, add_pixels, scale
 from classbalance_losses.kernels.cpu.dual_passes import make_dual_value, write_dual_gradient
-from classbalance_losses.kernels.cpu.hardest import KEPT, SUMS, add_hardest
+from classbalance_losses.kernels.cpu.hardest import COUNTS, KEPT, add_hardest
 from classbalance_losses.kernels.cpu.labels import classes_of
 from classbalance_losses.kernels.cpu.math import (
     compiled,
@@ -98,9 +98,9 @@ FIELDS = {
     "overlap": Field(torch.float64, ("parts", 2, "classes")),
     "sums": Field(torch.float64, ("parts", "classes", "classes")),
     "class_sums": Field(torch.float64, ("parts", "lanes", "cells", COLUMNS)),
-    # Of H without a map, the bounds of its threshold, the sums above them, and what lies between:
+    # Of H without a map, the bounds of its threshold, above which class sums are, counts, and what lies between:
     "bounds": Field(torch.int32, (2,)),
-    "hardest": Field(torch.float64, ("parts", SUMS)),
+    "hardest": Field(torch.float64, ("parts", COUNTS)),
     "kept": Field(torch.float32, ("parts", KEPT, "room")),
     # The gradients of the value, of its sums and of the overlap:
     "slope": _MAP,
@@ -175,7 +175,7 @@ def _forward_tile(job: Any, x: Tile, powers: Tile, label: Any, maps: Any, pixel:
             out[p] = maps[LOG_SUM + p]
     if job.hardest:
         add_hardest(job, label, map_at(job.pixel_weight, pixel), part, maps)
-    if job.class_sums:
+    elif job.class_sums:
         _add_to_classes(job, label, map_at(job.pixel_weight, pixel), maps, part)
     if job.overlap:
         find_share(label, map_at(job.pixel_weight, pixel), maps)
@@ -228,12 +228,13 @@ def _forward(form: Any, x: Tile, powers: Tile, label: Any, with_error: bool, map
 def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, image: int, pixel: int) -> None:
     """Write the gradient, in other memory than the logits', by slopes of pixels and of the overlap; 0 where ignored."""
     find_slope(job, label, image, pixel, maps)
+    is_found_again = (job.threshold != 0) & (job.ranked == 0)  # H, by φ
     slopes = floats(job.overlap_slope + 8 * image * job.classes, 2 * job.classes if job.overlap_slope else 0)
     if job.overlap_slope:
         find_share(label, map_at(job.pixel_weight, pixel), maps)
     if is_pair(job):
         find_margin(x, job.bias, label, maps)
-        if (job.threshold != 0) & (job.ranked == 0):  # the values are made again
+        if is_found_again:
             forward_pair(job.form, label, False, maps)
             take_hard(job, words(np.int64(maps.ctypes.data) + 4 * VALUE, label.size), 0, maps)
         backward_pair(job.form, label, slopes, maps)
@@ -241,6 +242,11 @@ def _backward_tile(job: Any, x: Tile, gradient: Tile, label: Any, maps: Any, ima
         return
     find_largest(x, maps)
     find_log_sum(x, map_at(job.log_sum, pixel), maps)
+    if is_found_again:
+        find_own(x, label, maps)
+        for p in range(label.size):
+            maps[VALUE + p] = maps[LOG_SUM + p] - maps[OWN + p]
+        take_hard(job, words(np.int64(maps.ctypes.data) + 4 * VALUE, label.size), 0, maps)
     for p in range(label.size):
         s = maps[LOG_SUM + p]
         # NaN where s is, for what is then multiplied by it are numbers: exp_or_zero makes them.
