@@ -131,9 +131,8 @@ def test_scipy_agrees(seed: int) -> None:
         options={"ftol": 1e-14, "maxiter": 500},
     )
     v = solve(g, strength).numpy()
-    assert answer.status in (0, 8), (
-        answer.message
-    )  # 8: at its end rounding leaves no way down, on some machines
+    # 8: at its end rounding leaves no way down, on some machines.
+    assert answer.status in (0, 8), answer.message
     assert -g @ v + strength * v @ v <= answer.fun + 1e-9
     np.testing.assert_allclose(v, answer.x, atol=1e-5)
 

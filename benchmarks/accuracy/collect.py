@@ -41,9 +41,8 @@ class GridResults:
     classes: tuple[str, ...]
     shares: tuple[float, ...]  # of the training pixels
     runs: tuple[Result, ...]
-    rate_scores: dict[
-        str, dict[str, float]
-    ]  # of a search, in per cent: label -> rate -> score on held-out images
+    # Of a search, in per cent: label -> rate -> score on held-out images.
+    rate_scores: dict[str, dict[str, float]]
 
     @property
     def labels(self) -> list[str]:
