@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from classbalance_losses.kernels.call import NARROW
 from classbalance_losses.kernels.cpu.class_cells import COLUMNS, add_pixels, scale
-from classbalance_losses.kernels.cpu.labels import classes_of
+from classbalance_losses.kernels.cpu.labels import byte_or_none, classes_of
 from classbalance_losses.kernels.cpu.math import (
     add,
     compiled,
@@ -75,6 +75,15 @@ def _outside(labels: Any, ignored: int, classes: int, narrow: Any) -> int:
         label = np.int64(labels[p])
         narrow[p] = np.uint8(NARROW) if label == ignored else np.uint8(label)
     return total
+
+
+@summing
+def _bytes_outside(labels: Any, ignored: Any, last: Any) -> Any:
+    number = np.float32(0)  # a whole one would become wider
+    for p in range(labels.size):
+        label = np.int32(labels[p])
+        number += np.float32(1) if (label > last) & (label != ignored) else np.float32(0)
+    return np.int64(number)
 
 
 @compiled
@@ -277,7 +286,7 @@ def labels_outside(memory: Any) -> None:
 def _outside_of_any(job: Any, first: int, size: int, narrow: Any) -> Any:
     place = job.label + job.label_bytes * first
     if job.label_bytes == 1:
-        return _outside(flags(place, size), job.ignored, job.classes, narrow)
+        return _bytes_outside(flags(place, size), byte_or_none(job.ignored), np.int32(job.classes - 1))
     if job.label_bytes == 2:
         return _outside(shorts(place, size), job.ignored, job.classes, narrow)
     if job.label_bytes == 4:
