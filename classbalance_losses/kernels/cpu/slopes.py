@@ -51,6 +51,6 @@ def take_hard(job: Any, ranked: Any, row: int, maps: Any) -> None:
     threshold = np.int32(integers(job.threshold + 8 * row, 1)[0])
     lowest = np.int32(threshold + (0 if share > 0 else 1))  # a sum is wider
     for p in range(ranked.size):
-        bits, slope = ordered(ranked[p]), maps[GIVEN + p]
+        bits, slope = np.int32(ordered(ranked[p])), maps[GIVEN + p]  # else they are wider
         tied = chosen(bits == threshold, slope * share, slope)
         maps[GIVEN + p] = chosen(bits < lowest, ZERO, tied)
