@@ -19,9 +19,10 @@ from benchmarks.accuracy import plots
 from benchmarks.accuracy.collect import collect, positive_scores, read_results
 from benchmarks.accuracy.data import load_data
 from benchmarks.accuracy.grid import Grid, load_grid
+from benchmarks.accuracy.losses import build_loss
 from benchmarks.accuracy.predictions import _judged, predictions_figure
 from benchmarks.accuracy.report import write_report
-from benchmarks.accuracy.run import build_loss, execute
+from benchmarks.accuracy.run import execute
 from benchmarks.accuracy.table import summary_table
 from classbalance_losses import SumLoss
 from tests.examples.conftest import camvid_folder  # noqa: F401 (a fixture)

@@ -112,8 +112,10 @@ def _run_grids(grids: Sequence[Grid], options: argparse.Namespace) -> None:
         if grid.data not in checked:
             load_data(grid.data, options.data, options.runs)
             checked.append(grid.data)
-    _carry_out([searched for grid in grids for searched in rate_grids(grid).values()], options)
-    _carry_out([with_own_rates(grid, options.runs) for grid in grids], options)
+    known = [known_rates(options.out / f"{grid.name}.json") if options.out else {} for grid in grids]
+    pairs = list(zip(grids, known, strict=True))
+    _carry_out([searched for pair in pairs for searched in rate_grids(*pair).values()], options)
+    _carry_out([with_own_rates(grid, options.runs, rates) for grid, rates in pairs], options)
 
 
 def _carry_out(grids: Sequence[Grid], options: argparse.Namespace) -> None:
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         "run", parents=[shared, jobs, selection], help="carry out the runs of some grids"
     )
     run.add_argument("grids", nargs="+", help="names of grids, or paths of TOML files")
+    run.add_argument("--out", type=Path, help="folder of results, whose searches are not made again")
     run.set_defaults(command=_run)
 
     report = commands.add_parser(

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-import classbalance_losses
 from benchmarks.accuracy.data import BenchmarkData, load_data, pixel_shares
 from benchmarks.accuracy.grid import RunConfig
+from benchmarks.accuracy.losses import build_loss
 from examples.common.evaluation import Scores, evaluate
 from examples.common.models import build_model
 from examples.common.provenance import commit, cuda_entry, device_name, versions
@@ -74,28 +74,6 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
     (folder / CHECKPOINT).unlink()  # the optimizer's state is of no use any more
     (folder / PROGRESS).unlink(missing_ok=True)
     return metrics
-
-
-def build_loss(spec: dict[str, Any], data: BenchmarkData) -> nn.Module:
-    """A loss by its public name, with the task of the data.
-
-    `weight = "pixel_frequency"` asks for weights from the training set's counts; `SumLoss` has `terms`, losses again.
-    """
-    kwargs: dict[str, Any] = dict(spec.get("kwargs", {}))
-    if spec["name"] == "SumLoss":
-        terms: list[Any] = [(1.0, build_loss(term, data)) for term in kwargs["terms"]]
-        return classbalance_losses.SumLoss(terms)
-    if isinstance(kwargs.get("weight"), str):
-        scheme = getattr(classbalance_losses.functional, f"{kwargs['weight']}_weights")
-        kwargs["weight"] = scheme(data.pixel_counts)
-    name = spec["name"]
-    owner = nn if name == "CrossEntropyLoss" else classbalance_losses
-    if not hasattr(owner, name):
-        raise ValueError(f"classbalance_losses has no loss {name!r}")
-    if data.task != "multiclass":
-        kwargs["task"] = data.task
-    loss: nn.Module = getattr(owner, name)(**kwargs, ignore_index=data.ignore_index)
-    return loss
 
 
 def scores_entry(scores: Scores) -> dict[str, Any]:

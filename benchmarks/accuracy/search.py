@@ -13,20 +13,32 @@ from typing import Any
 from benchmarks.accuracy.grid import Grid
 from benchmarks.accuracy.run import is_finished, read_metrics
 
+Known = Mapping[str, Mapping[str, float]]  # label -> rate -> score, of runs that were made elsewhere
 
-def rate_grids(grid: Grid) -> dict[str, Grid]:
-    """The runs of the search, a grid for each rate, by what files call the rate; none without a search."""
+
+def rate_grids(grid: Grid, known: Known | None = None) -> dict[str, Grid]:
+    """The runs of the search, a grid for each rate, by what files call the rate; none without a search.
+
+    Losses whose score with a rate is known are not in its grid.
+    """
     search = grid.search
     if search is None:
         return {}
     kept = {"data": grid.data | {"held_out": search.held_out}, "seeds": (search.seed,), "search": None}
-    return {
+    searched = {
         f"{rate:g}": replace(grid, **kept, training=grid.training | {"max_lr": rate, "eval_every": 0})
         for rate in search.max_lr
     }
+    return {rate: _without(of_rate, rate, known or {}) for rate, of_rate in searched.items()}
 
 
-def with_own_rates(grid: Grid, runs: Path, known: Mapping[str, Mapping[str, float]] | None = None) -> Grid:
+def _without(grid: Grid, rate: str, known: Known) -> Grid:
+    pairs = zip(grid.labels, grid.losses, strict=True)
+    wanted = [(label, loss) for label, loss in pairs if rate not in known.get(label, {})]
+    return replace(grid, labels=tuple(label for label, _ in wanted), losses=tuple(loss for _, loss in wanted))
+
+
+def with_own_rates(grid: Grid, runs: Path, known: Known | None = None) -> Grid:
     """The grid of the losses whose search is finished, each with its own rate; without a search the same grid.
 
     Args:
