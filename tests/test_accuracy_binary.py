@@ -104,6 +104,28 @@ def test_two_classes_are_one_logit(tiny, cracks, tmp_path):
     assert total.losses[0].omega == 0.25
 
 
+@pytest.mark.parametrize("number", range(19))
+def test_every_contender_leaves_out_what_is_ignored(number, tiny, cracks, tmp_path):
+    spec = load_grid("study_cracks").losses[number]
+    if "." in spec["name"]:
+        pytest.importorskip(spec["name"].split(".")[0])
+    data = load_data(tiny.data, cracks, tmp_path)
+    loss = build_loss(spec, data)
+    torch.manual_seed(0)
+    target = (torch.rand(2, 8, 8) < 0.3).long()
+    target[:, :3] = data.ignore_index
+    values = []
+    for left_out in (0.0, 7.0):
+        logits = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        logits[:, :, :3] = left_out
+        value = loss(logits.requires_grad_(), target)
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert (gradient[:, :, :3] == 0).all()
+        assert (gradient[:, :, 3:] != 0).any()
+        values.append(value.item())
+    assert values[0] == values[1] > 0
+
+
 def test_the_page_has_the_scores_of_the_second_class(tiny, finished, tmp_path, cracks):
     out = tmp_path / "out"
     results = read_results(collect(tiny, finished, out))
@@ -120,6 +142,7 @@ def test_the_page_has_the_scores_of_the_second_class(tiny, finished, tmp_path, c
         "tiny_class_weights.png",
         "tiny_precision_against_recall.png",
         "tiny_predictions.png",
+        "tiny_reliability.png",
     ]
     page = write_report(out).read_text()
     assert "Scores are those of crack (" in page

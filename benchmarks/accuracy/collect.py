@@ -29,6 +29,7 @@ class Result:
     scores: dict[str, Any]  # test set -> mean_iou, iou, pixel_accuracy; of one logit also precision, recall
     log: tuple[dict[str, Any], ...]
     device: dict[str, Any]  # type, name; of a GPU also cuda, cudnn, tf32
+    quality: dict[str, Any]  # see `quality`; empty of runs made before it was measured
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def collect(grid: Grid, runs: Path, out: Path) -> Path | None:
                 "seed": config.seed,
                 "run": config.key,
                 "scores": _rounded(metrics["scores"]),
+                "quality": _rounded(metrics.get("quality", {}), digits=1),
                 "commit": metrics["commit"],
                 "versions": metrics["versions"],
                 "device": metrics.get("device", CPU),
@@ -198,6 +200,7 @@ def read_results(path: Path) -> GridResults:
                 run["scores"],
                 tuple(run["log"]),
                 run.get("device", CPU),
+                run.get("quality", {}),
             )
             for run in content["runs"]
         ),

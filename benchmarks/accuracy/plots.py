@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import count
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.accuracy.collect import GridResults, Result, mean_and_std, positive_scores, rare_mean
 
 BASELINE = "CE"
-_BASELINES = (BASELINE, "BCE")
+BASELINES = (BASELINE, "BCE")
 Score = Callable[[GridResults, dict[str, Any]], float]  # of an entry of the log, in per cent
 
 
@@ -24,7 +24,7 @@ def iou_against_frequency(results: GridResults) -> Figure:
     """Every class's IoU, the classes ordered by their share of the training pixels; a line a loss."""
     figure, axes = plt.subplots(figsize=(9, 5))
     order = list(reversed(results.by_frequency))
-    for label, color in _colors(results.labels).items():
+    for label, color in colors_of(results.labels).items():
         iou = results.class_iou(label, results.tests[0])
         axes.plot([iou[c] for c in order], "o-", color=color, label=label, markersize=4, linewidth=1.2)
     axes.set_xticks(
@@ -77,7 +77,7 @@ def precision_against_recall(results: GridResults) -> Figure:
     iou = 1 / (1 / recall + 1 / precision - 1 / 100)  # in per cent, as its two parts
     lines = axes.contour(recall, precision, iou, levels=range(10, 100, 10), colors="0.8", linewidths=0.8)
     axes.clabel(lines, fmt="IoU %d", fontsize=7)
-    for label, color in _colors(results.labels).items():
+    for label, color in colors_of(results.labels).items():
         scores = results.columns(label, results.tests[0])
         axes.plot(scores["recall"], scores["precision"], "o", color=color, label=label, markersize=5)
     name = results.classes[1]
@@ -128,7 +128,7 @@ def learning_curves(grids: list[GridResults]) -> Figure | None:
         ]
     figure, row = plt.subplots(1, 2, figsize=(12, 4.5))
     for axes, (title, score) in zip(row, panels, strict=True):
-        for label, color in _colors(longest.labels).items():
+        for label, color in colors_of(longest.labels).items():
             for grid in grids:
                 _curve(axes, grid, label, color, score, main=grid is longest)
         axes.set(xlabel="step", title=f"{title}, on {longest.tests[0]}")
@@ -214,7 +214,8 @@ def _tick(results: GridResults, c: int) -> str:
     return f"{results.classes[c]} {100 * results.shares[c]:.2g} %"
 
 
-def _colors(labels: list[str]) -> dict[str, Any]:
+def colors_of(labels: list[str]) -> dict[str, Any]:
     """A colour for every loss: black for the baseline."""
-    others = (f"C{number}" for number in count())
-    return {label: "black" if label in _BASELINES else next(others) for label in labels}
+    palette = "tab10" if len(labels) <= 11 else "tab20"
+    others = cycle(mpl.colormaps[palette].colors)  # type: ignore[attr-defined]
+    return {label: "black" if label in BASELINES else next(others) for label in labels}

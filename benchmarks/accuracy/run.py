@@ -2,7 +2,7 @@
 
 RUNS/NAME/config.json    what was run
 RUNS/NAME/log.jsonl      loss, learning rate, class weights, scores against steps
-RUNS/NAME/metrics.json   the scores, the commit, the versions and the device; it exists when the run is finished
+RUNS/NAME/metrics.json   scores, `quality`, the commit, the versions and the device; it exists when the run is finished
 RUNS/NAME/model.pt       the final weights
 """
 
@@ -21,6 +21,7 @@ from torch import nn
 from benchmarks.accuracy.data import BenchmarkData, load_data, pixel_shares
 from benchmarks.accuracy.grid import RunConfig
 from benchmarks.accuracy.losses import build_loss
+from benchmarks.accuracy.quality import quality
 from examples.common.evaluation import Scores, evaluate
 from examples.common.models import build_model
 from examples.common.provenance import commit, cuda_entry, device_name, versions
@@ -65,6 +66,13 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
         "classes": list(data.classes),
         "train_pixel_share": pixel_shares(data.pixel_counts),
         "scores": {name: scores_entry(_evaluate(model, data, name)) for name in data.tests},
+        "quality": quality(
+            model,
+            data.tests[main_test],
+            num_classes=len(data.classes),
+            ignore_index=data.ignore_index,
+            batch_size=_BATCH,
+        ),
         "commit": commit(),
         "versions": versions() | {"numpy": np.__version__},
         "device": {"type": device.type, "name": device_name(device)} | cuda_entry(device),
