@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ pytest.importorskip("matplotlib", reason="the plots need the extra [plot]")
 
 from benchmarks.accuracy import __main__ as command_line
 from benchmarks.accuracy.collect import read_results
-from benchmarks.accuracy.data import load_data
+from benchmarks.accuracy.data import load_data, spoilt
 from benchmarks.accuracy.grid import Grid, load_grid
 from benchmarks.accuracy.run import METRICS, write_json
 from benchmarks.accuracy.search import main_score, rate_grids, with_own_rates
+from examples.common.stored import StoredImages
 from tests.examples.conftest import camvid_folder  # noqa: F401 (a fixture)
 from tests.test_accuracy_benchmark import TINY
 
@@ -73,6 +75,47 @@ def test_the_search_sees_no_test_image(grid: Grid, tmp_path: Path, camvid_folder
     assert len(part.train) + len(test) == len(whole.train)
     joined = torch.stack([image for pair in zip(part.train.images, test.images) for image in pair])  # noqa: B905
     assert torch.equal(joined, whole.train.images[: len(joined)])
+
+
+def test_known_scores_are_not_searched_again(grid: Grid) -> None:
+    searched = rate_grids(grid, {"WCE": {"0.002": 60.0}})
+    assert {rate: of.labels for rate, of in searched.items()} == {"0.001": ("CE", "WCE"), "0.002": ("CE",)}
+
+
+def test_grids_of_other_labels_and_lengths_share_the_search(grid: Grid) -> None:
+    def keys(of: Grid) -> set[str]:
+        return {config.key for searched in rate_grids(of).values() for _, config in searched.runs()}
+
+    noisy = replace(grid, data=grid.data | {"label_noise": 0.5})
+    long = replace(grid, training=grid.training | {"iterations": 1000, "eval_every": 7})
+    assert keys(noisy) == keys(long) == keys(grid)
+    assert not {config.key for _, config in noisy.runs()} & {config.key for _, config in grid.runs()}
+
+
+def test_the_cracks_grids_share_the_search() -> None:
+    def keys(name: str) -> set[str]:
+        return {
+            config.key for searched in rate_grids(load_grid(name)).values() for _, config in searched.runs()
+        }
+
+    for name in ("study_cracks_noise5", "study_cracks_noise20", "study_cracks_long"):
+        assert keys(name) < keys("study_cracks")
+
+
+@pytest.mark.parametrize("classes", [2, 9])
+def test_spoilt_labels_are_rare_ones(classes: int) -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(classes, (4, 60, 60), dtype=torch.uint8)
+    labels[:, 0] = 255
+    counts = torch.bincount(labels[labels < classes].long(), minlength=classes)
+    data = StoredImages(torch.zeros(4, 3, 60, 60, dtype=torch.uint8), labels)
+    found = spoilt(data, 0.2, counts).labels
+    rare = counts.argsort()[: min(5, classes - 1)]
+    is_rare = torch.isin(labels, rare)
+    assert ((found != labels)[is_rare]).float().mean() == pytest.approx(0.2, abs=0.02)
+    assert torch.equal(found[~is_rare], labels[~is_rare])
+    assert found[labels < classes].max() == classes - 1
+    assert torch.equal(spoilt(data, 0.2, counts).labels, found)
 
 
 def test_a_search_by_the_command_line(tmp_path: Path, camvid_folder: Path) -> None:  # noqa: F811

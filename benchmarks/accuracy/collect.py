@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.accuracy.data import RARE
 from benchmarks.accuracy.grid import Grid
 from benchmarks.accuracy.run import is_finished, read_metrics, write_json
 from examples.common.training import LOG, TrainingConfig
 
-RARE = 5
 CPU = {"type": "cpu"}  # of runs made when there was no other device: their files do not name one
 _WEIGHT_EVERY = 2  # of the logged class weights, keep every second: enough for a plot
 

@@ -18,6 +18,8 @@ from examples.common.stored import StoredImages
 from examples.common.streets import Streets, render_street
 from examples.common.training import write_atomically
 
+RARE = 5  # classes, with the fewest training pixels
+
 
 @dataclass(frozen=True)
 class BenchmarkData:
@@ -52,7 +54,8 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
         config: `kind = "camvid"` with the splits `train` and `tests`; `kind = "streets"` with `size` (H, W) and the
             numbers of images `train` and `test`; or `kind = "streets-to-camvid"`, streets for training, with the
             splits `tests` of the folder beside the held-out streets. With `held_out` = n one training image of n, the
-            last of each n, is taken out of training and is the test set.
+            last of each n, is taken out of training and is the test set. With `label_noise` = r a share r of the
+            training pixels of the five rarest classes, of two classes the second, get another label, always the same.
         folder: where the CamVid-layout folder is; streets alone need none.
         cache: a folder for rendered streets.
 
@@ -79,10 +82,27 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
                 )
     if "held_out" in config:
         train, tests = _held_out(train, config["held_out"])
-    statistics = ClassStatistics(len(classes), ignore_index=ignore_index)
-    for i in range(len(train)):
-        statistics.update(train[i][1])
-    return BenchmarkData(train, tests, classes, ignore_index, statistics.pixel_counts.clone())
+    counts = _counts(train, len(classes), ignore_index)
+    if "label_noise" in config:
+        train = spoilt(train, config["label_noise"], counts)
+        counts = _counts(train, len(classes), ignore_index)  # what somebody with such labels would count
+    return BenchmarkData(train, tests, classes, ignore_index, counts)
+
+
+def spoilt(data: StoredImages, share: float, counts: Tensor) -> StoredImages:
+    """The images, where each pixel of a rare class has another class, any, with a probability."""
+    draw, classes = torch.Generator().manual_seed(0), len(counts)
+    rare = counts.argsort()[: min(RARE, classes - 1)]
+    flipped = torch.isin(data.labels, rare) & (torch.rand(data.labels.shape, generator=draw) < share)
+    other = data.labels + torch.randint(1, classes, data.labels.shape, generator=draw, dtype=torch.uint8)
+    return StoredImages(data.images, torch.where(flipped, other % classes, data.labels))
+
+
+def _counts(data: StoredImages, num_classes: int, ignore_index: int) -> Tensor:
+    statistics = ClassStatistics(num_classes, ignore_index=ignore_index)
+    for i in range(len(data)):
+        statistics.update(data[i][1])
+    return statistics.pixel_counts.clone()
 
 
 def pixel_shares(counts: Tensor) -> list[float]:

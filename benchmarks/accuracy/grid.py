@@ -54,6 +54,7 @@ class Search:
     max_lr: tuple[float, ...]
     seed: int
     held_out: int  # one training image of so many is kept back, and scored
+    iterations: int  # of its runs
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,9 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
     """
     path, content = read_named(str(path), GRIDS, "grid")
     try:
-        labels = tuple(entry["label"] for entry in content["loss"])
-        losses = tuple(
-            {"name": entry["name"], "kwargs": entry.get("kwargs", {})} for entry in content["loss"]
-        )
+        entries = _losses(content)
+        labels = tuple(entry["label"] for entry in entries)
+        losses = tuple({"name": entry["name"], "kwargs": entry.get("kwargs", {})} for entry in entries)
         grid = Grid(
             name=path.stem,
             title=content["title"],
@@ -124,8 +124,19 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
     return grid
 
 
+def _losses(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of the losses, its own or some of another grid's: `losses_of = { grid = NAME, labels = [...] }`."""
+    if "losses_of" not in content:
+        entries: list[dict[str, Any]] = content["loss"]
+        return entries
+    _, other = read_named(content["losses_of"]["grid"], GRIDS, "grid")
+    by_label = {entry["label"]: entry for entry in other["loss"]}
+    return [by_label[label] for label in content["losses_of"]["labels"]]
+
+
 def _search(content: Mapping[str, Any]) -> Search | None:
     if "search" not in content:
         return None
     search = content["search"]
-    return Search(tuple(search["max_lr"]), search["seed"], search["held_out"])
+    iterations = search.get("iterations", content["training"]["iterations"])
+    return Search(tuple(search["max_lr"]), search["seed"], search["held_out"], iterations)

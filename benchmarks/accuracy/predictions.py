@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.accuracy.data import BenchmarkData, load_data
+from benchmarks.accuracy.data import RARE, BenchmarkData, load_data
 from benchmarks.accuracy.grid import Grid
 from benchmarks.accuracy.run import MODEL, is_finished
 from examples.common.evaluation import predicted_classes
@@ -67,7 +67,7 @@ def predictions_figure(
 def _richest(data: BenchmarkData, number: int) -> list[int]:
     """The test images with the most pixels of the five rarest classes, no two of them neighbours."""
     test = next(iter(data.tests.values()))
-    rare = data.pixel_counts.argsort()[: min(5, len(data.classes) - 1)]
+    rare = data.pixel_counts.argsort()[: min(RARE, len(data.classes) - 1)]
     order = sorted(range(len(test)), key=lambda i: -int(torch.isin(test[i][1], rare).sum()))
     chosen: list[int] = []
     apart = max(len(test) // (2 * number), 1)

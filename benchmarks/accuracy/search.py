@@ -1,6 +1,6 @@
 """Each loss's own learning rate: the one whose run scores best on training images that are held out from the search.
 
-The final runs train on those images again. No test set has a say.
+The final runs train on those images again. No test set has a say; labels that the final runs have spoilt are whole.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def rate_grids(grid: Grid, known: Known | None = None) -> dict[str, Grid]:
     search = grid.search
     if search is None:
         return {}
-    kept = {"data": grid.data | {"held_out": search.held_out}, "seeds": (search.seed,), "search": None}
+    data = {key: value for key, value in grid.data.items() if key != "label_noise"}
+    kept = {"data": data | {"held_out": search.held_out}, "seeds": (search.seed,), "search": None}
+    training = grid.training | {"iterations": search.iterations, "eval_every": 0}
     searched = {
-        f"{rate:g}": replace(grid, **kept, training=grid.training | {"max_lr": rate, "eval_every": 0})
-        for rate in search.max_lr
+        f"{rate:g}": replace(grid, **kept, training=training | {"max_lr": rate}) for rate in search.max_lr
     }
     return {rate: _without(of_rate, rate, known or {}) for rate, of_rate in searched.items()}
 
