@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,10 @@ from benchmarks.accuracy.study import (
     study_table,
     verdict,
 )
+from benchmarks.accuracy.summary import gain_against_share, summary_table, write_summary
 from examples.common.figures import save_figure
+
+RESULTS = Path(__file__).parents[1] / "benchmarks/results/camvid-small"
 
 SCORES = {"BCE": [0.30, 0.32, 0.31, 0.35], "DyCE": [0.45, 0.46, 0.44, 0.48], "odd": [0.5]}
 
@@ -67,3 +73,28 @@ def test_the_table_says_what_the_runs_say(results: GridResults, tmp_path: Path) 
     # BCE's mean is 32.0: of DyCE 75 steps are enough, 0.75 · 0.44 = 33 being the least.
     assert rows["DyCE"][1:] == ["wins", "5.00 %", "1.25", "50.0", "75"]
     save_figure(reliability_diagram(results), tmp_path / "diagram.png")
+
+
+def test_the_summary_says_who_wins(results: GridResults, tmp_path: Path) -> None:
+    """Of one grid by hand: DyCE is 13.75 points ahead, of pairs whose differences deviate by 0.96."""
+    other = replace(results, name="other", runs=tuple(run("CE", seed, 0.5) for seed in range(3)))
+    lines = summary_table([results, other]).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["loss", "`made_up`", "`other`"]
+    rows = {
+        cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    }
+    assert rows["DyCE"] == ["**+13.8 ± 1.5**", ""]
+    assert rows["odd"] == ["+20.0", ""]
+    assert "CE" not in rows
+    save_figure(gain_against_share([results]), tmp_path / "gain.png")
+
+
+def test_the_summary_s_page_links_to_the_results(tmp_path: Path) -> None:
+    out = RESULTS.parent / "study"
+    folder = tmp_path / "results"
+    shutil.copytree(RESULTS, folder / RESULTS.name)
+    path = folder / RESULTS.name / "compare.json"
+    page = write_summary([path], folder / out.name).read_text()
+    (link,) = re.findall(r"\]\((\.\./.*?)\)", page)
+    assert (folder / out.name / link).is_file()
+    assert "11 classes, the rarest bicyclist with 0.34 % of the pixels; 300 steps" in page

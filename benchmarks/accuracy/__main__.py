@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks.accuracy {demo,compare,run,report}`."""
+"""The command line: `python -m benchmarks.accuracy {demo,compare,run,report,summary}`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from benchmarks.accuracy.pool import RunError, run_all
 from benchmarks.accuracy.predictions import predictions_figure
 from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.search import rate_grids, with_own_rates
+from benchmarks.accuracy.summary import write_summary
 from benchmarks.accuracy.table import summary_table
 from examples.common.camvid import read_description
 from examples.common.figures import save_figure
@@ -83,6 +84,10 @@ def _report(options: argparse.Namespace) -> None:
             if figure is not None:
                 save_figure(figure, options.out / "plots" / f"{grid.name}_predictions.png")
     print(f"tables and plots: {write_report(options.out)}")
+
+
+def _summary(options: argparse.Namespace) -> None:
+    print(f"the summary: {write_summary(options.results, options.out)}")
 
 
 def _run_and_show(name: str, options: argparse.Namespace) -> None:
@@ -170,6 +175,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("grids", nargs="*", help="grids to collect first; without any, redraw what OUT holds")
     report.add_argument("--out", type=Path, required=True, help="folder of the results and the report")
     report.set_defaults(command=_report)
+
+    summary = commands.add_parser("summary", help="which loss wins where, from result files")
+    summary.add_argument("results", type=Path, nargs="+", help="result files (GRID.json)")
+    summary.add_argument(
+        "--out", type=Path, required=True, help="folder of the page, beside those of the results"
+    )
+    summary.set_defaults(command=_summary)
     return parser
 
 
