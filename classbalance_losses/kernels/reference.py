@@ -239,13 +239,14 @@ def over_classes(
 ) -> WeightedSums:
     r"""Return :math:`\sum_c w_c S_c` over :math:`\sum_c w'_c n_c`, from sums of each class (C,), as `weighted_sums`."""
 
-    def total(of_class: Tensor, factor: Tensor | None) -> Tensor:
-        if factor is None:
-            return of_class.sum()
-        own = torch.where(number > 0, factor, 0).to(of_class.dtype)
-        return (torch.where((own == 0) & (of_class == torch.inf), 0, of_class) * own).sum()
+    def of_present(factor: Tensor | None) -> Tensor | None:
+        return None if factor is None else torch.where(number > 0, factor, 0).to(value.dtype)
 
-    sums, norm = total(value, weight), total(number.to(value.dtype), norm_weight)
+    counts, own = number.to(value.dtype), of_present(weight)
+    over = own if norm_weight is weight else of_present(norm_weight)
+    if own is not None:
+        value = torch.where((own == 0) & (value == torch.inf), 0, value) * own
+    sums, norm = value.sum(), (counts if over is None else counts * over).sum()
     return WeightedSums(sums / torch.where(norm > 0, norm, 1), sums, norm)
 
 
