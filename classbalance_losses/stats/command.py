@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from classbalance_losses._validate_options import check_range
@@ -22,6 +22,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m classbalance_losses.stats",
         description="Count the classes in a folder of label files, and print class weights.",
     )
+    add_reading_options(parser)
+    add = parser.add_argument
+    add("--beta", type=float, default=0.9999, help="of effective_number (default: 0.9999)")
+    add("--clamp", type=float, nargs=2, metavar=("LOW", "HIGH"), help="bounds of the weights")
+    add("--json", type=Path, metavar="FILE", help="write counts, shares and weights here too")
+    add("--plot", type=Path, metavar="FILE", help="draw the shares into this .png, .svg or .pdf file")
+    return parser.parse_args(argv)
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `count_folder` is told: the folder, and what its labels mean."""
     add = parser.add_argument
     add("folder", type=Path, help="searched for .png, .tif, .npy, .npz, .nii and .nii.gz files at any depth")
     add(
@@ -46,12 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--ignore-unknown", action="store_true", help="leave pixels out whose colour is not in --colors")
     add("--key", default="label", help="name of the array in .npz files (default: label)")
     add("--workers", type=int, default=1, metavar="N", help="files read at a time (default: 1)")
-    add("--beta", type=float, default=0.9999, help="of effective_number (default: 0.9999)")
-    add("--clamp", type=float, nargs=2, metavar=("LOW", "HIGH"), help="bounds of the weights")
     add("--checkpoint", type=Path, metavar="FILE", help="keep the counts here; run again to go on")
-    add("--json", type=Path, metavar="FILE", help="write counts, shares and weights here too")
-    add("--plot", type=Path, metavar="FILE", help="draw the shares into this .png, .svg or .pdf file")
-    return parser.parse_args(argv)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -63,11 +69,27 @@ def check(options: argparse.Namespace) -> None:
         ModuleNotFoundError: ``--plot`` without matplotlib.
     """
     check_range("beta", options.beta, 0, 1)
-    if options.workers < 1:
-        raise ValueError(f"--workers: expected at least 1, got {options.workers}.")
     if options.clamp and not 0 <= options.clamp[0] <= options.clamp[1]:
         low, high = options.clamp
         raise ValueError(f"--clamp: expected 0 <= LOW <= HIGH, got {low:g} {high:g}.")
+    check_reading(options)
+    for path in filter(None, (options.json, options.plot)):
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"{path}: No such file or directory. Make the folder {path.parent} first."
+            )
+    if options.plot:
+        check_plot(options.plot)
+
+
+def check_reading(options: argparse.Namespace) -> None:
+    """Check the options of `add_reading_options`.
+
+    Raises:
+        ValueError: options have no meaning, or not together.
+    """
+    if options.workers < 1:
+        raise ValueError(f"--workers: expected at least 1, got {options.workers}.")
     for pair, reason in (
         (("colors", "object"), "The colours say which class a pixel has"),
         (("colors", "num_classes"), "The classes are the lines of the file of colours"),
@@ -80,13 +102,6 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError("A colour is one label a pixel: leave --task multilabel out, or --colors.")
     if options.ignore_unknown and options.colors is None:
         raise ValueError("--ignore-unknown is about colours: say --colors FILE too, or leave it out.")
-    for path in filter(None, (options.json, options.plot)):
-        if not path.parent.is_dir():
-            raise FileNotFoundError(
-                f"{path}: No such file or directory. Make the folder {path.parent} first."
-            )
-    if options.plot:
-        check_plot(options.plot)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -109,7 +124,11 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 after an error, 130 after an interruption."""
-    options = parse(argv)
+    return guarded(run, parse(argv))
+
+
+def guarded(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a command that counts a folder, and tell what went wrong in a line."""
     try:
         run(options)
     except KeyboardInterrupt:

@@ -118,8 +118,11 @@ def bounds(
     size = sample.size
     place = hard_count(int(size * every), share) / every
     margin = _DEVIATIONS * math.sqrt(place * (1 - place / max(size, 1))) + 1 if every > 1 else 0
-    values, first, last = np.sort(sample)[::-1], math.floor(place - margin), math.ceil(place + margin)
-    return values[last - 1] if 0 < last <= size else lowest, values[first - 1] if first > 0 else highest
+
+    def largest(n: int, beyond: Any) -> Any:
+        return np.partition(sample, size - n)[size - n] if 0 < n <= size else beyond
+
+    return largest(math.ceil(place + margin), lowest), largest(math.floor(place - margin), highest)
 
 
 def hard_count(valid: int, share: Share) -> int:

@@ -1,0 +1,132 @@
+"""What to start from on a folder of labels, by what was measured on data with such shares of the classes.
+
+    python -m classbalance_losses.advise path/to/labels
+
+The folder is read as by ``python -m classbalance_losses.stats``, whose options it takes. What is said goes no further
+than the studies in ``benchmarks/results``: where none is near, that is what is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from classbalance_losses.stats.command import add_reading_options, check_reading, guarded
+from classbalance_losses.stats.counting import BINARY, MULTICLASS, MULTILABEL
+from classbalance_losses.stats.folder import count_folder
+from classbalance_losses.stats.label_summary import LabelSummary
+
+_CRACKS = "benchmarks/results/cracks/README.md"
+_CAMVID = "benchmarks/results/camvid-small/README.md"
+_MOST_NAMED = 6
+
+
+class Labels(NamedTuple):
+    """What is known of a folder: one object or none, one class a pixel, or several labels; shares by name."""
+
+    task: str
+    shares: dict[str, float]
+
+    @property
+    def rarest(self) -> float:
+        """The smallest share of what occurs."""
+        return min((share for share in self.shares.values() if share), default=0.0)
+
+
+class Rule(NamedTuple):
+    """What to do with labels that it applies to; the first that does is taken."""
+
+    applies: Callable[[Labels], bool]
+    near: str  # the data that it comes from, and how near
+    start: str  # code
+    measured: str
+    watch: str
+    where: str
+
+
+RULES = (
+    Rule(
+        lambda labels: labels.task == BINARY and 0.005 <= labels.rarest < 0.05,
+        "photographs of cracks, 1.5 % of the pixels, one logit",
+        'DyCELoss(task="binary", omega=0.5)',
+        "TODO",
+        "TODO",
+        _CRACKS,
+    ),
+    Rule(
+        lambda labels: labels.task == MULTICLASS and 0.001 <= labels.rarest < 0.015,
+        "CamVid, 11 classes of streets, the rarest with 0.3 % of the pixels",
+        "DyCELoss(omega=0.5)",
+        "mean IoU 8.4 points over cross-entropy after 300 steps, 2.4 after 1500; most of it from classes below 2 %",
+        "the lead, which shrinks as training goes on: compare at the end of a run of your length",
+        _CAMVID,
+    ),
+    Rule(
+        lambda labels: labels.task != MULTILABEL and labels.rarest >= 0.05,
+        "CamVid's frequent classes, with 5 % of the pixels and more",
+        'WeightedCrossEntropyLoss() or, of one object, WeightedCrossEntropyLoss(task="binary")',
+        "no loss gained more than 1.2 points of IoU on such a class; weights by frequency cost up to 12.5",
+        "which classes are bad, and whether they are the rare ones at all",
+        _CAMVID,
+    ),
+    Rule(
+        lambda labels: True,
+        "none: nothing was measured here on labels with such shares",
+        "cross-entropy, beside DyCELoss and a sum with DiceLoss, two seeds each",
+        "nothing",
+        "recall and precision of the rarest, on a validation set that has enough of them",
+        "docs/reproducing/index.md",
+    ),
+)
+
+
+def advice(labels: Labels) -> str:
+    """Return the page: the rarest classes, and the first rule that applies."""
+    rule = next(rule for rule in RULES if rule.applies(labels))
+    rare = sorted((share, name) for name, share in labels.shares.items() if share)[:_MOST_NAMED]
+    unseen = [name for name, share in labels.shares.items() if not share]
+    lines = [
+        "rarest: " + ", ".join(f"{name} {share:.2%}" for share, name in rare),
+        *([f"never seen: {', '.join(unseen)}"] if unseen else []),
+        "",
+        f"nearest study: {rule.near}",
+        f"start from:    {rule.start}",
+        f"measured:      {rule.measured}",
+        f"watch:         {rule.watch}",
+        f"all of it:     {rule.where}, docs/choosing.md",
+    ]
+    return "\n".join(lines)
+
+
+def labels_of(options: argparse.Namespace) -> Labels:
+    """Count the folder; two classes, one of which has a pixel, are an object and what is left."""
+    statistics, names = count_folder(options)
+    if options.task != MULTICLASS:
+        shares = LabelSummary(options.task, statistics, names, None).shares()
+        return Labels(options.task, dict(zip(names, shares, strict=True)))
+    shares = statistics.pixel_shares.tolist()
+    if len(names) == 2:
+        return Labels(BINARY, {names[1]: shares[1]})
+    return Labels(MULTICLASS, dict(zip(names, shares, strict=True)))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Count the folder and print the page."""
+    check_reading(options)
+    print(advice(labels_of(options)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, 1 after an error, 130 after an interruption."""
+    parser = argparse.ArgumentParser(
+        prog="python -m classbalance_losses.advise",
+        description="Say what to start from on a folder of label files, by what was measured on such labels.",
+    )
+    add_reading_options(parser)
+    return guarded(run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The command that says what to start from: the first rule that applies, and numbers that the result files have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_stats import save_png
+
+pytest.importorskip("matplotlib", reason="the studies' code draws")
+
+from benchmarks.accuracy.collect import read_results
+from benchmarks.accuracy.study import baseline_of, paired_difference
+from classbalance_losses import advise
+from classbalance_losses.advise import RULES, Labels, advice
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+
+
+def lead(grid: str, label: str) -> str:
+    """A loss's lead over cross-entropy, as a sentence has it."""
+    results = read_results(RESULTS / f"{grid}.json")
+    return f"{paired_difference(results, label, str(baseline_of(results)))[0]:.1f}"
+
+
+@pytest.mark.parametrize(
+    ("task", "shares", "rule"),
+    [
+        ("binary", [0.015], 0),
+        ("binary", [0.3], 2),
+        ("binary", [0.0001], 3),
+        ("multiclass", [0.9, 0.09, 0.01], 1),
+        ("multiclass", [0.9, 0.1, 0.0], 2),  # what never occurs is not rare
+        ("multiclass", [0.99, 0.0099, 0.0001], 3),
+        ("multiclass", [0.97, 0.03], 3),
+        ("multilabel", [0.01, 0.2], 3),
+        ("multiclass", [0.0, 0.0], 3),
+    ],
+)
+def test_the_first_rule_that_applies(task: str, shares: list[float], rule: int) -> None:
+    labels = Labels(task, {f"class {k}": share for k, share in enumerate(shares)})
+    page = advice(labels)
+    assert RULES[rule].start in page
+    assert page.count("start from") == 1
+    assert ("never seen" in page) == (0.0 in shares)
+
+
+def test_the_numbers_are_those_of_the_results() -> None:
+    said = RULES[1].measured
+    assert f"{lead('camvid-small/compare', 'DyCE')} points over cross-entropy after 300 steps" in said
+    assert f"{lead('camvid-small/long', 'DyCE')} after 1500" in said
+
+
+def test_frequent_classes_gain_nothing() -> None:
+    """What is said of classes with 5 % of the pixels and more, by every loss of both grids."""
+    gains = []
+    for name in ("compare", "long"):
+        results = read_results(RESULTS / f"camvid-small/{name}.json")
+        base = np.array(results.class_iou("CE", results.tests[0]))
+        frequent = np.array(results.shares) >= 0.05
+        gains += [
+            (np.array(results.class_iou(of, results.tests[0])) - base)[frequent] for of in results.labels
+        ]
+    most, least = (float(f) for f in re.findall(r"\d+\.?\d*", RULES[2].measured))
+    assert np.max(gains) == pytest.approx(most, abs=0.05)
+    assert np.min(gains) == pytest.approx(-least, abs=0.05)
+
+
+def test_every_page_that_is_named_is_there() -> None:
+    for rule in RULES:
+        assert (ROOT / rule.where).is_file()
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = np.zeros((40, 50), np.uint8)
+    mask[:4, :10] = 1  # 2 %
+    save_png(tmp_path / "0.png", mask)
+    assert advise.main([str(tmp_path), "--ignore-index", "255"]) == 0
+    out = capsys.readouterr().out
+    assert "2.00%" in out
+    assert RULES[0].start in out
+    assert advise.main([str(tmp_path / "none")]) == 1
+    assert "Error" in capsys.readouterr().err
+    assert advise.main([str(tmp_path), "--workers", "0"]) == 1
