@@ -16,7 +16,7 @@ from benchmarks.accuracy.collect import read_results
 from benchmarks.accuracy.data import load_data, spoilt
 from benchmarks.accuracy.grid import Grid, load_grid
 from benchmarks.accuracy.run import METRICS, write_json
-from benchmarks.accuracy.search import main_score, rate_grids, with_own_rates
+from benchmarks.accuracy.search import main_score, rate_grids, tuned, tuning_runs, with_own_rates
 from examples.common.stored import StoredImages
 from tests.examples.conftest import camvid_folder  # noqa: F401 (a fixture)
 from tests.test_accuracy_benchmark import TINY
@@ -64,6 +64,36 @@ def test_no_final_run_before_its_search_is_finished(grid: Grid, tmp_path: Path) 
     assert {label for label, _ in with_own_rates(grid, tmp_path).runs()} == {"CE"}
     known = {"WCE": {"0.002": 60.0}}  # of another machine
     assert {label for label, _ in with_own_rates(grid, tmp_path, known).runs()} == {"CE", "WCE"}
+
+
+def test_the_best_setting_is_the_loss_s_own(grid: Grid, tmp_path: Path) -> None:
+    """At the best of its rates; of a loss without settings nothing changes."""
+    own = replace(
+        with_own_rates(grid, tmp_path, {label: {"0.001": 20.0, "0.002": 30.0} for label in grid.labels}),
+        tune={"WCE": [{"label_smoothing": 0.1}, {"weight_kwargs": {"power": 0.5}}]},
+    )
+    runs = tuning_runs(own)
+    assert [(label, name) for label, name, _ in runs] == [
+        ("WCE", "label_smoothing = 0.1"),
+        ("WCE", "power = 0.5"),
+    ]
+    for (_, _, config), score_of in zip(runs, (0.25, 0.35), strict=True):
+        assert (config.seed, config.training["max_lr"], config.data["held_out"]) == (7, 2e-3, 2)
+        assert tuned(own, tmp_path).labels == ("CE",)  # not all of its settings are finished
+        write_json(
+            tmp_path / config.folder_name / METRICS,
+            {"scores": {"held out": {"iou": [score_of] * 11, "mean_iou": score_of}}},
+        )
+    found = tuned(own, tmp_path)
+    losses = dict(zip(found.labels, found.losses, strict=True))
+    assert losses["CE"] == own.losses[0]
+    assert losses["WCE"]["kwargs"] == {"weight": "pixel_frequency", "weight_kwargs": {"power": 0.5}}
+    assert found.setting_scores == {
+        "WCE": {"as it is": 30.0, "label_smoothing = 0.1": 25.0, "power = 0.5": 35.0}
+    }
+    known = {"WCE": {"label_smoothing = 0.1": 25.0, "power = 0.5": 28.0}}  # of another machine
+    assert not tuning_runs(own, known)
+    assert tuned(own, tmp_path / "none", known).losses == own.losses
 
 
 def test_the_search_sees_no_test_image(grid: Grid, tmp_path: Path, camvid_folder: Path) -> None:  # noqa: F811

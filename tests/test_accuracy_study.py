@@ -43,7 +43,7 @@ def run(label: str, seed: int, iou: float) -> Result:
 def results() -> GridResults:
     runs = tuple(run(label, seed, iou) for label, of in SCORES.items() for seed, iou in enumerate(of))
     recipe = {"training": {"iterations": 100}}
-    return GridResults("made_up", "Made up", recipe, ("no", "yes"), (0.9, 0.1), runs, {})
+    return GridResults("made_up", "Made up", recipe, ("no", "yes"), (0.9, 0.1), runs, {}, {})
 
 
 def test_the_interval_is_that_of_a_paired_t_test(results: GridResults) -> None:

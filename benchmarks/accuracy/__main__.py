@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.accuracy.collect import collect, known_rates, read_results
+from benchmarks.accuracy.collect import collect, known_scores, read_results
 from benchmarks.accuracy.data import load_data
-from benchmarks.accuracy.grid import Grid, load_grid
+from benchmarks.accuracy.grid import Grid, RunConfig, load_grid
 from benchmarks.accuracy.pool import RunError, run_all
 from benchmarks.accuracy.predictions import predictions_figure
 from benchmarks.accuracy.report import write_report
-from benchmarks.accuracy.search import rate_grids, with_own_rates
+from benchmarks.accuracy.search import rate_grids, tuned, tuning_runs, with_own_rates
 from benchmarks.accuracy.summary import write_summary
 from benchmarks.accuracy.table import summary_table
 from examples.common.camvid import read_description
@@ -74,7 +74,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     for whole in _grids(options):
-        grid = with_own_rates(whole, options.runs, known_rates(options.out / f"{whole.name}.json"))
+        rates, settings = known_scores(options.out / f"{whole.name}.json")
+        grid = tuned(with_own_rates(whole, options.runs, rates), options.runs, settings)
         path = collect(grid, options.runs, options.out)
         if path is None:
             print(f"no run of {grid.name} is finished", file=sys.stderr)
@@ -117,15 +118,20 @@ def _run_grids(grids: Sequence[Grid], options: argparse.Namespace) -> None:
         if grid.data not in checked:
             load_data(grid.data, options.data, options.runs)
             checked.append(grid.data)
-    known = [known_rates(options.out / f"{grid.name}.json") if options.out else {} for grid in grids]
-    pairs = list(zip(grids, known, strict=True))
-    _carry_out([searched for pair in pairs for searched in rate_grids(*pair).values()], options)
-    _carry_out([with_own_rates(grid, options.runs, rates) for grid, rates in pairs], options)
+    known = [known_scores(options.out / f"{grid.name}.json") if options.out else ({}, {}) for grid in grids]
+    pairs = [(grid, rates) for grid, (rates, _) in zip(grids, known, strict=True)]
 
+    def carry_out(configs: Iterable[RunConfig]) -> None:
+        run_all(list(configs), options.runs, options.data, jobs=options.jobs)
 
-def _carry_out(grids: Sequence[Grid], options: argparse.Namespace) -> None:
-    configs = [config for grid in grids for _, config in grid.runs()]
-    run_all(configs, options.runs, options.data, jobs=options.jobs)
+    searched = [of_rate for pair in pairs for of_rate in rate_grids(*pair).values()]
+    carry_out(config for grid in searched for _, config in grid.runs())
+    grids = [with_own_rates(grid, options.runs, rates) for grid, rates in pairs]
+    settings = [of for _, of in known]
+    tried = [run for grid, of in zip(grids, settings, strict=True) for run in tuning_runs(grid, of)]
+    carry_out(config for *_, config in tried)
+    own = [tuned(grid, options.runs, of) for grid, of in zip(grids, settings, strict=True)]
+    carry_out(config for grid in own for _, config in grid.runs())
 
 
 def _grids(options: argparse.Namespace) -> list[Grid]:

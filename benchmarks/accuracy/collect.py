@@ -44,6 +44,7 @@ class GridResults:
     runs: tuple[Result, ...]
     # Of a search, in per cent: label -> rate -> score on held-out images.
     rate_scores: dict[str, dict[str, float]]
+    setting_scores: dict[str, dict[str, float]]  # the same by what was tried beside a loss's own keywords
 
     @property
     def labels(self) -> list[str]:
@@ -177,6 +178,7 @@ def collect(grid: Grid, runs: Path, out: Path) -> Path | None:
         "classes": metrics["classes"],
         "train_pixel_share": _rounded(metrics["train_pixel_share"], digits=7),
         "rate_scores": _rounded(dict(grid.rate_scores)),
+        **({"setting_scores": _rounded(dict(grid.setting_scores))} if grid.setting_scores else {}),
         "runs": entries,
     }
     write_json(path, content)
@@ -205,12 +207,16 @@ def read_results(path: Path) -> GridResults:
             for run in content["runs"]
         ),
         rate_scores=content.get("rate_scores", {}),
+        setting_scores=content.get("setting_scores", {}),
     )
 
 
-def known_rates(path: Path) -> dict[str, dict[str, float]]:
-    """The scores of the search in a file that `collect` wrote; none where there is no file."""
-    return read_results(path).rate_scores if path.is_file() else {}
+def known_scores(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """The scores of the searches, of rates and of settings, in a file that `collect` wrote; none without a file."""
+    if not path.is_file():
+        return {}, {}
+    results = read_results(path)
+    return results.rate_scores, results.setting_scores
 
 
 def _thinned(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,9 @@ class Grid:
     device: str = "cpu"
     search: Search | None = None
     rate_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    # Of some labels, keywords that are tried beside the loss's own, and the score of each by what files call it.
+    tune: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
+    setting_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def runs(self) -> list[tuple[str, RunConfig]]:
         """Every run with its label: all losses of the first seed, then of the next."""
@@ -113,6 +116,7 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
             seeds=tuple(content["seeds"]),
             device=device,
             search=_search(content),
+            tune=content.get("tune", {}),
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
@@ -121,6 +125,8 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
         raise ValueError(f"{path}: [training] does not know {sorted(unknown)}; it knows {sorted(recipe)}")
     if len(set(labels)) < len(labels):
         raise ValueError(f"{path}: two losses have the same label")
+    if unknown := set(grid.tune) - set(labels):
+        raise ValueError(f"{path}: [tune] names {sorted(unknown)}, which are no labels of its losses")
     return grid
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.accuracy import plots
 from benchmarks.accuracy.collect import GridResults, read_results
 from benchmarks.accuracy.study import has_quality, reliability_diagram, study_table
-from benchmarks.accuracy.table import class_table, rate_table, summary_table
+from benchmarks.accuracy.table import class_table, rate_table, setting_table, summary_table
 from examples.common.figures import save_figure
 
 PAGE = "README.md"
@@ -76,6 +76,11 @@ def _section(grid: GridResults, folder: Path) -> list[str]:
             "The search: the same score on training images that were held out from it, one seed, by the learning rate. "
             "A best rate at an end of the row may not be the best there is.",
             rate_table(grid),
+        ]
+    if grid.setting_scores:
+        parts += [
+            "The search of settings, at the loss's own rate, on the same images; the runs have the best one.",
+            setting_table(grid),
         ]
     drawn = {"ablation": plots.ablation(grid)}
     if has_quality(grid):

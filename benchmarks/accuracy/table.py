@@ -45,6 +45,19 @@ def rate_table(results: GridResults) -> str:
     return table(["loss", *rates], rows)
 
 
+def setting_table(results: GridResults) -> str:
+    """One row a loss: the score of each setting that was tried on held-out training images, the best one bold."""
+    rows = []
+    for label, scores in results.setting_scores.items():
+        best = max(scores, key=scores.__getitem__)
+        tried = (
+            f"{name}: {f'**{score:.1f}**' if name == best else f'{score:.1f}'}"
+            for name, score in scores.items()
+        )
+        rows.append([label, "; ".join(tried)])
+    return table(["loss", "settings"], rows)
+
+
 def _spread(values: list[float]) -> str:
     if any(map(math.isnan, values)):
         return "–"
