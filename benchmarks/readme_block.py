@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS_PAGE = ROOT / "docs" / "results.md"
+CHOOSING_PAGE = ROOT / "docs" / "choosing.md"
 SPEED_PAGE = ROOT / "docs" / "speed.md"
 
 

@@ -6,16 +6,20 @@ import pytest
 
 pytest.importorskip("torchmetrics")
 
-from benchmarks.accuracy.readme import results_block, summary_block
+from benchmarks.accuracy.readme import readme_block, results_block, study_block
 from benchmarks.papers.lines import Line
 from benchmarks.papers.readme import papers_block
-from benchmarks.readme_block import README, RESULTS_PAGE, fill
+from benchmarks.readme_block import CHOOSING_PAGE, README, RESULTS_PAGE, fill
 
 
 def test_the_results_are_up_to_date() -> None:
-    for page, block in ((README, summary_block()), (RESULTS_PAGE, results_block())):
+    for page, name, block in (
+        (README, "results", readme_block()),
+        (RESULTS_PAGE, "results", results_block()),
+        (CHOOSING_PAGE, "study", study_block()),
+    ):
         text = page.read_text()
-        assert fill(text, "results", block) == text, "run: python -m benchmarks.accuracy.readme"
+        assert fill(text, name, block) == text, "run: python -m benchmarks.accuracy.readme"
 
 
 def test_the_papers_block_is_up_to_date() -> None:

@@ -18,7 +18,7 @@ from benchmarks.accuracy.pool import RunError, run_all
 from benchmarks.accuracy.predictions import predictions_figure
 from benchmarks.accuracy.report import write_report
 from benchmarks.accuracy.search import rate_grids, tuned, tuning_runs, with_own_rates
-from benchmarks.accuracy.summary import write_summary
+from benchmarks.accuracy.summary import RESULTS, STUDIES, write_summary
 from benchmarks.accuracy.table import summary_table
 from examples.common.camvid import read_description
 from examples.common.figures import save_figure
@@ -88,7 +88,8 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _summary(options: argparse.Namespace) -> None:
-    print(f"the summary: {write_summary(options.results, options.out)}")
+    paths = options.results or [path for name in STUDIES if (path := RESULTS / f"{name}.json").is_file()]
+    print(f"the summary: {write_summary(paths, options.out.absolute())}")
 
 
 def _run_and_show(name: str, options: argparse.Namespace) -> None:
@@ -183,10 +184,10 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     summary = commands.add_parser("summary", help="which loss wins where, from result files")
-    summary.add_argument("results", type=Path, nargs="+", help="result files (GRID.json)")
     summary.add_argument(
-        "--out", type=Path, required=True, help="folder of the page, beside those of the results"
+        "results", type=Path, nargs="*", help="result files (those of the committed studies)"
     )
+    summary.add_argument("--out", type=Path, default=RESULTS / "study", help="folder of the page")
     summary.set_defaults(command=_summary)
     return parser
 

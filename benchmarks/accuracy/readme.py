@@ -1,12 +1,14 @@
-"""The results of the project's README and of docs/results.md, from the committed result files."""
+"""The results of the project's README, of docs/results.md and of docs/choosing.md, from the committed result files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.accuracy.collect import read_results
+from benchmarks.accuracy.collect import GridResults, read_results
+from benchmarks.accuracy.summary import HOW_TO_READ, of, studies
+from benchmarks.accuracy.summary import summary_table as lead_table
 from benchmarks.accuracy.table import summary_table
-from benchmarks.readme_block import README, RESULTS_PAGE, update
+from benchmarks.readme_block import CHOOSING_PAGE, README, RESULTS_PAGE, update
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("benchmarks/results/camvid-small")
@@ -14,8 +16,24 @@ ON_GPU = Path("benchmarks/results/camvid-gpu")
 CRACKS = Path("benchmarks/results/cracks")
 
 
-def summary_block(folder: Path = ROOT / RESULTS) -> str:
-    """The comparison's table, and the long runs'."""
+def study_block() -> str:
+    """Every loss's lead over cross-entropy in all studies, and what these are."""
+    grids = studies()
+    return "\n\n".join([HOW_TO_READ, lead_table(grids), _what(grids)])
+
+
+def readme_block() -> str:
+    """The same of the losses that most studies have."""
+    grids = studies()
+    return "\n\n".join([HOW_TO_READ, lead_table(grids, at_least=len(grids) - 1), _what(grids)])
+
+
+def _what(grids: list[GridResults]) -> str:
+    return "\n".join(f"- `{grid.name}`: {of(grid)}" for grid in grids)
+
+
+def _camvid(folder: Path) -> str:
+    """CamVid's comparison, and its long runs."""
     small = [
         read_results(path) for name in ("compare", "long") if (path := folder / f"{name}.json").is_file()
     ]
@@ -33,7 +51,7 @@ def summary_block(folder: Path = ROOT / RESULTS) -> str:
 def results_block(folder: Path = ROOT / RESULTS, on_gpu: Path = ROOT / ON_GPU) -> str:
     """The same, the GPU's table where there is one, one plot, and where the rest is."""
     parts = [
-        summary_block(folder),
+        _camvid(folder),
         f"![IoU gained over cross-entropy, by class](../{RESULTS.as_posix()}/plots/compare_gain_over_ce.png)",
         f"Every class, the ablations and how the runs were made: `{RESULTS.as_posix()}/README.md`.",
     ]
@@ -42,7 +60,7 @@ def results_block(folder: Path = ROOT / RESULTS, on_gpu: Path = ROOT / ON_GPU) -
         results = read_results(path)
         page = f"every class in `{ON_GPU.as_posix()}/README.md`"
         parts += [f"{results.title}, on {results.device} ({results.tf32}); {page}:", summary_table(results)]
-    return "\n\n".join([*parts, *_cracks(ROOT / CRACKS / "compare_binary.json")])
+    return "\n\n".join([*parts, *_cracks(ROOT / CRACKS / "study_cracks.json")])
 
 
 def _cracks(path: Path) -> list[str]:
@@ -52,11 +70,12 @@ def _cracks(path: Path) -> list[str]:
     page = f"curves, pictures and how to read them in `{CRACKS.as_posix()}/README.md`"
     return [
         f"Cracks in asphalt (CrackForest), {100 * results.shares[1]:.2g} % of the pixels, one logit, "
-        f"{results.recipe['training']['iterations']} steps, on {results.device}; {page}:",
+        f"{results.recipe['training']['iterations']} steps, each loss at its own rate, on {results.device}; {page}:",
         summary_table(results),
     ]
 
 
 if __name__ == "__main__":
-    update(README, "results", summary_block())
+    update(README, "results", readme_block())
     update(RESULTS_PAGE, "results", results_block())
+    update(CHOOSING_PAGE, "study", study_block())
