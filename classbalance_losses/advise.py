@@ -95,13 +95,13 @@ def advice(labels: Labels) -> str:
         f"start from:    {rule.start}",
         f"measured:      {rule.measured}",
         f"watch:         {rule.watch}",
-        f"all of it:     {rule.where}, docs/choosing.md",
+        f"all of it:     {rule.where} and docs/choosing.md, in the repository",
     ]
     return "\n".join(lines)
 
 
 def labels_of(options: argparse.Namespace) -> Labels:
-    """Count the folder; two classes, one of which has a pixel, are an object and what is left."""
+    """Count the folder; of two classes the second is an object, and the first what is left."""
     statistics, names = count_folder(options)
     if options.task != MULTICLASS:
         shares = LabelSummary(options.task, statistics, names, None).shares()
