@@ -12,7 +12,7 @@ from test_stats import save_png
 pytest.importorskip("matplotlib", reason="the studies' code draws")
 
 from benchmarks.accuracy.collect import read_results
-from benchmarks.accuracy.study import baseline_of, paired_difference
+from benchmarks.accuracy.study import baseline_of, paired_difference, study_table
 from classbalance_losses import advise
 from classbalance_losses.advise import RULES, Labels, advice
 
@@ -49,6 +49,13 @@ def test_the_first_rule_that_applies(task: str, shares: list[float], rule: int) 
 
 
 def test_the_numbers_are_those_of_the_results() -> None:
+    said = RULES[0].measured
+    assert f"IoU {lead('cracks/study_cracks', 'DyCE')} points over cross-entropy after 200 steps" in said
+    assert f"{lead('cracks/study_cracks', 'DyCE + Dice')} with DiceLoss" in said
+    assert f"by frequency lost {lead('cracks/study_cracks', 'weighted BCE').removeprefix('-')}" in said
+    table = study_table(read_results(RESULTS / "cracks/study_cracks.json"))
+    shares = {row.split("|")[1].strip(): float(row.split("|")[5]) for row in table.splitlines()[2:]}
+    assert f"{shares['DyCE']:.1f} times the object, or {shares['DyCE + Dice']:.1f} with" in RULES[0].watch
     said = RULES[1].measured
     assert f"{lead('camvid-small/compare', 'DyCE')} points over cross-entropy after 300 steps" in said
     assert f"{lead('camvid-small/long', 'DyCE')} after 1500" in said

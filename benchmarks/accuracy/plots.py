@@ -83,7 +83,7 @@ def precision_against_recall(results: GridResults) -> Figure:
     name = results.classes[1]
     axes.set(xlabel=f"recall of {name}, %", ylabel=f"precision of {name}, %", xlim=(0, 100), ylim=(0, 100))
     axes.set_title(f"{results.title}: {results.tests[0]}, a point a seed")
-    axes.legend(fontsize=8, loc="lower left")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 

@@ -99,7 +99,7 @@ def reliability_diagram(results: GridResults) -> Figure:
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set(xlabel=f"probability of {name}", ylabel=f"share of pixels that are {name}")
     axes.set_title(f"{results.title}: {results.tests[0]}")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
