@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     for whole in _grids(options):
-        rates, settings = known_scores(options.out / f"{whole.name}.json")
+        rates, settings = known_scores(whole, options.out)
         grid = tuned(with_own_rates(whole, options.runs, rates), options.runs, settings)
         path = collect(grid, options.runs, options.out)
         if path is None:
@@ -120,7 +120,7 @@ def _run_grids(grids: Sequence[Grid], options: argparse.Namespace) -> None:
         if grid.data not in checked:
             load_data(grid.data, options.data, options.runs)
             checked.append(grid.data)
-    known = [known_scores(options.out / f"{grid.name}.json") if options.out else ({}, {}) for grid in grids]
+    known = [known_scores(grid, options.out) if options.out else ({}, {}) for grid in grids]
     pairs = [(grid, rates) for grid, (rates, _) in zip(grids, known, strict=True)]
 
     def carry_out(configs: Iterable[RunConfig]) -> None:

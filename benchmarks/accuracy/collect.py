@@ -211,12 +211,18 @@ def read_results(path: Path) -> GridResults:
     )
 
 
-def known_scores(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """The scores of the searches, of rates and of settings, in a file that `collect` wrote; none without a file."""
-    if not path.is_file():
-        return {}, {}
-    results = read_results(path)
-    return results.rate_scores, results.setting_scores
+def known_scores(grid: Grid, out: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """The scores of the searches, of rates and of settings, in the grid's file in `OUT`, or its origin's.
+
+    None without a file.
+    """
+    known: tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]] = ({}, {})
+    for name in filter(None, (grid.origin, grid.name)):
+        path = out / f"{name}.json"
+        if path.is_file():
+            results = read_results(path)
+            known = known[0] | results.rate_scores, results.setting_scores
+    return known
 
 
 def _thinned(path: Path) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ class Grid:
     # Of some labels, keywords that are tried beside the loss's own, and the score of each by what files call it.
     tune: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
     setting_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    origin: str | None = None  # the grid that its losses, and their search, are of
 
     def runs(self) -> list[tuple[str, RunConfig]]:
         """Every run with its label: all losses of the first seed, then of the next."""
@@ -101,9 +102,11 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
     """
     path, content = read_named(str(path), GRIDS, "grid")
     try:
-        entries = _losses(content)
-        labels = tuple(entry["label"] for entry in entries)
-        losses = tuple({"name": entry["name"], "kwargs": entry.get("kwargs", {})} for entry in entries)
+        content = _with_origin(content)
+        labels = tuple(entry["label"] for entry in content["loss"])
+        losses = tuple(
+            {"name": entry["name"], "kwargs": entry.get("kwargs", {})} for entry in content["loss"]
+        )
         grid = Grid(
             name=path.stem,
             title=content["title"],
@@ -117,6 +120,7 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
             device=device,
             search=_search(content),
             tune=content.get("tune", {}),
+            origin=content.get("losses_of", {}).get("grid"),
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
@@ -130,14 +134,15 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
     return grid
 
 
-def _losses(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables of the losses, its own or some of another grid's: `losses_of = { grid = NAME, labels = [...] }`."""
+def _with_origin(content: dict[str, Any]) -> dict[str, Any]:
+    """A grid's content, with losses and the search of another one: `losses_of = { grid = NAME, labels = [...] }`."""
     if "losses_of" not in content:
-        entries: list[dict[str, Any]] = content["loss"]
-        return entries
+        return content
     _, other = read_named(content["losses_of"]["grid"], GRIDS, "grid")
     by_label = {entry["label"]: entry for entry in other["loss"]}
-    return [by_label[label] for label in content["losses_of"]["labels"]]
+    losses = [by_label[label] for label in content["losses_of"]["labels"]]
+    search = {"iterations": other["training"]["iterations"]} | other["search"]
+    return content | {"loss": losses, "search": search}
 
 
 def _search(content: Mapping[str, Any]) -> Search | None:
