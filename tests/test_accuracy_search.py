@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("matplotlib", reason="the plots need the extra [plot]")
 
 from benchmarks.accuracy import __main__ as command_line
-from benchmarks.accuracy.collect import read_results
+from benchmarks.accuracy.collect import known_scores, read_results
 from benchmarks.accuracy.data import load_data, spoilt
 from benchmarks.accuracy.grid import Grid, load_grid
 from benchmarks.accuracy.run import METRICS, write_json
@@ -20,6 +20,8 @@ from benchmarks.accuracy.search import main_score, rate_grids, tuned, tuning_run
 from examples.common.stored import StoredImages
 from tests.examples.conftest import camvid_folder  # noqa: F401 (a fixture)
 from tests.test_accuracy_benchmark import TINY
+
+RESULTS = Path(__file__).parents[1] / "benchmarks/results/cracks"
 
 SEARCH = """
 [search]
@@ -122,14 +124,17 @@ def test_grids_of_other_labels_and_lengths_share_the_search(grid: Grid) -> None:
     assert not {config.key for _, config in noisy.runs()} & {config.key for _, config in grid.runs()}
 
 
-def test_the_cracks_grids_share_the_search() -> None:
-    def keys(name: str) -> set[str]:
-        return {
-            config.key for searched in rate_grids(load_grid(name)).values() for _, config in searched.runs()
-        }
+@pytest.mark.parametrize("name", ["tuned", "noise5", "noise20", "long"])
+def test_the_cracks_grids_share_the_search(name: str) -> None:
+    grid, origin = load_grid(f"study_cracks_{name}"), load_grid("study_cracks")
 
-    for name in ("study_cracks_noise5", "study_cracks_noise20", "study_cracks_long"):
-        assert keys(name) < keys("study_cracks")
+    def keys(of: Grid) -> set[str]:
+        return {config.key for searched in rate_grids(of).values() for _, config in searched.runs()}
+
+    assert keys(grid) < keys(origin)
+    rates, _ = known_scores(grid, RESULTS)
+    assert rates == known_scores(origin, RESULTS)[0]
+    assert not any(searched.labels for searched in rate_grids(grid, rates).values())
 
 
 @pytest.mark.parametrize("classes", [2, 9])
