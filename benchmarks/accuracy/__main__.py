@@ -80,7 +80,7 @@ def _report(options: argparse.Namespace) -> None:
         path = collect(grid, options.runs, options.out)
         if path is None:
             print(f"no run of {grid.name} is finished", file=sys.stderr)
-        elif read_results(path).is_binary and len(grid.labels) <= _SIDE_BY_SIDE:
+        elif read_results(path).is_binary and grid.origin is None and len(grid.labels) <= _SIDE_BY_SIDE:
             # The data stay where they are; what the models made of them can be published.
             figure = predictions_figure(grid, options.runs, options.data, shows_data=False)
             if figure is not None:
