@@ -80,9 +80,12 @@ def summary_table(grids: Sequence[GridResults], at_least: int = 1) -> str:
 
 
 def gain_against_share(grids: Sequence[GridResults]) -> Figure:
-    """IoU that each class gains over cross-entropy against its share of the training pixels; a colour a loss."""
+    """IoU that each class gains over cross-entropy against its share of the training pixels; a colour a loss.
+
+    Grids with wrong labels are left out: their shares are not those of the data.
+    """
     found: dict[str, list[tuple[float, float]]] = {}
-    for grid in grids:
+    for grid in (grid for grid in grids if "label_noise" not in grid.recipe.get("data", {})):
         base = grid.class_iou(str(baseline_of(grid)), grid.tests[0])
         for label in grid.labels:
             iou = grid.class_iou(label, grid.tests[0])
