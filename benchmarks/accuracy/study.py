@@ -49,6 +49,11 @@ def verdict(difference: float, half: float) -> str:
     return "wins" if difference > 0 else "loses"
 
 
+def lead_text(difference: float, half: float) -> str:
+    """A difference and half its interval, if it has one."""
+    return f"{difference:+.1f}" if math.isnan(half) else f"{difference:+.1f} ± {half:.1f}"
+
+
 def study_table(results: GridResults) -> str:
     """One row a loss: difference to cross-entropy, probabilities, boundaries, and steps to cross-entropy's final score.
 
@@ -74,7 +79,7 @@ def study_table(results: GridResults) -> str:
         rows.append(
             [
                 label,
-                "" if is_base else f"{difference:+.1f} ± {half:.1f}",
+                "" if is_base else lead_text(difference, half),
                 "" if is_base else verdict(difference, half),
                 f"{100 * _mean_of(results, label, _calibration):.2f} %",
                 f"{_mean_of(results, label, _share_ratio):.2f}",

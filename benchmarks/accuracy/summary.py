@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.accuracy.collect import GridResults, read_results
 from benchmarks.accuracy.plots import BASELINES, colors_of
 from benchmarks.accuracy.report import PAGE
-from benchmarks.accuracy.study import baseline_of, paired_difference, verdict
+from benchmarks.accuracy.study import baseline_of, lead_text, paired_difference, verdict
 from benchmarks.speed.table import table
 from examples.common.figures import save_figure
 
@@ -114,9 +114,8 @@ def _cell(grid: GridResults, name: str) -> str:
     if label is None:
         return ""
     difference, half = paired_difference(grid, label, str(baseline_of(grid)))
-    text = f"{difference:+.1f} ± {half:.1f}" if not math.isnan(half) else f"{difference:+.1f}"
     mark = {"wins": "**", "loses": "*", "tie": ""}[verdict(difference, half)]
-    return f"{mark}{text}{mark}"
+    return f"{mark}{lead_text(difference, half)}{mark}"
 
 
 def of(grid: GridResults) -> str:
