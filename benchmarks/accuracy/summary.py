@@ -21,7 +21,12 @@ from examples.common.figures import save_figure
 RESULTS = Path(__file__).parents[1] / "results"
 STUDIES = (
     *("camvid-small/compare", "camvid-small/long"),
-    *("cracks/study_cracks", "cracks/study_cracks_long", "cracks/study_cracks_noise20"),
+    *(
+        "cracks/study_cracks",
+        "cracks/study_cracks_long",
+        "cracks/study_cracks_gpu",
+        "cracks/study_cracks_noise20",
+    ),
 )
 
 # One logit's names of what other grids call otherwise.
