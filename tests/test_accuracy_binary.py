@@ -27,6 +27,7 @@ from benchmarks.accuracy.table import summary_table
 from classbalance_losses import SumLoss
 from tests.examples.conftest import camvid_folder  # noqa: F401 (a fixture)
 
+STUDY = load_grid("study_cracks")
 REAL_CRACKS = Path(os.environ.get("CRACKS", "../shared/data/cracks"))
 
 TINY = """
@@ -104,9 +105,8 @@ def test_two_classes_are_one_logit(tiny, cracks, tmp_path):
     assert total.losses[0].omega == 0.25
 
 
-@pytest.mark.parametrize("number", range(19))
-def test_every_contender_leaves_out_what_is_ignored(number, tiny, cracks, tmp_path):
-    spec = load_grid("study_cracks").losses[number]
+@pytest.mark.parametrize("spec", STUDY.losses, ids=STUDY.labels)
+def test_every_contender_leaves_out_what_is_ignored(spec, tiny, cracks, tmp_path):
     if "." in spec["name"]:
         pytest.importorskip(spec["name"].split(".")[0])
     data = load_data(tiny.data, cracks, tmp_path)

@@ -90,7 +90,12 @@ class Grid:
 
     def _training(self, label: str) -> dict[str, Any]:
         scores = self.rate_scores.get(label)
-        return self.training | ({"max_lr": float(max(scores, key=scores.__getitem__))} if scores else {})
+        return self.training | ({"max_lr": float(best_of(scores))} if scores else {})
+
+
+def best_of(scores: Mapping[str, float]) -> str:
+    """What has the highest score."""
+    return max(scores, key=scores.__getitem__)
 
 
 def load_grid(path: str | Path, device: str = "cpu") -> Grid:

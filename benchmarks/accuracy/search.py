@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.grid import Grid, RunConfig
+from benchmarks.accuracy.grid import Grid, RunConfig, best_of
 from benchmarks.accuracy.run import is_finished, read_metrics
 
 Known = Mapping[str, Mapping[str, float]]  # label -> rate -> score, of runs that were made elsewhere
@@ -101,11 +101,6 @@ def tuned(grid: Grid, runs: Path, known: Known | None = None) -> Grid:
             scores[name] = score
     scores = {label: scores for label, scores in tried.items() if label in best}
     return replace(grid, labels=tuple(best), losses=tuple(best.values()), setting_scores=scores)
-
-
-def best_of(scores: Mapping[str, float]) -> str:
-    """What has the highest score."""
-    return max(scores, key=scores.__getitem__)
 
 
 def _score(config: RunConfig, runs: Path) -> float:

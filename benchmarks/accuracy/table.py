@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from benchmarks.accuracy.collect import GridResults, mean_and_std
+from benchmarks.accuracy.grid import best_of
 from benchmarks.speed.table import table
 
 
@@ -40,7 +41,7 @@ def rate_table(results: GridResults) -> str:
     rates = list(dict.fromkeys(rate for scores in results.rate_scores.values() for rate in scores))
     rows = []
     for label, scores in results.rate_scores.items():
-        best = max(scores, key=scores.__getitem__)
+        best = best_of(scores)
         rows.append([label, *(f"**{scores[r]:.1f}**" if r == best else f"{scores[r]:.1f}" for r in rates)])
     return table(["loss", *rates], rows)
 
@@ -49,7 +50,7 @@ def setting_table(results: GridResults) -> str:
     """One row a loss: the score of each setting that was tried on held-out training images, the best one bold."""
     rows = []
     for label, scores in results.setting_scores.items():
-        best = max(scores, key=scores.__getitem__)
+        best = best_of(scores)
         tried = (
             f"{name}: {f'**{score:.1f}**' if name == best else f'{score:.1f}'}"
             for name, score in scores.items()
