@@ -71,6 +71,11 @@ def plain(input: Tensor, of: Labels) -> tuple[Tensor, Tensor]:
     return torch.where(keep, loss, 0), torch.where(keep, error, 0).detach()
 
 
+def exponential_error(exponent: Tensor) -> Tensor:
+    """The most by which e^−exponent may be off, over its value: it is a power of 2, whose exponent has been rounded."""
+    return 1e-6 + exponent.double().abs() * torch.finfo(torch.float32).eps
+
+
 def with_vector(form: Form, change: Callable[[Tensor], Tensor]) -> Form:
     """The form with another vector in the place of its own, if it has one."""
     kind: Callable[..., Form] = type(form)

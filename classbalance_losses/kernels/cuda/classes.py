@@ -254,7 +254,7 @@ def _weighted_launches(pixels: int, num_classes: int, ignore_index: int) -> tupl
 def join_of(parts: int) -> Launch:
     """Return what adds up parts of weighted sums, and divides."""
     block = min(max(triton.next_power_of_2(parts), _PARTS), _JOINED)
-    return Launch(kernels.join_weighted, 1, (parts,), (block,), num_warps=block // 256)
+    return Launch(kernels.join_weighted, 1, (parts,), (block,), num_warps=max(block // 256, 1))
 
 
 def new_sums(value: Tensor, *_: object) -> Tensor:

@@ -73,20 +73,22 @@ def _kernel(
     top = tl.max(tl.where(part, u, float("-inf")), 0)
     nothing = tl.sum(tl.where(part, u * 0.0, 0.0), 0)  # or NaN
     u -= top
+    # Read again from here: a program that makes it anew of other lanes may round it otherwise, and not find itself.
+    tl.store(weight_ptr + lane, tl.where(part, u, float("-inf")), mask=exists)
+    tl.debug_barrier()
     total = tl.sum(tl.where(part, 1.0, 0.0), 0)
     sums = tl.zeros((block,), tl.float32)
     count = tl.zeros((block,), tl.float32)
     for k in range(num_classes):
-        other, other_is_there = _point(squared_ptr + k, number_ptr + k, True, divisor, by_number)
-        if present:
-            other = tl.where(other_is_there, other, float("-inf"))
-        is_above = other - top >= u
-        sums += tl.where(is_above, other - top, 0.0)
+        other = tl.load(weight_ptr + k)
+        is_above = other >= u
+        sums += tl.where(is_above, other, 0.0)
         count += tl.where(is_above, 1.0, 0.0)
     tau = tl.max(tl.where(part, (sums - total) / tl.maximum(count, 1.0), float("-inf")), 0)
     weight = tl.maximum(u - tau, 0.0) + nothing
     if present:
         weight = tl.where(is_there, weight, 1.0)
+    tl.debug_barrier()
     tl.store(weight_ptr + lane, weight, mask=exists)
 
 
