@@ -34,7 +34,7 @@ def build_loss(spec: dict[str, Any], data: BenchmarkData) -> nn.Module:
     if kwargs.get("pos_weight") == "counts":
         kwargs["pos_weight"] = counts[0] / counts[1]
     if "." in name:
-        return OneLogit(_of_package(name)(**kwargs), data.ignore_index)
+        return _peer(name, kwargs, data)
     owner = nn if name == "CrossEntropyLoss" else classbalance_losses
     if not hasattr(owner, name):
         raise ValueError(f"classbalance_losses has no loss {name!r}")
@@ -65,6 +65,40 @@ class OneLogit(nn.Module):
             torch.where(valid, input, _SURELY_ABSENT), mask if self.has_channel else mask[:, 0]
         )
         return loss
+
+
+class OfValidPixels(nn.Module):
+    """A loss of many classes that ignores nothing, of each image's pixels that count, and the mean over images.
+
+    Args:
+        loss: of logits (1, C, M, 1) and labels (1, 1, M, 1); kornia's takes (1, M, 1).
+        ignore_index: the label of pixels to ignore.
+    """
+
+    def __init__(self, loss: nn.Module, ignore_index: int) -> None:
+        super().__init__()
+        self.loss, self.ignore_index = loss, ignore_index
+        self.has_channel = not type(loss).__module__.startswith("kornia")
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (N, C, H, W) and labels (N, H, W), of which each image has some that count."""
+        losses = []
+        for logits, labels in zip(input, target, strict=True):
+            valid = labels != self.ignore_index
+            mask = labels[valid].view(1, -1, 1)
+            losses.append(
+                self.loss(logits[:, valid][None, ..., None], mask[:, None] if self.has_channel else mask)
+            )
+        return torch.stack(losses).mean()
+
+
+def _peer(name: str, kwargs: dict[str, Any], data: BenchmarkData) -> nn.Module:
+    kind = _of_package(name)
+    if data.task == "binary":
+        return OneLogit(kind(**kwargs), data.ignore_index)
+    if name.startswith("torch."):
+        return kind(**kwargs, ignore_index=data.ignore_index)
+    return OfValidPixels(kind(**kwargs), data.ignore_index)
 
 
 def _of_package(name: str) -> Callable[..., nn.Module]:

@@ -86,14 +86,13 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
 
 def scores_entry(scores: Scores) -> dict[str, Any]:
     """Scores as plain data; None stands for the IoU of a class that does not occur."""
-    entry = {
+    return {
         "mean_iou": scores.mean_iou,
         "iou": _or_none(scores.iou),
+        "precision": _or_none(scores.precision),
+        "recall": _or_none(scores.recall),
         "pixel_accuracy": scores.pixel_accuracy,
     }
-    if len(scores.iou) == 2:
-        entry |= {"precision": _or_none(scores.precision), "recall": _or_none(scores.recall)}
-    return entry
 
 
 def _or_none(values: tuple[float, ...]) -> list[float | None]:
