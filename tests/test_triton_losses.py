@@ -200,7 +200,7 @@ def test_in_a_whole_graph(case: Case) -> None:
 def test_a_sum_in_a_whole_graph() -> None:
     """With all that its pass may be asked for."""
     torch.compiler.reset()
-    loss = DyCELoss() + DualFocalLoss() + 0.5 * DiceLoss() + GBWLoss()
+    loss = (DyCELoss() + DualFocalLoss() + 0.5 * DiceLoss() + GBWLoss()).to(DEVICE)
     here = sample(2, shape=(2, 5, 7), dtype=torch.float32).leaf()
     on_device = there(here)
     compiled = torch.compile(lambda x: loss(x, on_device.target), fullgraph=True, backend="aot_eager")
