@@ -16,16 +16,20 @@ pytest.importorskip("matplotlib", reason="the plots need the extra [plot]")
 from benchmarks.accuracy import __main__ as command_line
 from benchmarks.accuracy import plots, pool
 from benchmarks.accuracy.collect import GridResults, collect, read_results
+from benchmarks.accuracy.cost import cost_path, measure_cost
 from benchmarks.accuracy.data import load_data
 from benchmarks.accuracy.grid import GRIDS, Grid, RunConfig, load_grid
+from benchmarks.accuracy.losses import build_loss
 from benchmarks.accuracy.predictions import predictions_figure
 from benchmarks.accuracy.report import write_report
-from benchmarks.accuracy.run import METRICS, build_loss, execute, is_finished
+from benchmarks.accuracy.run import METRICS, execute, is_finished, write_json
 from benchmarks.accuracy.table import class_table, summary_table
 from classbalance_losses import DyCELoss
 from examples.common.figures import save_figure
 from examples.common.streets import Streets
 from tests.examples.conftest import camvid_folder  # noqa: F401 (a fixture)
+
+STUDY = load_grid("study_camvid")
 
 TINY = """
 title = "Tiny"
@@ -74,6 +78,50 @@ def finished(tiny: Grid, tmp_path: Path, camvid_folder: Path) -> Path:  # noqa: 
     for _, config in tiny.runs():
         execute(config, tmp_path / "runs", camvid_folder)
     return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("spec", STUDY.losses, ids=STUDY.labels)
+def test_every_contender_of_many_classes_leaves_out_what_is_ignored(spec, tiny, camvid_folder, tmp_path):  # noqa: F811
+    if "." in spec["name"]:
+        pytest.importorskip(spec["name"].split(".")[0])
+    data = load_data(tiny.data, camvid_folder, tmp_path)
+    data = replace(data, pixel_counts=torch.arange(1, 1 + len(data.classes)))
+    loss = build_loss(spec, data)
+    target = torch.randint(len(data.classes), (2, 8, 8))
+    target[:, :3] = data.ignore_index
+    values = []
+    for left_out in (0.0, 7.0):
+        logits = torch.randn(2, len(data.classes), 8, 8, generator=torch.Generator().manual_seed(1))
+        logits[:, 0, :3] = left_out
+        value = loss(logits.requires_grad_(), target)
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert (gradient[:, :, :3] == 0).all()
+        assert (gradient[:, :, 3:] != 0).any()
+        values.append(value.item())
+    assert values[0] == values[1] > 0
+
+
+@pytest.mark.parametrize("name", ["monai.DiceCELoss", "kornia.LovaszSoftmaxLoss"])
+def test_a_peer_of_whole_images_has_its_own_value(name, tiny, camvid_folder, tmp_path):  # noqa: F811
+    package = pytest.importorskip(f"{name.split('.')[0]}.losses")
+    kwargs = {"softmax": True, "to_onehot_y": True} if "monai" in name else {}
+    data = load_data(tiny.data, camvid_folder, tmp_path)
+    logits, target = torch.randn(2, len(data.classes), 8, 8), torch.randint(len(data.classes), (2, 8, 8))
+    own = getattr(package, name.split(".")[1])(**kwargs)(logits, target.unsqueeze(1) if kwargs else target)
+    torch.testing.assert_close(build_loss({"name": name, "kwargs": kwargs}, data)(logits, target), own)
+
+
+def test_the_page_says_what_a_step_costs(tiny, finished, camvid_folder, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    collect(tiny, finished, out)
+    cost = measure_cost(tiny, camvid_folder, tmp_path, rounds=1)
+    images = 4 * math.prod(cost["batch"])
+    assert all(of["ms"] > 0 and of["peak"] > of["kept"] > images / 2**20 for of in cost["losses"].values())
+    write_json(cost_path(out, tiny.name), cost)
+    page = write_report(out).read_text()
+    assert f"on images {tuple(cost['batch'])}" in page
+    assert f" {cost['losses']['GBW']['ms'] / cost['losses']['CE']['ms']:.2f} |" in page
+    assert "recall, rarest 5" in page
 
 
 def _fake_results(path: Path, name: str, losses: dict[str, dict], iterations: int = 300) -> None:
@@ -142,6 +190,7 @@ def test_every_committed_grid_builds_its_losses(name, tmp_path):
     grid = load_grid(name)
     tiny = {"kind": "streets", "size": [16, 16], "train": 1, "test": 1}
     data = load_data(tiny, None, tmp_path)
+    data = replace(data, pixel_counts=data.pixel_counts.clamp(min=1))  # so small a street lacks some classes
     labels = data.train[0][1][None]
     if grid.data["name"] == "cracks":
         data = replace(data, classes=("asphalt", "crack"), pixel_counts=torch.tensor([98, 2]))

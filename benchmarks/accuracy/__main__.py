@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks.accuracy {demo,compare,run,report,summary}`."""
+"""The command line: `python -m benchmarks.accuracy {demo,compare,run,report,cost,summary}`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.accuracy.collect import collect, known_scores, read_results
+from benchmarks.accuracy.cost import write_cost
 from benchmarks.accuracy.data import load_data
 from benchmarks.accuracy.grid import Grid, RunConfig, load_grid
 from benchmarks.accuracy.pool import RunError, run_all
@@ -86,6 +87,11 @@ def _report(options: argparse.Namespace) -> None:
             if figure is not None:
                 save_figure(figure, options.out / "plots" / f"{grid.name}_predictions.png")
     print(f"tables and plots: {write_report(options.out)}")
+
+
+def _cost(options: argparse.Namespace) -> None:
+    for grid in _grids(options):
+        print(f"costs: {write_cost(grid, options.data, options.runs, options.out)}")
 
 
 def _summary(options: argparse.Namespace) -> None:
@@ -183,6 +189,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("grids", nargs="*", help="grids to collect first; without any, redraw what OUT holds")
     report.add_argument("--out", type=Path, required=True, help="folder of the results and the report")
     report.set_defaults(command=_report)
+
+    cost = commands.add_parser(
+        "cost",
+        parents=[shared, selection],
+        help="time and memory of a step with each loss, beside nothing else",
+    )
+    cost.add_argument("grids", nargs="+", help="names of grids, or paths of TOML files")
+    cost.add_argument("--out", type=Path, required=True, help="folder of the results")
+    cost.set_defaults(command=_cost)
 
     summary = commands.add_parser("summary", help="which loss wins where, from result files")
     summary.add_argument(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.accuracy import plots
 from benchmarks.accuracy.collect import GridResults, read_results
+from benchmarks.accuracy.cost import cost_section
 from benchmarks.accuracy.study import has_quality, reliability_diagram, study_table
 from benchmarks.accuracy.table import class_table, rate_table, setting_table, summary_table
 from examples.common.figures import save_figure
@@ -17,7 +18,8 @@ _STUDY = (
     "a 95 % interval (Student's t); one that holds 0 is a tie. The calibration error is the mean distance, over all "
     "pixels in 15 bins, between a class's probability and how often it is right; predicted / true share is what the "
     "probabilities add up to over the pixels that there are. A boundary is found within 2 pixels. Steps are the median "
-    "over seeds, of the steps at which runs were scored."
+    "over seeds, of the steps at which runs were scored. A class that a run never predicts has no precision, and is "
+    "left out of the mean of the rarest."
 )
 
 
@@ -86,6 +88,7 @@ def _section(grid: GridResults, folder: Path) -> list[str]:
     if has_quality(grid):
         parts += [_STUDY, study_table(grid)]
         drawn["reliability"] = reliability_diagram(grid)
+    parts += cost_section(folder, grid.name)
     if grid.is_binary:
         drawn |= {
             "precision_against_recall": plots.precision_against_recall(grid),

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from benchmarks.accuracy.collect import GridResults, Result
+from benchmarks.accuracy.collect import GridResults, Result, rare_mean
 from benchmarks.accuracy.plots import BASELINES, colors_of
 from benchmarks.accuracy.quality import boundary_f1, calibration_error
 from benchmarks.accuracy.search import main_score
@@ -70,6 +70,7 @@ def study_table(results: GridResults) -> str:
         "predicted / true share",
         "boundary F1",
         f"steps to {base}'s final score",
+        *([] if results.is_binary else ["recall, rarest 5", "precision, rarest 5"]),
     ]
     rows = []
     for label in results.labels:
@@ -85,9 +86,17 @@ def study_table(results: GridResults) -> str:
                 f"{_mean_of(results, label, _share_ratio):.2f}",
                 f"{100 * _mean_of(results, label, _boundary):.1f}",
                 f"{median(steps):.0f}" if math.isfinite(median(steps)) else "–",
+                *([] if results.is_binary else _of_rarest(results, label)),
             ]
         )
     return table(header, rows)
+
+
+def _of_rarest(results: GridResults, label: str) -> list[str]:
+    """Recall and precision of the rarest classes, those left out that a run never predicts, or that never occur."""
+    runs = [run.scores[results.tests[0]] for run in results.of(label)]
+    found = (mean(rare_mean(run[name], results.rare) for run in runs) for name in ("recall", "precision"))
+    return [f"{value:.1f}" if math.isfinite(value) else "–" for value in found]
 
 
 def reliability_diagram(results: GridResults) -> Figure:

@@ -119,30 +119,33 @@ def memory_of(runner: Runner, device: str) -> Memory:
     """One step's memory, as the allocator of the device counts it."""
     runner.clear()
     with runner.contender.context():
-        if device == "cuda":
-            return _cuda_memory(runner)
-        return _cpu_memory(runner)
+        return step_memory(runner.step, device, backward=bool(runner.problem.leaves))
 
 
-def _cuda_memory(runner: Runner) -> Memory:
+def step_memory(step: Step, device: str, *, backward: bool = True) -> Memory:
+    """The memory of a function, and of the backward pass of what it returns."""
+    return (_cuda_memory if device == "cuda" else _cpu_memory)(step, backward)
+
+
+def _cuda_memory(step: Step, has_backward: bool) -> Memory:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    output = runner.step()
+    output = step()
     kept = torch.cuda.memory_allocated() - before
-    if runner.problem.leaves:
+    if has_backward:
         output.backward()
     torch.cuda.synchronize()
     return Memory(kept, torch.cuda.max_memory_allocated() - before)
 
 
-def _cpu_memory(runner: Runner) -> Memory:
+def _cpu_memory(step: Step, has_backward: bool) -> Memory:
     """Replay the profiler's record of every allocation and release."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as forward:
-        output = runner.step()
+        output = step()
     changes = _changes(forward)
     kept = sum(changes)
-    if runner.problem.leaves:
+    if has_backward:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as backward:
             output.backward()
         changes += _changes(backward)
