@@ -56,6 +56,8 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
             splits `tests` of the folder beside the held-out streets. With `held_out` = n one training image of n, the
             last of each n, is taken out of training and is the test set. With `label_noise` = r a share r of the
             training pixels of the five rarest classes, of two classes the second, get another label, always the same.
+            Of streets, with `dilute = { class = NAME, images = m, pool = n }` m of the `train` images have that
+            class, and the others have not: the first such ones of n that are rendered.
         folder: where the CamVid-layout folder is; streets alone need none.
         cache: a folder for rendered streets.
 
@@ -72,7 +74,10 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
         camvid = CamVid(_given(folder), config["train"])
         train, classes, ignore_index = camvid, camvid.classes, camvid.ignore_index
     else:
-        train = _streets(config["train"], config["size"], 0, cache)
+        dilute = config.get("dilute", {})
+        train = _streets(dilute.get("pool", config["train"]), config["size"], 0, cache)
+        if dilute:
+            train = diluted(train, Streets.classes.index(dilute["class"]), dilute["images"], config["train"])
         tests["streets" if tests else "test"] = _streets(config["test"], config["size"], 1, cache)
         classes, ignore_index = Streets.classes, Streets.ignore_index
         for name, test in tests.items():
@@ -96,6 +101,21 @@ def spoilt(data: StoredImages, share: float, counts: Tensor) -> StoredImages:
     flipped = torch.isin(data.labels, rare) & (torch.rand(data.labels.shape, generator=draw) < share)
     other = data.labels + torch.randint(1, classes, data.labels.shape, generator=draw, dtype=torch.uint8)
     return StoredImages(data.images, torch.where(flipped, other % classes, data.labels))
+
+
+def diluted(data: StoredImages, of: int, number: int, length: int) -> StoredImages:
+    """As many images, of which a number has a class: the first with it and the first without, in their order.
+
+    Raises:
+        ValueError: there are too few of either.
+    """
+    has = (data.labels == of).flatten(1).any(1)
+    taken = (has & (has.cumsum(0) <= number)) | (~has & ((~has).cumsum(0) <= length - number))
+    if int((has & taken).sum()) < number or int(taken.sum()) < length:
+        raise ValueError(
+            f"{len(data)} images are too few: {int(has.sum())} have class {of}, of {length} {number} shall"
+        )
+    return StoredImages(data.images[taken], data.labels[taken])
 
 
 def _counts(data: StoredImages, num_classes: int, ignore_index: int) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.accuracy import plots
 from benchmarks.accuracy.collect import GridResults, read_results
 from benchmarks.accuracy.cost import cost_section
+from benchmarks.accuracy.dial import dial_plot, dial_section, dials
 from benchmarks.accuracy.study import has_quality, reliability_diagram, study_table
 from benchmarks.accuracy.table import class_table, rate_table, setting_table, summary_table
 from examples.common.figures import save_figure
@@ -37,6 +38,9 @@ def write_report(folder: Path) -> Path:
     notes = folder / NOTES
     if notes.is_file():
         parts.append(notes.read_text().strip())
+    if len(dialled := dials(grids)) > 1:
+        save_figure(dial_plot(dialled), folder / "plots" / "dial.png")
+        parts += [*dial_section(dialled), "![the dial](plots/dial.png)"]
     for grid in grids:
         parts += _section(grid, folder)
     curves = plots.learning_curves([grid for grid in grids if plots.varied_keyword(grid) is None])

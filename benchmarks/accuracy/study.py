@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import mean, median, stdev
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -25,14 +26,15 @@ def baseline_of(results: GridResults) -> str | None:
     return next((label for label in BASELINES if label in results.labels), None)
 
 
-def paired_difference(results: GridResults, label: str, other: str) -> tuple[float, float]:
-    """The mean difference of two losses' main scores over the seeds of both, and half its 95 % interval (Student's t).
+def paired_difference(
+    results: GridResults, label: str, other: str, score: Callable[[Mapping[str, Any]], float] = main_score
+) -> tuple[float, float]:
+    """The mean difference of two losses' scores over the seeds of both, and half its 95 % interval (Student's t).
 
     The seeds are pairs: same initial weights, same batches. Of fewer than two the interval is NaN.
     """
     scores = [
-        {run.seed: main_score(run.scores[results.tests[0]]) for run in results.of(name)}
-        for name in (label, other)
+        {run.seed: score(run.scores[results.tests[0]]) for run in results.of(name)} for name in (label, other)
     ]
     difference = [scores[0][seed] - scores[1][seed] for seed in sorted(scores[0].keys() & scores[1].keys())]
     number = len(difference)
@@ -52,6 +54,12 @@ def verdict(difference: float, half: float) -> str:
 def lead_text(difference: float, half: float) -> str:
     """A difference and half its interval, if it has one."""
     return f"{difference:+.1f}" if math.isnan(half) else f"{difference:+.1f} ± {half:.1f}"
+
+
+def marked(difference: float, half: float) -> str:
+    """The same in bold where it wins, and in italics where it loses."""
+    mark = {"wins": "**", "loses": "*", "tie": ""}[verdict(difference, half)]
+    return f"{mark}{lead_text(difference, half)}{mark}"
 
 
 def study_table(results: GridResults) -> str:

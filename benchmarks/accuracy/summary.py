@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.accuracy.collect import GridResults, read_results
 from benchmarks.accuracy.plots import BASELINES, colors_of
 from benchmarks.accuracy.report import PAGE
-from benchmarks.accuracy.study import baseline_of, lead_text, paired_difference, verdict
+from benchmarks.accuracy.study import baseline_of, marked, paired_difference
 from benchmarks.speed.table import table
 from examples.common.figures import save_figure
 
@@ -119,8 +119,7 @@ def _cell(grid: GridResults, name: str) -> str:
     if label is None:
         return ""
     difference, half = paired_difference(grid, label, str(baseline_of(grid)))
-    mark = {"wins": "**", "loses": "*", "tie": ""}[verdict(difference, half)]
-    return f"{mark}{lead_text(difference, half)}{mark}"
+    return marked(difference, half)
 
 
 def of(grid: GridResults) -> str:
