@@ -20,7 +20,7 @@ from examples.common.figures import save_figure
 
 RESULTS = Path(__file__).parents[1] / "results"
 STUDIES = (
-    *("camvid-small/compare", "camvid-small/long"),
+    *("camvid-small/compare", "camvid-small/long", "camvid-small/study_camvid"),
     *(
         "cracks/study_cracks",
         "cracks/study_cracks_long",
@@ -29,8 +29,18 @@ STUDIES = (
     ),
 )
 
-# One logit's names of what other grids call otherwise.
-_SAME = {"BCE": "CE", "weighted BCE": "WCE", "dual cross-entropy": "dual CE"}
+# One logit's names of what other grids call otherwise, and what both are here.
+_SAME = {
+    "BCE": "CE",
+    "weighted BCE": "WCE",
+    "weighted BCE, root": "WCE, root",
+    "dual cross-entropy": "dual CE",
+    "Dice + BCE": "Dice + CE",
+    "torch BCE, pos_weight": "torch, weighted",
+    "torch CE, weight": "torch, weighted",
+    "kornia Lovász hinge": "kornia Lovász",
+    "kornia Lovász-softmax": "kornia Lovász",
+}
 _DRAWN = 6  # losses that most grids have
 
 
