@@ -59,12 +59,14 @@ def test_the_numbers_are_those_of_the_results() -> None:
     said = RULES[1].measured
     assert f"{lead('camvid-small/compare', 'DyCE')} points over cross-entropy after 300 steps" in said
     assert f"{lead('camvid-small/long', 'DyCE')} after 1500" in said
+    own = [lead("camvid-small/study_camvid", name) for name in ("DyCE", "DyCE + Dice", "WCE, root")]
+    assert f"DyCELoss {own[0]}, with DiceLoss {own[1]}, weights by the root {own[2]}" in said
 
 
 def test_frequent_classes_gain_nothing() -> None:
-    """What is said of classes with 5 % of the pixels and more, by every loss of both grids."""
+    """What is said of classes with 5 % of the pixels and more, by every loss of the three grids."""
     gains = []
-    for name in ("compare", "long"):
+    for name in ("compare", "long", "study_camvid"):
         results = read_results(RESULTS / f"camvid-small/{name}.json")
         base = np.array(results.class_iou("CE", results.tests[0]))
         frequent = np.array(results.shares) >= 0.05

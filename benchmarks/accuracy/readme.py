@@ -25,7 +25,7 @@ def study_block() -> str:
 def readme_block() -> str:
     """The same of the losses that most studies have."""
     grids = studies()
-    return "\n\n".join([HOW_TO_READ, lead_table(grids, at_least=len(grids) - 1), _what(grids)])
+    return "\n\n".join([HOW_TO_READ, lead_table(grids, at_least=len(grids) - 2), _what(grids)])
 
 
 def _what(grids: list[GridResults]) -> str:
