@@ -44,18 +44,22 @@ def build_loss(spec: dict[str, Any], data: BenchmarkData) -> nn.Module:
     return loss
 
 
-class OneLogit(nn.Module):
+class _Peer(nn.Module):
+    """A loss that ignores nothing, and the label of pixels to ignore; kornia's take labels without a channel."""
+
+    def __init__(self, loss: nn.Module, ignore_index: int) -> None:
+        super().__init__()
+        self.loss, self.ignore_index = loss, ignore_index
+        self.has_channel = not type(loss).__module__.startswith("kornia")
+
+
+class OneLogit(_Peer):
     """A loss of one logit that ignores nothing: pixels to be ignored become sure and right, and still count in a mean.
 
     Args:
         loss: of logits (N, 1, H, W) and a mask of their size, of floats; kornia's takes (N, H, W).
         ignore_index: the label of pixels to ignore.
     """
-
-    def __init__(self, loss: nn.Module, ignore_index: int) -> None:
-        super().__init__()
-        self.loss, self.ignore_index = loss, ignore_index
-        self.has_channel = not type(loss).__module__.startswith("kornia")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (N, 1, H, W) and labels (N, H, W)."""
@@ -67,18 +71,13 @@ class OneLogit(nn.Module):
         return loss
 
 
-class OfValidPixels(nn.Module):
+class OfValidPixels(_Peer):
     """A loss of many classes that ignores nothing, of each image's pixels that count, and the mean over images.
 
     Args:
         loss: of logits (1, C, M, 1) and labels (1, 1, M, 1); kornia's takes (1, M, 1).
         ignore_index: the label of pixels to ignore.
     """
-
-    def __init__(self, loss: nn.Module, ignore_index: int) -> None:
-        super().__init__()
-        self.loss, self.ignore_index = loss, ignore_index
-        self.has_channel = not type(loss).__module__.startswith("kornia")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (N, C, H, W) and labels (N, H, W), of which each image has some that count."""
