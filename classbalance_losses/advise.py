@@ -62,7 +62,8 @@ RULES = (
         "CamVid, 11 classes of streets, the rarest with 0.3 % of the pixels",
         "DyCELoss(omega=0.5), and beside it weights by the root of the frequency",
         "mean IoU 8.4 points over cross-entropy after 300 steps, 2.4 after 1500; most of it from classes below 2 %. On "
-        "small squares, each loss at its own learning rate: DyCELoss 3.2, with DiceLoss 4.2, weights by the root 5.4",
+        "small squares, each loss at its own learning rate: DyCELoss 3.2, with DiceLoss 4.2, weights by the root 5.4, "
+        "the first of which is not sure",
         "the lead, which shrinks as training goes on: compare at the end of a run of your length",
         _CAMVID,
     ),
