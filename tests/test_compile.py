@@ -11,6 +11,8 @@ from cases import CORE, DEFAULTS, Case, close, grad, over, sample
 from torch import Tensor
 from torch._dynamo.testing import EagerAndRecordGraphs
 
+from classbalance_losses.ops.soft import batch_for
+
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
     "ignore::FutureWarning",
@@ -39,6 +41,18 @@ def check(case: Case, backend: str, dtype: torch.dtype, tolerance: float) -> Non
     close(grad(value, there), grad(expected, here).numpy(), rtol=tolerance, atol=tolerance)
     for name, buffer in eager.named_buffers():
         close(dict(module.named_buffers())[name], buffer.numpy(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_batch_is_copied_whole(soft: bool) -> None:
+    """Its names are written down, since not every torch.compile follows `copy`."""
+    logits, target = torch.randn(2, 3, 4), torch.randint(3, (2, 4))
+    shares = torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
+    batch = batch_for(logits, shares if soft else target, torch.rand(2, 4), {})
+    copied = batch._copied()
+    assert type(copied) is type(batch)
+    assert vars(copied).keys() == vars(batch).keys()
+    assert all(vars(copied)[name] is value for name, value in vars(batch).items())
 
 
 @over(CORE)

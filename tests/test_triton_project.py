@@ -33,7 +33,7 @@ def plain(squared: Tensor, number: Tensor, regularization: float, present: bool,
 def test_is_the_projection(num_classes: int, present: bool, by_number: bool) -> None:
     number = torch.randint(0, 40, (num_classes,), device=DEVICE)
     squared = torch.rand(num_classes, device=DEVICE) * number
-    squared[:4] = squared[0]  # some tie
+    squared[:4] = squared[0].clone()  # some tie
     for regularization in (1e-3, 0.02, 1.0, 1e4, math.inf):
         expected = plain(squared, number, regularization, present, by_number)
         got = project(squared, number, regularization, present=present, by_number=by_number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from functools import partial
 from typing import Any
 
@@ -32,6 +31,21 @@ class Pixels:
 
     Its rows and classes are those of `tasks`: C = 2L where each of L labels is a class of its own, present or not.
     """
+
+    _names: tuple[str, ...] = (
+        *(
+            "reduction",
+            "process_group",
+            "task",
+            "num_images",
+            "dtype",
+            "logits",
+            "labels",
+            "groups",
+            "_shape",
+        ),
+        *("soft", "_classes", "pixel_weight", "_needs", "_found", "_table", "_fast", "backend"),
+    )
 
     def __init__(
         self,
@@ -64,6 +78,13 @@ class Pixels:
         self.backend = self._fast
         if self.soft is None:
             self._check_labels()
+
+    def _copied(self) -> Self:
+        """Return a shallow copy, by a way that every torch.compile follows: `copy` is none of torch 2.11."""
+        other: Self = object.__new__(type(self))
+        for name in self._names:
+            setattr(other, name, getattr(self, name))
+        return other
 
     def _set(self, reading: Reading, dtype: torch.dtype) -> None:
         self.dtype, self.logits, self.labels = dtype, reading.logits, reading.labels
@@ -118,7 +139,7 @@ class Pixels:
             return self
         if self._needs is not None:  # the pass that others share is of all pixels
             self._run(self._needs)
-        kept, other = self.pixel_weight != 0, copy(self)
+        kept, other = self.pixel_weight != 0, self._copied()
         target = torch.where(kept, self.labels.target.long(), self.labels.ignore_index)
         other.labels, other._classes, other._table = self.labels._replace(target=target), None, None
         return other
@@ -129,19 +150,19 @@ class Pixels:
 
     def by_image(self) -> Self:
         """Return the same where the classes of each image are classes of their own."""
-        other = copy(self)
+        other = self._copied()
         other.groups, other._classes = self.num_images, None
         return other
 
     def reduced(self, reduction: str) -> Self:
         """Return the same with another reduction."""
-        other = copy(self)
+        other = self._copied()
         other.reduction = reduction
         return other
 
     def biased(self, bias: Tensor) -> Self:
         """Return the same where constants (G, C') of each group of rows are added to the logits."""
-        other, logits = copy(self), self.logits
+        other, logits = self._copied(), self.logits
         other._needs, other._found, other._table = None, {}, None
         if self.groups == 1:
             other.logits = logits._replace(bias=bias[0].to(self.dtype))

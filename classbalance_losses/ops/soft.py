@@ -5,7 +5,6 @@ With indices one entry of a pixel has the share 1, so every sum over entries is 
 
 from __future__ import annotations
 
-from copy import copy
 from functools import partial
 from typing import Any
 
@@ -57,6 +56,8 @@ class SoftBatch(Batch):
 
     soft: Tensor
 
+    _names = (*Batch._names, "_keep", "_entry_weight")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.backend = reference  # of maps of entries
@@ -87,7 +88,7 @@ class SoftBatch(Batch):
         """Return the same where pixels of weight 0 do not count."""
         if self.pixel_weight is None:
             return self
-        kept, other = self.pixel_weight != 0, copy(self)
+        kept, other = self.pixel_weight != 0, self._copied()
         other._keep, other.soft = self._keep & kept, torch.where(kept.unsqueeze(1), self.soft, 0)
         other.labels = self.labels._replace(target=torch.where(kept, self.labels.target, -1))
         other._classes = other._entry_weight = other._table = None
