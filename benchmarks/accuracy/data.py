@@ -1,4 +1,4 @@
-"""The data of a grid: CamVid-layout folders, or streets rendered once and kept."""
+"""The data of a grid: folders in the layout of CamVid or of ACDC, or streets rendered once and kept."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.accuracy.slices import Slices, held_out_patients
 from classbalance_losses import ClassStatistics
+from examples.common.acdc import AcdcVolumes
 from examples.common.camvid import CamVid
 from examples.common.stored import StoredImages
 from examples.common.streets import Streets, render_street
 from examples.common.training import write_atomically
 
 RARE = 5  # classes, with the fewest training pixels
+_Described = tuple[StoredImages, dict[str, StoredImages], tuple[str, ...], int]  # training, tests, classes, ignored
+_KINDS = ("camvid", "acdc", "streets", "streets-to-camvid")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class BenchmarkData:
         return "binary" if len(self.classes) == 2 else "multiclass"
 
     @property
+    def structures(self) -> list[int]:
+        """The classes whose Dice is the score, of data with a background; none of other data."""
+        return list(range(1, len(self.classes))) if self.classes[0] == "background" else []
+
+    @property
     def logits(self) -> int:
         """How many the model gives for a pixel."""
         return 1 if self.task == "binary" else len(self.classes)
@@ -51,40 +60,26 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
     """The data that a grid's `[data]` table describes.
 
     Args:
-        config: `kind = "camvid"` with the splits `train` and `tests`; `kind = "streets"` with `size` (H, W) and the
-            numbers of images `train` and `test`; or `kind = "streets-to-camvid"`, streets for training, with the
-            splits `tests` of the folder beside the held-out streets. With `held_out` = n one training image of n, the
-            last of each n, is taken out of training and is the test set. With `label_noise` = r a share r of the
+        config: `kind = "camvid"` with the splits `train` and `tests`; `kind = "acdc"` with the same, and `side` and
+            `scale` of the slices; `kind = "streets"` with `size` (H, W) and the numbers of images `train` and `test`;
+            or `kind = "streets-to-camvid"`, streets for training, with the splits `tests` of the folder beside the
+            held-out streets. With `held_out` = n one training image of n, the last of each n, is taken out of training
+            and is the test set; of slices, all those of one patient of n. With `label_noise` = r a share r of the
             training pixels of the five rarest classes, of two classes the second, get another label, always the same.
             Of streets, with `dilute = { class = NAME, images = m, pool = n }` m of the `train` images have that
             class, and the others have not: the first such ones of n that are rendered.
-        folder: where the CamVid-layout folder is; streets alone need none.
+        folder: where the folder is; streets alone need none.
         cache: a folder for rendered streets.
 
     Raises:
-        ValueError: an unknown kind, or CamVid without a folder.
+        ValueError: an unknown kind, or one that needs a folder without it.
     """
-    train: StoredImages
-    tests: dict[str, StoredImages]
     kind = config["kind"]
-    if kind not in ("camvid", "streets", "streets-to-camvid"):
-        raise ValueError(f'data.kind must be "camvid", "streets" or "streets-to-camvid", got {kind!r}')
-    tests = {} if kind == "streets" else _tests(_given(folder), config["tests"])
-    if kind == "camvid":
-        camvid = CamVid(_given(folder), config["train"])
-        train, classes, ignore_index = camvid, camvid.classes, camvid.ignore_index
-    else:
-        dilute = config.get("dilute", {})
-        train = _streets(dilute.get("pool", config["train"]), config["size"], 0, cache)
-        if dilute:
-            train = diluted(train, Streets.classes.index(dilute["class"]), dilute["images"], config["train"])
-        tests["streets" if tests else "test"] = _streets(config["test"], config["size"], 1, cache)
-        classes, ignore_index = Streets.classes, Streets.ignore_index
-        for name, test in tests.items():
-            if isinstance(test, CamVid) and test.classes != classes:
-                raise ValueError(
-                    f"{folder}, {name}: expected the classes of streets, {classes}, got {test.classes}"
-                )
+    if kind not in _KINDS:
+        raise ValueError(f"data.kind must be one of {_KINDS}, got {kind!r}")
+    train, tests, classes, ignore_index = {"camvid": _camvid, "acdc": _acdc}.get(kind, _of_streets)(
+        config, folder, cache
+    )
     if "held_out" in config:
         train, tests = _held_out(train, config["held_out"])
     counts = _counts(train, len(classes), ignore_index)
@@ -92,6 +87,34 @@ def load_data(config: Mapping[str, Any], folder: Path | None, cache: Path) -> Be
         train = spoilt(train, config["label_noise"], counts)
         counts = _counts(train, len(classes), ignore_index)  # what somebody with such labels would count
     return BenchmarkData(train, tests, classes, ignore_index, counts)
+
+
+def _camvid(config: Mapping[str, Any], folder: Path | None, _: Path) -> _Described:
+    train = CamVid(_given(folder), config["train"])
+    return train, _tests(_given(folder), config["tests"]), train.classes, train.ignore_index
+
+
+def _acdc(config: Mapping[str, Any], folder: Path | None, _: Path) -> _Described:
+    splits = {name: AcdcVolumes(_given(folder), name) for name in (config["train"], *config["tests"])}
+    slices = {name: Slices(split, config["side"], config["scale"]) for name, split in splits.items()}
+    of = splits[config["train"]]
+    tests: dict[str, StoredImages] = {name: slices[name] for name in config["tests"]}
+    return slices[config["train"]], tests, of.classes, of.ignore_index
+
+
+def _of_streets(config: Mapping[str, Any], folder: Path | None, cache: Path) -> _Described:
+    tests = {} if config["kind"] == "streets" else _tests(_given(folder), config["tests"])
+    dilute = config.get("dilute", {})
+    train = _streets(dilute.get("pool", config["train"]), config["size"], 0, cache)
+    if dilute:
+        train = diluted(train, Streets.classes.index(dilute["class"]), dilute["images"], config["train"])
+    for name, test in tests.items():
+        if isinstance(test, CamVid) and test.classes != Streets.classes:
+            raise ValueError(
+                f"{folder}, {name}: expected the classes of streets, {Streets.classes}, got {test.classes}"
+            )
+    tests["streets" if tests else "test"] = _streets(config["test"], config["size"], 1, cache)
+    return train, tests, Streets.classes, Streets.ignore_index
 
 
 def spoilt(data: StoredImages, share: float, counts: Tensor) -> StoredImages:
@@ -137,13 +160,15 @@ def _tests(folder: Path, names: list[str]) -> dict[str, StoredImages]:
 
 def _held_out(data: StoredImages, every: int) -> tuple[StoredImages, dict[str, StoredImages]]:
     is_out = torch.arange(len(data)) % every == every - 1
+    if isinstance(data, Slices):
+        is_out = held_out_patients(data.patients, every)
     train, test = (StoredImages(data.images[of], data.labels[of]) for of in (~is_out, is_out))
     return train, {"held out": test}
 
 
 def _given(folder: Path | None) -> Path:
     if folder is None:
-        raise ValueError("this grid needs --data FOLDER, a folder in CamVid's layout")
+        raise ValueError("this grid needs --data FOLDER, a folder in the layout of its kind")
     return folder
 
 

@@ -78,7 +78,7 @@ class Grid:
     # Of some labels, keywords that are tried beside the loss's own, and the score of each by what files call it.
     tune: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
     setting_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    origin: str | None = None  # the grid that its losses, and their search, are of
+    origin: str | None = None  # the grid that its losses' search is of
 
     def runs(self) -> list[tuple[str, RunConfig]]:
         """Every run with its label: all losses of the first seed, then of the next."""
@@ -107,6 +107,7 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
     """
     path, content = read_named(str(path), GRIDS, "grid")
     try:
+        has_own_search = "search" in content
         content = _with_origin(content)
         labels = tuple(entry["label"] for entry in content["loss"])
         losses = tuple(
@@ -125,7 +126,7 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
             device=device,
             search=_search(content),
             tune=content.get("tune", {}),
-            origin=content.get("losses_of", {}).get("grid"),
+            origin=None if has_own_search else content.get("losses_of", {}).get("grid"),
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks the key {error}") from error
@@ -140,14 +141,17 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
 
 
 def _with_origin(content: dict[str, Any]) -> dict[str, Any]:
-    """A grid's content, with losses and the search of another one: `losses_of = { grid = NAME, labels = [...] }`."""
+    """A grid's content, with losses of another one, and its search where it has none of its own.
+
+    `losses_of = { grid = NAME, labels = [...] }`; all of them without labels.
+    """
     if "losses_of" not in content:
         return content
     _, other = read_named(content["losses_of"]["grid"], GRIDS, "grid")
     by_label = {entry["label"]: entry for entry in other["loss"]}
-    losses = [by_label[label] for label in content["losses_of"]["labels"]]
+    losses = [by_label[label] for label in content["losses_of"].get("labels", by_label)]
     search = {"iterations": other["training"]["iterations"]} | other["search"]
-    return content | {"loss": losses, "search": search}
+    return {"search": search} | content | {"loss": losses}
 
 
 def _search(content: Mapping[str, Any]) -> Search | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,14 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
         data.train,
         TrainingConfig(**config.training, seed=config.seed),
         folder,
-        evaluate=lambda model: scores_entry(_evaluate(model, data, main_test)),
+        evaluate=lambda model: scores_entry(_evaluate(model, data, main_test), data.structures),
         progress=sys.stderr.isatty(),
         on_step=lambda step: _report(folder, step),
     )
     metrics = {
         "classes": list(data.classes),
         "train_pixel_share": pixel_shares(data.pixel_counts),
-        "scores": {name: scores_entry(_evaluate(model, data, name)) for name in data.tests},
+        "scores": {name: scores_entry(_evaluate(model, data, name), data.structures) for name in data.tests},
         "quality": quality(
             model,
             data.tests[main_test],
@@ -84,9 +85,11 @@ def execute(config: RunConfig, runs: Path, data_folder: Path | None) -> dict[str
     return metrics
 
 
-def scores_entry(scores: Scores) -> dict[str, Any]:
-    """Scores as plain data; None stands for the IoU of a class that does not occur."""
+def scores_entry(scores: Scores, structures: Sequence[int] = ()) -> dict[str, Any]:
+    """Scores as plain data, None for the IoU of a class that does not occur; of structures their mean Dice too."""
+    dice = [2 * iou / (1 + iou) for iou in (scores.iou[c] for c in structures) if not math.isnan(iou)]
     return {
+        **({"mean_dice": sum(dice) / len(dice)} if dice else {}),
         "mean_iou": scores.mean_iou,
         "iou": _or_none(scores.iou),
         "precision": _or_none(scores.precision),

@@ -109,6 +109,6 @@ def _score(config: RunConfig, runs: Path) -> float:
 
 
 def main_score(entry: Mapping[str, Any]) -> float:
-    """What a rate is chosen by, in per cent: the second class's IoU of two, else the mean IoU."""
-    score = entry["iou"][1] if len(entry["iou"]) == 2 else entry["mean_iou"]
+    """What a rate is chosen by, in per cent: the second class's IoU of two, structures' Dice, else the mean IoU."""
+    score = entry["iou"][1] if len(entry["iou"]) == 2 else entry.get("mean_dice", entry["mean_iou"])
     return 100 * (score or 0.0)
