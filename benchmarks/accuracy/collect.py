@@ -62,6 +62,16 @@ class GridResults:
         return len(self.classes) == 2
 
     @property
+    def score_name(self) -> str:
+        """What the main score is called, of which `main_score` is the value."""
+        return "IoU" if self.is_binary else "mean Dice" if self.has_dice else "mIoU"
+
+    @property
+    def has_dice(self) -> bool:
+        """Whether the first class is a background, and Dice of the others the main score."""
+        return "mean_dice" in self.runs[0].scores[self.tests[0]]
+
+    @property
     def device(self) -> str:
         """What the runs were carried out on, for a sentence: a CPU, or the GPU's name."""
         devices = [run.device for run in self.runs]
@@ -84,8 +94,9 @@ class GridResults:
 
     @property
     def rare(self) -> list[int]:
-        """The five classes with the fewest training pixels, rarest first."""
-        return [c for c in reversed(self.by_frequency) if self.shares[c] > 0][:RARE]
+        """The classes with the fewest training pixels, rarest first: five, or all but the most frequent one."""
+        of_training = [c for c in reversed(self.by_frequency) if self.shares[c] > 0]
+        return of_training[: min(RARE, len(self.classes) - 1)]
 
     def of(self, label: str) -> Iterator[Result]:
         """The runs of one loss."""
@@ -98,7 +109,9 @@ class GridResults:
     def columns(self, label: str, test: str) -> dict[str, list[float]]:
         """The scores that a table shows, by name, each of every seed, in per cent."""
         if not self.is_binary:
-            return {"mIoU": self.mean_iou(label, test), "rarest 5": self.rare_iou(label, test)}
+            dice = [100 * run.scores[test]["mean_dice"] for run in self.of(label) if self.has_dice]
+            iou = {"mIoU": self.mean_iou(label, test), f"rarest {len(self.rare)}": self.rare_iou(label, test)}
+            return ({"mean Dice": dice} if dice else {}) | iou
         scores = [positive_scores(run.scores[test]) for run in self.of(label)]
         return {name: [one[name] for one in scores] for name in scores[0]}
 

@@ -21,7 +21,8 @@ from examples.common.streets import Streets, render_street
 from examples.common.training import write_atomically
 
 RARE = 5  # classes, with the fewest training pixels
-_Described = tuple[StoredImages, dict[str, StoredImages], tuple[str, ...], int]  # training, tests, classes, ignored
+# Training images, test sets, classes, the ignored label.
+_Described = tuple[StoredImages, dict[str, StoredImages], tuple[str, ...], int]
 _KINDS = ("camvid", "acdc", "streets", "streets-to-camvid")
 
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.accuracy.collect import GridResults, Result, mean_and_std, positive_scores, rare_mean
+from benchmarks.accuracy.search import main_score
 
 BASELINE = "CE"
 BASELINES = (BASELINE, "BCE")
@@ -118,8 +119,11 @@ def learning_curves(grids: list[GridResults]) -> Figure | None:
         return None
     longest = max(grids, key=_iterations)
     panels: list[tuple[str, Score]] = [
-        ("mIoU, %", lambda grid, entry: 100 * entry["mean_iou"]),
-        ("mean IoU of the five rarest classes, %", lambda grid, entry: rare_mean(entry["iou"], grid.rare)),
+        (f"{longest.score_name}, %", lambda _, entry: main_score(entry)),
+        (
+            f"mean IoU of the {len(longest.rare)} rarest classes, %",
+            lambda grid, entry: rare_mean(entry["iou"], grid.rare),
+        ),
     ]
     if longest.is_binary:
         panels = [

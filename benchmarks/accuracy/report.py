@@ -72,7 +72,8 @@ def _introduction(grid: GridResults) -> str:
             f"A pixel is {name} where its logit is above 0, whatever the loss. F1 is Dice."
         )
     rare = ", ".join(f"{grid.classes[c]} ({100 * grid.shares[c]:.2g} %)" for c in grid.rare)
-    return f"{made}Scores are IoU {after}The five classes with the fewest training pixels: {rare}."
+    score = "IoU, and the mean Dice of all classes but the background," if grid.has_dice else "IoU"
+    return f"{made}Scores are {score} {after}The classes with the fewest training pixels: {rare}."
 
 
 def _section(grid: GridResults, folder: Path) -> list[str]:

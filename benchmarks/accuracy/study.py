@@ -78,7 +78,11 @@ def study_table(results: GridResults) -> str:
         "predicted / true share",
         "boundary F1",
         f"steps to {base}'s final score",
-        *([] if results.is_binary else ["recall, rarest 5", "precision, rarest 5"]),
+        *(
+            []
+            if results.is_binary
+            else [f"{name}, rarest {len(results.rare)}" for name in ("recall", "precision")]
+        ),
     ]
     rows = []
     for label in results.labels:

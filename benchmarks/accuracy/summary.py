@@ -45,10 +45,10 @@ _DRAWN = 6  # losses that most grids have
 
 
 HOW_TO_READ = (
-    "A number is a loss's lead over cross-entropy, in points of mean IoU or, of two classes, of the second's IoU, over "
-    "pairs of runs of one seed; ± is half of the 95 % interval (Student's t). **Bold** wins, *italic* loses, the "
-    "others tie: their interval holds 0. It is one over seeds, on one training and one test set, and says nothing of "
-    "others."
+    "A number is a loss's lead over cross-entropy, in points of mean IoU; of two classes, of the second's IoU; of "
+    "volumes, of the structures' mean Dice; over pairs of runs of one seed. ± is half of the 95 % interval (Student's "
+    "t). **Bold** wins, *italic* loses, the others tie: their interval holds 0. It is one over seeds, on one training "
+    "and one test set, and says nothing of others."
 )
 
 
@@ -135,7 +135,7 @@ def _cell(grid: GridResults, name: str) -> str:
 def of(grid: GridResults) -> str:
     """What a grid is of: data, imbalance, length, rates, seeds and the score of cross-entropy."""
     rare, base = grid.rare[0], str(baseline_of(grid))
-    score = mean(grid.columns(base, grid.tests[0])["IoU" if grid.is_binary else "mIoU"])
+    score = mean(grid.columns(base, grid.tests[0])[grid.score_name])
     return (
         f"{grid.recipe['data']['name']}, {len(grid.classes)} classes, the rarest {grid.classes[rare]} with "
         f"{100 * grid.shares[rare]:.2g} % of the pixels; {grid.recipe['training']['iterations']} steps"

@@ -10,7 +10,7 @@ from benchmarks.speed.table import table
 
 
 def summary_table(results: GridResults) -> str:
-    """One row a loss, mean ± std over seeds on every test set: mIoU and the five rarest classes' mean IoU.
+    """One row a loss, mean ± std over seeds on every test set: mIoU and the rarest classes' mean IoU.
 
     Of one logit: IoU, F1, precision and recall of its class.
     """
