@@ -38,7 +38,7 @@ def completed(given: Common) -> Common:
     Raises:
         TypeError: for one that there is not.
     """
-    unknown = given.keys() - DEFAULTS.keys()
+    unknown = [name for name in given if name not in DEFAULTS]
     if unknown:
         raise TypeError(
             f"got an unexpected keyword argument {min(unknown)!r}; the options that all losses share are "

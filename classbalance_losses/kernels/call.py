@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 NARROW = 255  # an ignored label as a byte
+Fields = TypeVar("Fields", bound=NamedTuple)
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return float64 for float64 and float32 for all else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# Named tuples' own methods for these two break the compiler's graph in torch 2.6.
+def named(fields: NamedTuple) -> dict[str, Any]:
+    """Return the values of a named tuple by their names."""
+    return dict(zip(type(fields)._fields, fields, strict=True))
+
+
+def replaced(fields: Fields, **changes: Any) -> Fields:
+    """Return a named tuple with other values of some fields."""
+    kind: Callable[..., Fields] = type(fields)
+    return kind(**{**named(fields), **changes})
 
 
 class Labels(NamedTuple):

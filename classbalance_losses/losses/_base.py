@@ -237,7 +237,7 @@ class SumLoss(Loss):
     def names(self) -> list[str]:
         """The losses' names, with a number from the second of a kind on."""
         kinds = [type(loss).__name__ for loss in self.losses]
-        numbers = [kinds[:at].count(kind) for at, kind in enumerate(kinds)]
+        numbers = [sum(other == kind for other in kinds[:at]) for at, kind in enumerate(kinds)]
         return [f"{kind}{number + 1 if number else ''}" for kind, number in zip(kinds, numbers, strict=True)]
 
     def _needs(self) -> Needs:

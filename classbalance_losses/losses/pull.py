@@ -31,6 +31,7 @@ from classbalance_losses._validate_features import (
     check_same_width,
 )
 from classbalance_losses._validate_options import as_label, check_choice, check_common, check_range
+from classbalance_losses.kernels.call import replaced
 from classbalance_losses.kernels.factors import per_pixel
 from classbalance_losses.losses._base import FeatureLoss
 from classbalance_losses.ops.precision import without_autocast
@@ -337,7 +338,7 @@ class PullLoss(Memory, FeatureLoss):
             process_group=self.joined_group,
         )
         for recalled, values in step:
-            self._keep(recalled._replace(finite=recalled.finite & loss.detach().isfinite()), **values)
+            self._keep(replaced(recalled, finite=recalled.finite & loss.detach().isfinite()), **values)
         return loss
 
     def _class_weight(self, confidence: Tensor, pseudo_labels: Tensor) -> tuple[Tensor, list[Step]]:

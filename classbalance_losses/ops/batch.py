@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from classbalance_losses._distributed import all_reduce_sum, joined_value, resolve
-from classbalance_losses.kernels.call import ClassSums, Hard, Share, WeightedSums
+from classbalance_losses.kernels.call import ClassSums, Hard, Share, WeightedSums, replaced
 from classbalance_losses.kernels.factors import indices, kept_weight, members, per_pixel, scaled
 from classbalance_losses.kernels.forms.reference import Adjusted, AnyForm, CrossEntropy, Mixed
 from classbalance_losses.kernels.plain import is_constant
@@ -122,7 +122,7 @@ class Batch(Pixels):
     def statistics(self) -> BatchSums:
         """Return what estimators of class weights are given."""
         size = (self.num_images, self.groups, *self.labels.target.shape[1:])
-        labels = self.classes._replace(target=self.classes.target.reshape(size))
+        labels = replaced(self.classes, target=self.classes.target.reshape(size))
         return BatchSums(self.cross_entropy().reshape(size), labels, self.backend, self.process_group)
 
     def mean_of(self, form: AnyForm, weight: Tensor | None = None, over: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from classbalance_losses._validate import check_target_range
 from classbalance_losses._validate_classes import class_vector_of_call
 from classbalance_losses._validate_tasks import check_call
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import ClassSums, Labels, accumulation_dtype
+from classbalance_losses.kernels.call import ClassSums, Labels, accumulation_dtype, named, replaced
 from classbalance_losses.kernels.factors import indices
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Form, Mixed, Smoothed
 from classbalance_losses.kernels.plain import can_read_values, is_constant, keepable
@@ -141,7 +141,7 @@ class Pixels:
             self._run(self._needs)
         kept, other = self.pixel_weight != 0, self._copied()
         target = torch.where(kept, self.labels.target.long(), self.labels.ignore_index)
-        other.labels, other._classes, other._table = self.labels._replace(target=target), None, None
+        other.labels, other._classes, other._table = replaced(self.labels, target=target), None, None
         return other
 
     def takes_image_weights(self, weight: Tensor) -> bool:
@@ -165,11 +165,11 @@ class Pixels:
         other, logits = self._copied(), self.logits
         other._needs, other._found, other._table = None, {}, None
         if self.groups == 1:
-            other.logits = logits._replace(bias=bias[0].to(self.dtype))
+            other.logits = replaced(logits, bias=bias[0].to(self.dtype))
         else:  # of one logit a row, against 0
             own = (bias[:, 1] - bias[:, 0]).to(self.dtype).repeat(self.num_images)
             shifted = logits.input.to(self.dtype) + own.view(-1, *[1] * (logits.input.ndim - 1))
-            other.logits = logits._replace(input=shifted)
+            other.logits = replaced(logits, input=shifted)
         return other
 
     def values(self, form: AnyForm) -> Tensor:
@@ -215,9 +215,9 @@ class Pixels:
         """Return the values where each group of rows has weights of its own."""
         groups, values = self.groups, []
         for g, weight in enumerate(form.weight.view(groups, -1)):
-            logits = self.logits._replace(input=self.logits.input[g::groups])
-            labels = self.labels._replace(target=self.labels.target[g::groups])
-            values.append(self.backend.pixel_values(logits, labels, form._replace(weight=weight)))
+            logits = replaced(self.logits, input=self.logits.input[g::groups])
+            labels = replaced(self.labels, target=self.labels.target[g::groups])
+            values.append(self.backend.pixel_values(logits, labels, replaced(form, weight=weight)))
         return torch.stack(values, 1).flatten(0, 1)
 
     def cross_entropy(self, *, ranked: bool = False) -> Tensor:
@@ -263,7 +263,7 @@ class Pixels:
         form = CrossEntropy(ranked=needs.ranked)
         found: dict[str, Tensor | None] = {}
         if needs.overlap or other is not None:
-            found |= self._run_shared(needs, form if needs.loss or needs.error else None, other)
+            found = self._run_shared(needs, form if needs.loss or needs.error else None, other)
         elif needs.error:
             found["loss"], found["error"] = self.backend.cross_entropy_and_error(self.logits, self.labels)
         else:
@@ -281,10 +281,10 @@ class Pixels:
         pass_over = partial(backend.values_and_overlap, self.logits, self.labels)
         if loss is None:
             sums, form, *_ = pass_over(other, self.pixel_weight)
-            return {**sums._asdict(), "form": form}
+            return {**named(sums), "form": form}
         beside = {} if other is None else {"other": other}
         sums, value, error, form = pass_over(loss, self.pixel_weight, with_error=needs.error, **beside)
-        return {**sums._asdict(), "loss": value, "error": error, "form": form}
+        return {**named(sums), "loss": value, "error": error, "form": form}
 
     def probability(self) -> Tensor:
         """Return p (M, C', *), of pixels that do not count any numbers."""
@@ -298,11 +298,11 @@ class Pixels:
 
     def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_{y_i = a} q_i \delta_{ib}`, or of :math:`\delta_{ib}^2`, (C, C), of all ranks."""
-        logits = self.logits._replace(input=self.logits.input.detach())
+        logits = replaced(self.logits, input=self.logits.input.detach())
         blocks = []
         for g in range(self.groups):  # of a label's entries: there are no errors of other labels
-            of = logits._replace(input=logits.input[g :: self.groups])
-            labels = self.labels._replace(target=self.labels.target[g :: self.groups])
+            of = replaced(logits, input=logits.input[g :: self.groups])
+            labels = replaced(self.labels, target=self.labels.target[g :: self.groups])
             own = None if weight is None else weight[g :: self.groups]
             blocks.append(self.backend.error_sums(of, labels, own, squared=squared))
         return all_reduce_sum(block_diagonal(blocks), self.process_group)

@@ -16,7 +16,7 @@ from classbalance_losses._dispatch import whole_labels
 from classbalance_losses._distributed import all_reduce_sum
 from classbalance_losses._options import Common
 from classbalance_losses.kernels import reference
-from classbalance_losses.kernels.call import NARROW, ClassSums, Hard, Labels
+from classbalance_losses.kernels.call import NARROW, ClassSums, Hard, Labels, replaced
 from classbalance_losses.kernels.factors import class_rows, kept_weight, scaled, shares_of, sum_pixels
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Smoothed, of_all_classes
 from classbalance_losses.kernels.reference import over_classes
@@ -90,7 +90,7 @@ class SoftBatch(Batch):
             return self
         kept, other = self.pixel_weight != 0, self._copied()
         other._keep, other.soft = self._keep & kept, torch.where(kept.unsqueeze(1), self.soft, 0)
-        other.labels = self.labels._replace(target=torch.where(kept, self.labels.target, -1))
+        other.labels = replaced(self.labels, target=torch.where(kept, self.labels.target, -1))
         other._classes = other._entry_weight = other._table = None
         return other
 
@@ -138,7 +138,7 @@ class SoftBatch(Batch):
 
     def _of_entries(self, hard: Hard | None) -> Hard | None:
         """Return H as `members` takes it for entries: each is ranked as its pixel is."""
-        return None if hard is None else hard._replace(ranked=hard.ranked.unsqueeze(1).expand_as(self.soft))
+        return None if hard is None else replaced(hard, ranked=hard.ranked.unsqueeze(1).expand_as(self.soft))
 
     def _sums(self, form: AnyForm, **asked: Any) -> tuple[ClassSums, Hard | None]:
         """Return sums of each row and class, by the backend if it has such a pass of the form."""
@@ -186,7 +186,7 @@ class SoftBatch(Batch):
     def statistics(self) -> BatchSums:
         """Return what estimators of class weights are given: pixels are counted by their shares, rounded."""
         size = (self.num_images, self.groups * self.soft.shape[1], *self.soft.shape[2:])
-        labels = self.classes._replace(target=self.classes.target.reshape(size))
+        labels = replaced(self.classes, target=self.classes.target.reshape(size))
         loss, share = (of.reshape(size) for of in (self.cross_entropy(), self.soft))
         return BatchSums(loss, labels, self.backend, self.process_group, share=share.detach())
 

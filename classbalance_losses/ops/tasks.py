@@ -13,7 +13,7 @@ from torch import Tensor
 
 from classbalance_losses._options import Common
 from classbalance_losses._validate_options import as_labels
-from classbalance_losses.kernels.call import Labels, Logits, accumulation_dtype
+from classbalance_losses.kernels.call import Labels, Logits, accumulation_dtype, replaced
 from classbalance_losses.kernels.plain import can_read_values
 from classbalance_losses.ops.logits import logits_for
 
@@ -48,7 +48,7 @@ def read(
         input, target = input.unsqueeze(0), target.unsqueeze(0)
         pixel_weight = None if pixel_weight is None else pixel_weight.unsqueeze(0)
         total = None if total is None else total.unsqueeze(0)
-        return read(input, target, pixel_weight, options, total)._replace(shape=())
+        return replaced(read(input, target, pixel_weight, options, total), shape=())
     has_channel = target.ndim == input.ndim
     shape = tuple(target.shape)
     if task == "multiclass":
@@ -65,7 +65,7 @@ def read(
     else:
         target, ignored = _merged(target, as_labels(options["ignore_index"]))
     single = task != "multiclass"
-    logits = logits_for(input, target, options["upsample"], options["align_corners"])._replace(single=single)
+    logits = replaced(logits_for(input, target, options["upsample"], options["align_corners"]), single=single)
     labels = Labels(target, 2 if single else input.shape[1], ignored)
     return Reading(logits, labels, pixel_weight, soft, groups, shape)
 

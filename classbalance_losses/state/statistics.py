@@ -15,7 +15,7 @@ from classbalance_losses._validate import check_target_range
 from classbalance_losses._validate_features import check_labels, check_num_classes
 from classbalance_losses._validate_options import as_label, check_choice
 from classbalance_losses._validate_tasks import TASKS
-from classbalance_losses.kernels.call import Labels
+from classbalance_losses.kernels.call import Labels, replaced
 from classbalance_losses.ops.class_weights import (
     effective_number_weights,
     enet_weights,
@@ -113,8 +113,8 @@ class ClassStatistics(nn.Module):
                 f"Expected labels of shape (N, {number}, *), got {tuple(target.shape)}. Of classes, one a pixel, pass "
                 f"torch.nn.functional.one_hot(target.long(), {number}).movedim(-1, 1)."
             )
-        signs = grouped(labels._replace(target=target.flatten(0, 1)), number)
-        return signs._replace(target=signs.target.view(target.shape))
+        signs = grouped(replaced(labels, target=target.flatten(0, 1)), number)
+        return replaced(signs, target=signs.target.view(target.shape))
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
         """Add the counts of another part of the data set (another worker's, another rank's); returns self.
