@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks.accuracy {demo,compare,run,report,cost,summary}`."""
+"""The command line: `python -m benchmarks.accuracy {demo,compare,run,report,cost,decide,summary}`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from benchmarks.accuracy.collect import collect, known_scores, read_results
 from benchmarks.accuracy.cost import write_cost
 from benchmarks.accuracy.data import load_data
+from benchmarks.accuracy.decisions import write_decisions
 from benchmarks.accuracy.grid import Grid, RunConfig, load_grid
 from benchmarks.accuracy.pool import RunError, run_all
 from benchmarks.accuracy.predictions import predictions_figure
@@ -76,8 +77,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     for whole in _grids(options):
-        rates, settings = known_scores(whole, options.out)
-        grid = tuned(with_own_rates(whole, options.runs, rates), options.runs, settings)
+        grid = _with_own(whole, options)
         path = collect(grid, options.runs, options.out)
         if path is None:
             print(f"no run of {grid.name} is finished", file=sys.stderr)
@@ -89,9 +89,21 @@ def _report(options: argparse.Namespace) -> None:
     print(f"tables and plots: {write_report(options.out)}")
 
 
+def _with_own(grid: Grid, options: argparse.Namespace) -> Grid:
+    """The grid of the losses whose searches are finished, each with its own rate and numbers."""
+    rates, settings = known_scores(grid, options.out)
+    return tuned(with_own_rates(grid, options.runs, rates), options.runs, settings)
+
+
 def _cost(options: argparse.Namespace) -> None:
     for grid in _grids(options):
         print(f"costs: {write_cost(grid, options.data, options.runs, options.out)}")
+
+
+def _decide(options: argparse.Namespace) -> None:
+    for whole in _grids(options):
+        grid = _with_own(whole, options)
+        print(f"decisions: {write_decisions(grid, options.runs, options.data, options.out)}")
 
 
 def _summary(options: argparse.Namespace) -> None:
@@ -198,6 +210,13 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("grids", nargs="+", help="names of grids, or paths of TOML files")
     cost.add_argument("--out", type=Path, required=True, help="folder of the results")
     cost.set_defaults(command=_cost)
+
+    decide = commands.add_parser(
+        "decide", parents=[shared, selection], help="how much of a score is where the models decide"
+    )
+    decide.add_argument("grids", nargs="+", help="names of grids, or paths of TOML files")
+    decide.add_argument("--out", type=Path, required=True, help="folder of the results")
+    decide.set_defaults(command=_decide)
 
     summary = commands.add_parser("summary", help="which loss wins where, from result files")
     summary.add_argument(

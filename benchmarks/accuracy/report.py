@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.accuracy import plots
 from benchmarks.accuracy.collect import GridResults, read_results
 from benchmarks.accuracy.cost import cost_section
+from benchmarks.accuracy.decisions import decisions_section
 from benchmarks.accuracy.dial import dial_plot, dial_section, dials
 from benchmarks.accuracy.study import has_quality, reliability_diagram, study_table
 from benchmarks.accuracy.table import class_table, rate_table, setting_table, summary_table
@@ -93,7 +94,7 @@ def _section(grid: GridResults, folder: Path) -> list[str]:
     if has_quality(grid):
         parts += [_STUDY, study_table(grid)]
         drawn["reliability"] = reliability_diagram(grid)
-    parts += cost_section(folder, grid.name)
+    parts += [*decisions_section(folder, grid.name), *cost_section(folder, grid.name)]
     if grid.is_binary:
         drawn |= {
             "precision_against_recall": plots.precision_against_recall(grid),
