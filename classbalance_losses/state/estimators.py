@@ -43,6 +43,12 @@ class ClassWeightEstimator(Saved):
     target, keep, num_classes, process_group)``, works until 0.3.0, with a warning; so does a call with those arguments.
     """
 
+    _takes_maps = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._takes_maps = cls.forward.__code__.co_argcount > _OF_MAPS
+
     def forward(self, sums: BatchSums) -> Tensor:
         """Return the weights (C,), constant, of a batch with these sums over its classes."""
         raise NotImplementedError
@@ -374,6 +380,8 @@ def estimate(estimator: Callable[..., Tensor], sums: BatchSums) -> Tensor:
 
 def takes_maps(estimator: Callable[..., Tensor]) -> bool:
     """Whether an estimator has the former signature, of five arguments."""
+    if isinstance(estimator, ClassWeightEstimator):  # torch 2.6 does not trace what follows
+        return estimator._takes_maps
     if isinstance(estimator, nn.Module):  # a graph may be traced here, which takes no signature
         return type(estimator).forward.__code__.co_argcount > _OF_MAPS
     return len(inspect.signature(estimator).parameters) >= _OF_MAPS

@@ -48,8 +48,8 @@ _SURE = tl.constexpr(reference.SURE)
 def parameters(form: Form) -> tuple[str, list[float], Tensor | None]:
     """Return what stands for a form where operators take it: its kind, its numbers and its weight or bias."""
     kind, numbers = _KIND_OF[type(form)], [float(number) for number in form if not isinstance(number, Tensor)]
-    vector = next((vector for vector in form if isinstance(vector, Tensor)), None)
-    return kind, [] if kind == "cross entropy" else numbers, vector
+    vectors = [vector for vector in form if isinstance(vector, Tensor)]
+    return kind, [] if kind == "cross entropy" else numbers, vectors[0] if vectors else None
 
 
 def form_of(kind: str, numbers: Sequence[float], weight: Tensor | None) -> Form:
