@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -52,9 +53,15 @@ FORMS: list[Form] = [
     DualCrossEntropy(1.0, 0.5),
     DualFocal(0.5, 0.5, 2.0, 1.0),
 ]
+SIZE = (6, 10)  # to which logits are enlarged
+# The kernel that enlarges one logit compares a loop's number there.
+OLD = pytest.mark.skipif(
+    DEVICE == "cpu" and version("triton").startswith("3.2."),
+    reason="Triton 3.2's interpreter knows no single bits",
+)
+ENLARGED = pytest.param(SIZE, marks=OLD)
 OF_FORMS = pytest.mark.parametrize("form", FORMS, ids=str)
 HALVES = [torch.float16, torch.bfloat16]
-SIZE = (6, 10)  # to which logits are enlarged
 
 
 def logits(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -146,6 +153,7 @@ def test_a_bias_of_any_classes_and_layout(num_classes: int, last: bool, dtype: t
     no_worse(kernel(None, bias=bias), exact(None, bias), input, of)
 
 
+@OLD
 @pytest.mark.parametrize("form", [None, Focal(2.0), FORMS[-1]], ids=str)
 @pytest.mark.parametrize(
     ("single", "biased"),
@@ -162,6 +170,7 @@ def test_enlarged(form: Form | None, single: bool, biased: bool, align_corners: 
     no_worse(kernel(form, **read), exact(form, bias, single=single, resize=resize), input, of)
 
 
+@OLD
 def test_enlarged_along_three_axes() -> None:
     size, bias = (3, 4, 5), torch.tensor([0.5, -1.0], device=DEVICE)
     resize = Resize(size, align_corners=False)
@@ -199,7 +208,7 @@ def test_small_losses_are_not_cancelled() -> None:
         assert ((loss.double() - exact).abs() <= exponential_error(margin) * exact).all()
 
 
-@pytest.mark.parametrize("size", [None, SIZE], ids=["full size", "enlarged"])
+@pytest.mark.parametrize("size", [None, ENLARGED], ids=["full size", "enlarged"])
 def test_can_be_differentiated_twice(size: Any) -> None:
     bias = torch.tensor([0.5, -1.0], device=DEVICE)
     of, values = labels((2, *SIZE), 2), logits(2, 1, *(SIZE if size is None else (3, 4)))
@@ -245,7 +254,7 @@ def test_operators_are_well_formed() -> None:
     torch.library.opcheck(ops.cuda_pixel_backward.default, args)
 
 
-@pytest.mark.parametrize("size", [None, SIZE], ids=["full size", "enlarged"])
+@pytest.mark.parametrize("size", [None, ENLARGED], ids=["full size", "enlarged"])
 def test_compiles_whole(size: Any) -> None:
     torch.compiler.reset()
     of, leaf = labels((2, *SIZE), 2), logits(2, 1, *(SIZE if size is None else (3, 4))).requires_grad_()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.accuracy import plots
 from benchmarks.accuracy.collect import GridResults, read_results
@@ -122,14 +124,20 @@ def _recipe(grid: GridResults) -> str:
     data, model, training = (grid.recipe[part] for part in ("data", "model", "training"))
     crop = training.get("crop", 0)
     return (
-        f"`{grid.name}`: {data['name']}, trained on {data['train']}"
-        f"{' rendered streets' if data['kind'] != 'camvid' else ''}; {model['encoder']}; "
+        f"`{grid.name}`: {data['name']}, trained on {data['train']}{_of_kind(data)}; {model['encoder']}; "
         f"{training['iterations']} steps of batch {training['batch_size']}, AdamW (weight decay "
         f"{training['weight_decay']:g}), cosine one-cycle to "
         f"{'a rate of its own for each loss' if grid.rate_scores else format(training['max_lr'], 'g')}"
         f"{', flips' if training['flip'] else ''}{f', crops of {crop}×{crop}' if crop else ''}; "
         f"on {grid.device}{f' ({grid.tf32})' if grid.tf32 else ''}."
     )
+
+
+def _of_kind(data: Mapping[str, Any]) -> str:
+    if data["kind"] == "acdc":
+        square = f"a square of {data['side']} about each slice's middle"
+        return f", {square}, {data['scale']} pixels made one in height and in width"
+    return "" if data["kind"] == "camvid" else " rendered streets"
 
 
 def _order(grid: GridResults) -> tuple[bool, int, str]:
