@@ -16,7 +16,7 @@ from classbalance_losses._validate_options import check_choice
 from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import ClassSums, Hard, Labels, Logits, Pass, Share, WeightedSums
 from classbalance_losses.kernels.forms.reference import AnyForm, Form
-from classbalance_losses.kernels.plain import is_plain
+from classbalance_losses.kernels.plain import is_exporting, is_plain
 from classbalance_losses.kernels.selection import Joined
 
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -105,7 +105,7 @@ class use_backend:  # noqa: N801 - a setter that is a context manager too, as to
     ============= ==============================================================================================
     "auto"        The fastest that can take the input and works here: "cpu" from a hundred thousand logits on,
                   "cuda" on CUDA; the reference for ``torch.func`` transforms, forward-mode tangents, tensor
-                  subclasses, float64 and learned weights.
+                  subclasses, float64, learned weights and ``torch.export``.
     "reference"   Plain PyTorch, everywhere.
     "cpu"         Loops that numba compiles, from the extra ``[numba]``: full-size probabilities never exist.
     "cuda"        Triton kernels for CUDA, from the extra ``[triton]``.
@@ -221,7 +221,8 @@ def _backend(logits: Logits | None, labels: Labels, size: int, reasons: list[str
     if name not in ("cpu", "cuda"):
         return reference
     if _chosen == "auto":
-        if reasons or (name == "cpu" and size < _CPU_FROM):
+        # An exported program runs where this library is not.
+        if reasons or (name == "cpu" and size < _CPU_FROM) or is_exporting():
             return reference
         return reference if _reasons(name, logits, labels) else _module(name)
     if reasons := reasons + _reasons(name, logits, labels):

@@ -232,8 +232,9 @@ def of_label_outside(
     """Say what the labels may be, of which one is neither a class nor ``ignore_index``."""
     kinds = [int(label) for label in _distinct(target) if label != ignore_index]
     if set(kinds) <= {0, 255}:
+        alone = " and ".join(map(str, kinds))
         return (
-            "The labels are 0 and 255 alone: is 255 the object, or to be left out? If it is the object, class 1, pass "
+            f"The labels are {alone} alone: is 255 the object, or to be left out? If it is the object, class 1, pass "
             f"({name} == 255).long(); if it is to be left out, ignore_index=255."
         )
     if kinds == [-1, 1]:

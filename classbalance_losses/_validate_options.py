@@ -13,7 +13,7 @@ import torch
 from classbalance_losses import _validate_remedies as remedies
 from classbalance_losses._distributed import GroupObject, ProcessGroup
 
-_LABELS_END = 1 << 63  # no tensor of labels has one beyond
+LABELS_END = 1 << 63  # no tensor of labels has one beyond
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -86,7 +86,7 @@ def as_label(ignore_index: int, *, several: bool = False) -> int:
         TypeError: if it is no integer.
     """
     label = ignore_index if isinstance(ignore_index, int) else _as_int(ignore_index)
-    if label is not None and not isinstance(label, bool) and -_LABELS_END <= label < _LABELS_END:
+    if label is not None and not isinstance(label, bool) and -LABELS_END <= label < LABELS_END:
         return label
     raise TypeError(
         f"Expected ignore_index to be an int, got {ignore_index!r}. "

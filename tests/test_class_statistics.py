@@ -218,6 +218,11 @@ def test_checkpoints_are_not_mixed_up(tmp_path: Path) -> None:
         ClassStatistics(3, ignore_index=255).accumulate(parts[:2], progress=False, checkpoint=file)
     with pytest.raises(ValueError, match="this is 3 batches, 4 classes"):
         ClassStatistics(4, ignore_index=255).accumulate(parts, progress=False, checkpoint=file)
+    pair = torch.zeros(1, 2, 2, 2, dtype=torch.uint8)
+    of_labels = tmp_path / "labels.pt"
+    ClassStatistics(2, task="multilabel").accumulate([pair], progress=False, checkpoint=of_labels)
+    with pytest.raises(ValueError, match="task=multilabel; this is 1 batches, 4 classes"):
+        ClassStatistics(4).accumulate([pair[0]], progress=False, checkpoint=of_labels)
     file.write_text("{}")
     with pytest.raises(ValueError, match="is no checkpoint"):
         ClassStatistics(3).accumulate(parts, progress=False, checkpoint=file)

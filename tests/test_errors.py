@@ -33,6 +33,11 @@ def raises(
 
 
 @over(DEFAULTS)
+def test_labels_that_are_all_one_are_called_so(case: Case) -> None:
+    raises(case, IndexError, "The labels are 255 alone", LOGITS, torch.full_like(TARGET, 255))
+
+
+@over(DEFAULTS)
 @pytest.mark.parametrize("value", [255, -1])
 def test_label_out_of_range_names_the_likely_ignore_index(case: Case, value: int) -> None:
     target = TARGET.clone()

@@ -187,6 +187,12 @@ CALLS: dict[str, Wrong] = {
     "0 and 255, of a class": target(
         (MASK * 255).to(torch.uint8), (IndexError, "(target == 255).long()"), meant=MASK, logits=PAIR
     ),
+    "255 alone, of a class": target(
+        torch.full_like(MASK, 255),
+        (IndexError, "(target == 255).long()"),
+        meant=torch.ones_like(MASK),
+        logits=PAIR,
+    ),
     "0 and 255, that is ignored": target(
         MASK * 255, (IndexError, "ignore_index=255"), meant=MASK * 255, logits=PAIR, ignore_index=255
     ),

@@ -6,6 +6,8 @@ import copy
 import math
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -411,6 +413,52 @@ def test_an_exported_program_keeps_no_memory(name: str) -> None:
         program = torch.export.export(loss, (logits, target)).module()
         assert same(memory(loss), before)
         assert program(logits, target) == program(logits, target)
+
+
+def test_an_exported_program_runs_without_the_library() -> None:
+    """In a process that has not used the loops: numba cannot be imported while ``torch.export`` replaces functions."""
+    lines = (
+        "import sys, torch, classbalance_losses as c",
+        "x, y = torch.randn(1, 4, 200, 200), torch.randint(4, (1, 200, 200))",
+        "loss = c.DyCELoss() + c.DiceLoss()",
+        "program = torch.export.export(loss, (x, y))",
+        "assert 'classbalance' not in program.graph_module.code and 'numba' not in sys.modules",
+        "torch.testing.assert_close(program.module()(x, y), loss(x, y))",
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+COUNTS = [1e6, 5e4, 1e2]  # two of which float16 cannot hold
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        cb.LogitAdjustedLoss(COUNTS),
+        WeightedCrossEntropyLoss([1e-9, 1e-8, 1e-9]),
+        cb.FocalLoss(alpha=torch.tensor(COUNTS)),
+        cb.DiceLoss(class_weight=COUNTS),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_cast_leaves_given_numbers_as_they_are(loss: nn.Module, dtype: torch.dtype) -> None:
+    logits, target = torch.randn(2, 3, 4, 4).to(dtype), torch.randint(3, (2, 4, 4))
+    cast = copy.deepcopy(loss).to(dtype)
+    assert torch.equal(cast(logits, target), loss(logits, target))
+    assert [numbers.dtype for numbers in cast.buffers()] == [numbers.dtype for numbers in loss.buffers()]
+
+
+def test_a_number_assigned_to_a_copy_is_its_own() -> None:
+    loss = cb.FocalLoss(alpha=torch.ones(3))
+    other = copy.copy(loss)
+    other.alpha = 0.25
+    assert torch.equal(loss.alpha, torch.ones(3))
+    assert "alpha" in loss.state_dict()
+    assert "alpha" not in other.state_dict()
 
 
 @over_stateful

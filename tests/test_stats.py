@@ -316,3 +316,42 @@ def test_effective_number_is_called_flat_only_where_it_is(
     np.savez(tmp_path / "a.npz", label=np.arange(classes * pixels).reshape(classes, pixels) // pixels)
     out = run(capsys, tmp_path, "--num-classes", 2)[1]
     assert ("is flat" in out) == (pixels == 60_000 and classes == 2)
+
+
+def test_folders_that_are_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each folder once, also where a link leads back up."""
+    save_png(tmp_path / "all" / "val" / "a.png", np.zeros((2, 2), np.uint8))
+    save_png(tmp_path / "elsewhere" / "b.png", np.full((2, 2), 3, np.uint8))
+    (tmp_path / "all" / "train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "all")
+    _, out, _ = run(capsys, tmp_path / "all", "--num-classes", 4, "--json", tmp_path / "s.json")
+    assert "2 label maps" in out
+    assert json.loads((tmp_path / "s.json").read_text())["pixel_counts"] == [4, 0, 0, 4]
+
+
+def test_of_many_classes_255_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "a.npy", np.arange(300)[None])
+    code, out, _ = run(capsys, tmp_path, "--num-classes", 300)
+    assert code == 0
+    assert "300 pixels" in out
+    assert "255" not in out.split("class 0")[0]
+
+
+def test_files_that_windows_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mark of the byte order stands before the first letter."""
+    save_png(tmp_path / "images" / "a.png", np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "colors.txt").write_text("0 0 0 road\n9 9 9 car", encoding="utf-8-sig")
+    assert "road" in run(capsys, tmp_path / "images", "--colors", tmp_path / "colors.txt")[1]
+    save_png(tmp_path / "named" / "a.png", np.zeros((2, 2), np.uint8))
+    (tmp_path / "named" / "dataset.json").write_text(
+        '{"classes": ["street", "tree"], "ignore_index": true}', encoding="utf-8-sig"
+    )
+    code, out, _ = run(capsys, tmp_path / "named")
+    assert code == 0
+    assert "tree" in out
+
+
+def test_what_cannot_be_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz")
+    assert "has no array 'label', and no other." in run(capsys, tmp_path)[2]
+    assert "a number of 64 bits" in run(capsys, tmp_path, "--ignore-index", 10**20)[2]

@@ -228,6 +228,13 @@ def test_a_checkpoint_of_another_task_or_other_colours(
         assert run(capsys, *options)[0] == code
 
 
+def test_a_checkpoint_of_another_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", label=[[0, 0]], fine=[[0, 1]])
+    kept = ("--num-classes", 2, "--checkpoint", tmp_path / "c.pt")
+    assert run(capsys, tmp_path, *kept)[0] == 0
+    assert "arrays 'fine'" in run(capsys, tmp_path, *kept, "--key", "fine")[2]
+
+
 @pytest.mark.parametrize("task", ["multiclass", "binary"])
 def test_plot(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is an extra")

@@ -34,6 +34,7 @@ from classbalance_losses import (
     use_backend,
 )
 from classbalance_losses.kernels import reference
+from classbalance_losses.losses import deep_supervision
 
 HERE = sample(2, weighted=True)
 
@@ -240,6 +241,8 @@ def test_adjusted_logits_are_the_terms_own() -> None:
         (lambda: DyCELoss(upsample="linear") + DiceLoss(), "upsample"),
         (lambda: DyCELoss(process_group="world") + DiceLoss(), "process_group"),
         (lambda: DyCELoss(reduction="none") + DiceLoss(), 'reduction="none"'),
+        (lambda: GBWLoss(gradient="last_layer_weight") + DiceLoss(), "needs features="),
+        (lambda: DeepSupervision(GBWLoss(gradient="last_layer_weight")), "needs features="),
     ],
 )
 def test_terms_agree(make: Any, words: str) -> None:
@@ -286,6 +289,15 @@ def test_deep_supervision(upsample: str | None) -> None:
         expected = loss(heads[0], target) + 0.25 * loss(heads[1], small)
     close(deep(heads, target), expected)
     close(DeepSupervision(loss)(tuple(heads), target), DeepSupervision(loss, [1.0, 0.5])(heads, target))
+
+
+def test_labels_are_resized_as_torch_does() -> None:
+    """At all sizes: torch finds a label's place in float32, whose rounding is not that of whole numbers."""
+    for old in range(1, 50):
+        target = torch.arange(old).view(1, 1, old)
+        for new in range(1, 50):
+            expected = F.interpolate(target.float(), new, mode="nearest").long()
+            assert torch.equal(deep_supervision._nearest(target, (new,)), expected)
 
 
 def test_a_process_group_reaches_every_term() -> None:

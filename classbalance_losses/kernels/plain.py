@@ -16,6 +16,15 @@ def is_plain(*tensors: Tensor) -> bool:
     return not torch._C._are_functorch_transforms_active() and all(_is_memory(tensor) for tensor in tensors)
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` makes a program of what runs."""
+    if not torch.compiler.is_compiling():
+        return False
+    if hasattr(torch.compiler, "is_exporting"):  # since torch 2.7
+        return torch.compiler.is_exporting()
+    return not torch.compiler.is_dynamo_compiling()
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Whether vmap or grad of ``torch.func`` has wrapped the tensor; there is no public test for it."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)

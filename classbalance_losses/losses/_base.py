@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -21,11 +21,11 @@ from classbalance_losses._validate_options import (
     check_upsample,
 )
 from classbalance_losses._validate_tasks import TASKS
-from classbalance_losses.kernels.plain import is_transformed
+from classbalance_losses.kernels.plain import is_exporting, is_transformed
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.soft import batch_for
 from classbalance_losses.ops.sums import Needs
-from classbalance_losses.state.saved import Saved
+from classbalance_losses.state.saved import Saved, moved
 
 _SHARED = ("task", "ignore_index", "upsample", "align_corners", "process_group")  # by the terms of a sum
 
@@ -65,6 +65,8 @@ class PixelLoss(Loss):
     """Base of the losses: stores the common options and shows the hyper-parameters in its repr."""
 
     _shown: tuple[str, ...] = ()
+    takes_features = False
+    """Whether a call needs ``features=``."""
 
     def __init__(self, **common: Unpack[Common]) -> None:
         options = completed(common)
@@ -136,12 +138,21 @@ class HoldsVector(Saved):
             super().__setattr__(name, value)
             return
         value = self._checked(value)
-        for store in (vars(self), self._buffers, self._parameters, self._modules):
-            store.pop(name, None)
+        vars(self).pop(name, None)
+        for store in ("_buffers", "_parameters", "_modules"):  # a copy by copy.copy has the same ones
+            vars(self)[store] = {key: held for key, held in vars(self)[store].items() if key != name}
         if value is None or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter)):
             self.register_buffer(name, value)
         else:
             super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move the numbers along with the module, and leave their dtype alone: counts have no place in float16."""
+        own = self._buffers.get(self._vector)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if own is not None:
+            self._buffers[self._vector] = moved(own, fn)
+        return self
 
     def _load_from_state_dict(
         self,
@@ -213,7 +224,7 @@ class SumLoss(Loss):
 
     def _check(self) -> None:
         first, *others = self.losses
-        check_reduced(self)
+        check_terms(self)
         for other in others:
             for name in _SHARED:
                 mine, theirs = getattr(first, name), getattr(other, name)
@@ -255,7 +266,8 @@ class SumLoss(Loss):
         # Those that have a form of their own come first, and bring it into the pass.
         order = sorted(range(len(losses)), key=lambda term: not losses[term].needs.form)
         values = {term: losses[term].of(batch.reduced(losses[term].reduction)) for term in order}
-        if not any(map(is_transformed, values.values())):  # what vmap has wrapped is of no use after it
+        # What vmap has wrapped is of no use after it, and an exported program keeps nothing.
+        if not is_exporting() and not any(map(is_transformed, values.values())):
             self.terms = {name: values[term].detach() for term, name in enumerate(self.names)}
         terms = (values[term] if w == 1 else w * values[term] for term, w in enumerate(self.weights))
         return reduce(torch.add, terms)
@@ -273,17 +285,22 @@ class SumLoss(Loss):
     __rmul__ = __mul__
 
 
-def check_reduced(loss: PixelLoss | SumLoss) -> None:
-    """Check that a loss, or each of a sum, gives one number.
+def check_terms(loss: PixelLoss | SumLoss) -> None:
+    """Check that a loss, or each of a sum, gives one number from logits and labels.
 
     Raises:
-        ValueError: one has the reduction "none".
+        ValueError: one has the reduction "none", or needs features.
     """
     for term in loss.losses if isinstance(loss, SumLoss) else [loss]:
         if term.reduction == "none":
             raise ValueError(
                 f'{type(term).__name__} has reduction="none", whose terms have shapes of their own: '
                 'pass reduction="mean" or "sum".'
+            )
+        if term.takes_features:
+            raise ValueError(
+                f"{type(term).__name__} needs features= at each call, which a sum does not take. Add up by value: "
+                "gbw(input, target, features=features) + other(input, target)."
             )
 
 

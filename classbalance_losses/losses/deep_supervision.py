@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classbalance_losses._validate import check_tensor
 from classbalance_losses._validate_options import check_range
-from classbalance_losses.losses._base import Loss, PixelLoss, SumLoss, check_reduced
+from classbalance_losses.losses._base import Loss, PixelLoss, SumLoss, check_terms
 
 
 class DeepSupervision(Loss):
@@ -38,7 +38,7 @@ class DeepSupervision(Loss):
                 f"Expected a loss of this package on logits and labels, or a sum of such, got {loss!r}. With another "
                 "write the sum: sum(w * loss(head, target) for w, head in zip(weights, input))."
             )
-        check_reduced(loss)
+        check_terms(loss)
         self.loss = loss
         self.weights = None if weights is None else _numbers(weights)
 
@@ -123,6 +123,7 @@ def _nearest(target: Tensor, size: Sequence[int]) -> Tensor:
         return target
     for axis, (old, new) in enumerate(zip(target.shape[first:], size, strict=True), first):
         if old != new:
-            index = torch.arange(new, dtype=torch.int64, device=target.device) * old // new
-            target = target.index_select(axis, index)
+            # In float32, whose rounding is torch's: here and there it is not that of whole numbers.
+            place = torch.arange(new, dtype=torch.float32, device=target.device) * (old / new)
+            target = target.index_select(axis, place.long().clamp(max=old - 1))
     return target

@@ -332,6 +332,11 @@ class GBWLoss(Memory, PixelLoss):
         """ℓ and the error that its gradient is made of."""
         return Needs(loss=True, error=self.gradient in OF_SQUARED_ERRORS)
 
+    @property
+    def takes_features(self) -> bool:  # type: ignore[override]
+        """Whether a call needs ``features=``."""
+        return self.gradient == "last_layer_weight"
+
     def of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch that was checked."""
         return self._of(batch, None)

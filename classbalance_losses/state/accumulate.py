@@ -35,6 +35,8 @@ def count_batches(
     counted, to tell checkpoints apart.
     """
     source += f", {statistics.num_classes} classes, ignore_index={statistics.ignore_index}"
+    if statistics.task != "multiclass":
+        source += f", task={statistics.task}"
     file = None if checkpoint is None else _Checkpoint(Path(checkpoint), source)
     done = 0 if file is None else file.load(statistics)
     batches = _with_bar(_rest(loader, done), loader, done) if progress else _rest(loader, done)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from classbalance_losses._distributed import ProcessGroup, all_reduce_sum, resolve, world_size
 from classbalance_losses._validate_features import check_num_classes
-from classbalance_losses.state.saved import Saved
+from classbalance_losses.kernels.plain import is_exporting
+from classbalance_losses.state.saved import Saved, moved
 
 
 class Entry(NamedTuple):
@@ -104,7 +105,7 @@ class Memory(Saved):
         if not (self.training and torch.is_grad_enabled()):
             return False
         if torch.compiler.is_compiling():
-            return not _is_exporting()
+            return not is_exporting()
         return torch._C._functorch.peek_interpreter_stack() is None
 
     def _recall(self, num_classes: int, finite: Tensor, process_group: ProcessGroup) -> Recalled:
@@ -200,8 +201,7 @@ class Memory(Saved):
         kept = {name: getattr(self, name) for name in self._entries}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in kept.items():
-            moved = fn(value)
-            setattr(self, name, moved if moved.dtype == value.dtype else value.to(moved.device))
+            setattr(self, name, moved(value, fn))
         return self
 
     def _load_from_state_dict(
@@ -291,9 +291,3 @@ def _save(module: Memory, state_dict: dict[str, Any], prefix: str, local_metadat
             setattr(module, name, entry.make(*size))
         module._lent = True
     state_dict.update({prefix + name: getattr(module, name).detach() for name in module._entries})
-
-
-def _is_exporting() -> bool:
-    if hasattr(torch.compiler, "is_exporting"):  # since torch 2.7
-        return torch.compiler.is_exporting()
-    return not torch.compiler.is_dynamo_compiling()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 # What our losses and estimators have in their state dicts.
 ENTRIES = frozenset(
@@ -12,6 +13,12 @@ ENTRIES = frozenset(
 )
 # Where they are: an estimator is its loss's `weight`, a loss that of deep supervision or one of a sum's.
 _HOLDERS = frozenset(("loss", "losses", "weight"))
+
+
+def moved(value: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what ``fn`` of a module's ``_apply`` makes of a tensor whose dtype is its own."""
+    there = fn(value)
+    return there if there.dtype == value.dtype else value.to(there.device)
 
 
 class Saved(nn.Module):

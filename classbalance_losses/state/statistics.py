@@ -52,7 +52,7 @@ class ClassStatistics(nn.Module):
         num_ignored: ignored pixels.
 
     Raises:
-        ValueError: ``num_classes`` is below 2.
+        ValueError: ``num_classes`` is below 2, or not 2 of a binary task.
     """
 
     pixel_counts: Tensor
@@ -66,6 +66,11 @@ class ClassStatistics(nn.Module):
         super().__init__()
         check_choice("task", task, TASKS)
         check_num_classes(num_classes, 1 if task == "multilabel" else 2)
+        if task == "binary" and num_classes != 2:
+            raise ValueError(
+                f'task="binary" has 2 classes, absent and present, got num_classes={num_classes}. Leave num_classes '
+                'out, or pass task="multilabel" for several labels.'
+            )
         self.task = task
         self.num_classes = 2 * num_classes if task == "multilabel" else num_classes
         self.ignore_index = as_label(ignore_index)

@@ -42,7 +42,8 @@ def read_npz(path: Path, key: str) -> Array:
         with path.open("rb") as file, np.load(file) as archive:
             if key not in archive:
                 found = ", ".join(map(repr, archive))
-                raise LabelFileError(f"{path}: has no array {key!r}, only {found}. Choose one with --key.")
+                only = f", only {found}. Choose one with --key" if found else ", and no other"
+                raise LabelFileError(f"{path}: has no array {key!r}{only}.")
             labels: Array = archive[key]
             return labels
     except LabelFileError:

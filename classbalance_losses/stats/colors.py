@@ -34,7 +34,7 @@ def read_colours(path: Path) -> Colours:
     """
     classes: dict[Colour, int] = {}
     names: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.strip():
             continue
         colour, name = _parsed(path, line.strip())

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from classbalance_losses._validate_options import check_range
+from classbalance_losses._validate_options import LABELS_END, check_range
 from classbalance_losses.stats.class_summary import ClassSummary
 from classbalance_losses.stats.counting import BINARY, MULTICLASS, MULTILABEL, TASKS
 from classbalance_losses.stats.folder import count_folder
 from classbalance_losses.stats.label_summary import LabelSummary
 from classbalance_losses.stats.plot import check_plot, plot_shares
+from classbalance_losses.stats.reading import KEY
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,7 +56,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="'R G B name' or '#rrggbb name' of class 0 on the first line, and so on: the labels' colours are classes",
     )
     add("--ignore-unknown", action="store_true", help="leave pixels out whose colour is not in --colors")
-    add("--key", default="label", help="name of the array in .npz files (default: label)")
+    add("--key", default=KEY, help="name of the array in .npz files (default: %(default)s)")
     add("--workers", type=int, default=1, metavar="N", help="files read at a time (default: 1)")
     add("--checkpoint", type=Path, metavar="FILE", help="keep the counts here; run again to go on")
 
@@ -88,6 +89,8 @@ def check_reading(options: argparse.Namespace) -> None:
     Raises:
         ValueError: options have no meaning, or not together.
     """
+    if options.ignore_index is not None and not -LABELS_END <= options.ignore_index < LABELS_END:
+        raise ValueError(f"--ignore-index: expected a number of 64 bits, got {options.ignore_index}.")
     if options.workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {options.workers}.")
     for pair, reason in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from classbalance_losses.stats.counting import MULTILABEL, FileCounts, Rules
 from classbalance_losses.stats.errors import LabelFileError
-from classbalance_losses.stats.reading import SUFFIXES, kind_of
+from classbalance_losses.stats.reading import KEY, SUFFIXES, kind_of
 
 AHEAD = 4  # files a worker that are counted before their turn: one long file does not make the others wait
 
@@ -49,6 +50,8 @@ class LabelFiles(Sequence[FileCounts]):
             parts.append(f"colours (checksum {zlib.crc32(colours.encode()):08x})")
         if self.rules.task == MULTILABEL:
             parts.append("several labels a pixel")
+        if self.rules.key != KEY:
+            parts.append(f"arrays {self.rules.key!r}")
         return ", ".join(parts)
 
 
@@ -93,11 +96,24 @@ def find_labels(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise LabelFileError(f"{folder}: no such folder.")
-    paths = sorted(path for path in folder.rglob("*") if kind_of(path) and path.is_file())
+    paths = sorted(path for path in _files_under(folder) if kind_of(path) and path.is_file())
     if not paths:
         first, *others = SUFFIXES
         raise LabelFileError(f"{folder}: holds no {first} and no {', '.join(others)} files, at any depth.")
     return paths
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    """Yield all files at any depth, in folders that are links too, each folder once."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(parent) / name for name in files)
 
 
 def find_dataset(folder: Path) -> Dataset | None:
@@ -105,11 +121,12 @@ def find_dataset(folder: Path) -> Dataset | None:
     for parent in (folder.resolve(), *folder.resolve().parents):
         path = parent / "dataset.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             continue
         classes = content.get("classes") if isinstance(content, dict) else None
         if isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes):
             ignore_index = content.get("ignore_index")
-            return Dataset(path, classes, ignore_index if isinstance(ignore_index, int) else None)
+            is_label = isinstance(ignore_index, int) and not isinstance(ignore_index, bool)
+            return Dataset(path, classes, ignore_index if is_label else None)
     return None

@@ -11,6 +11,7 @@ from classbalance_losses.stats.errors import LabelFileError
 from classbalance_losses.stats.histogram import Array
 from classbalance_losses.stats.images import read_png, read_tiff
 
+KEY = "label"  # the array of an .npz file, if no other is named
 IMAGES = (".png", ".tif", ".tiff")
 NIFTI = (".nii", ".nii.gz")
 SUFFIXES = (".png", ".npz", ".npy", ".tif", ".tiff", *NIFTI)
