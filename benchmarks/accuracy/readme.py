@@ -13,7 +13,10 @@ from benchmarks.readme_block import CHOOSING_PAGE, README, RESULTS_PAGE, update
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("benchmarks/results/camvid-small")
 ON_GPU = Path("benchmarks/results/camvid-gpu")
-CRACKS = Path("benchmarks/results/cracks")
+OTHERS = {
+    "benchmarks/results/cracks/study_cracks.json": "Cracks in asphalt (CrackForest), 1.5 % of the pixels, one logit",
+    "benchmarks/results/acdc/study_acdc.json": "Hearts in slices of MR (ACDC), 96 % of the pixels background",
+}
 
 
 def study_block() -> str:
@@ -60,17 +63,20 @@ def results_block(folder: Path = ROOT / RESULTS, on_gpu: Path = ROOT / ON_GPU) -
         results = read_results(path)
         page = f"every class in `{ON_GPU.as_posix()}/README.md`"
         parts += [f"{results.title}, on {results.device} ({results.tf32}); {page}:", summary_table(results)]
-    return "\n\n".join([*parts, *_cracks(ROOT / CRACKS / "study_cracks.json")])
+    for others, what in OTHERS.items():
+        parts += _other(ROOT / others, what)
+    return "\n\n".join(parts)
 
 
-def _cracks(path: Path) -> list[str]:
+def _other(path: Path, what: str) -> list[str]:
+    """The scores of another data set, each loss at its own rate."""
     if not path.is_file():
         return []
     results = read_results(path)
-    page = f"curves, pictures and how to read them in `{CRACKS.as_posix()}/README.md`"
+    page = f"curves, pictures and how to read them in `{path.parent.relative_to(ROOT).as_posix()}/README.md`"
     return [
-        f"Cracks in asphalt (CrackForest), {100 * results.shares[1]:.2g} % of the pixels, one logit, "
-        f"{results.recipe['training']['iterations']} steps, each loss at its own rate, on {results.device}; {page}:",
+        f"{what}, {results.recipe['training']['iterations']} steps, each loss at its own rate, on {results.device}; "
+        f"{page}:",
         summary_table(results),
     ]
 
