@@ -141,7 +141,7 @@ def load_grid(path: str | Path, device: str = "cpu") -> Grid:
 
 
 def _with_origin(content: dict[str, Any]) -> dict[str, Any]:
-    """A grid's content, with losses of another one, and its search where it has none of its own.
+    """A grid's content, with losses of another one before its own, and its search where it has none.
 
     `losses_of = { grid = NAME, labels = [...] }`; all of them without labels.
     """
@@ -151,7 +151,7 @@ def _with_origin(content: dict[str, Any]) -> dict[str, Any]:
     by_label = {entry["label"]: entry for entry in other["loss"]}
     losses = [by_label[label] for label in content["losses_of"].get("labels", by_label)]
     search = {"iterations": other["training"]["iterations"]} | other["search"]
-    return {"search": search} | content | {"loss": losses}
+    return {"search": search} | content | {"loss": losses + content.get("loss", [])}
 
 
 def _search(content: Mapping[str, Any]) -> Search | None:
