@@ -20,6 +20,7 @@ from classbalance_losses.stats.label_summary import LabelSummary
 
 _CRACKS = "benchmarks/results/cracks/README.md"
 _CAMVID = "benchmarks/results/camvid-small/README.md"
+_HEARTS = "benchmarks/results/acdc/README.md"
 _MOST_NAMED = 6
 
 
@@ -33,6 +34,11 @@ class Labels(NamedTuple):
     def rarest(self) -> float:
         """The smallest share of what occurs."""
         return min((share for share in self.shares.values() if share), default=0.0)
+
+    @property
+    def largest(self) -> float:
+        """The largest share."""
+        return max(self.shares.values(), default=0.0)
 
 
 class Rule(NamedTuple):
@@ -56,6 +62,16 @@ RULES = (
         "the lead, half of which is gone after 600 steps and all of it after 2000, but for recall; probabilities, "
         "which add up to 2.4 times the object, or 1.5 with DiceLoss beside it",
         _CRACKS,
+    ),
+    Rule(
+        lambda labels: labels.task == MULTICLASS and labels.largest >= 0.9 and 0.005 <= labels.rarest < 0.05,
+        "slices of hearts, three structures with 1.0 to 1.5 % of the pixels in a background of 96 %",
+        'WeightedCrossEntropyLoss() + DiceLoss(per_image=True, classes="all", smooth=0.5e-5)',
+        "mean Dice of the structures 2.0 points over cross-entropy after 400 steps, each loss at its own learning "
+        "rate, as MONAI's DiceCELoss, whose value this is; DyCELoss 1.1, which is not sure; weights by frequency lost "
+        "14.8",
+        "the learning rate first: cross-entropy gained 4.3 points from 0.002 to 0.008",
+        _HEARTS,
     ),
     Rule(
         lambda labels: labels.task == MULTICLASS and 0.001 <= labels.rarest < 0.015,

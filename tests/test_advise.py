@@ -30,14 +30,15 @@ def lead(grid: str, label: str) -> str:
     ("task", "shares", "rule"),
     [
         ("binary", [0.015], 0),
-        ("binary", [0.3], 2),
-        ("binary", [0.0001], 3),
-        ("multiclass", [0.9, 0.09, 0.01], 1),
-        ("multiclass", [0.9, 0.1, 0.0], 2),  # what never occurs is not rare
-        ("multiclass", [0.99, 0.0099, 0.0001], 3),
-        ("multiclass", [0.97, 0.03], 3),
-        ("multilabel", [0.01, 0.2], 3),
-        ("multiclass", [0.0, 0.0], 3),
+        ("binary", [0.3], 3),
+        ("binary", [0.0001], 4),
+        ("multiclass", [0.97, 0.02, 0.01], 1),
+        ("multiclass", [0.7, 0.29, 0.01], 2),
+        ("multiclass", [0.9, 0.1, 0.0], 3),  # what never occurs is not rare
+        ("multiclass", [0.99, 0.0099, 0.0001], 4),
+        ("multiclass", [0.8, 0.17, 0.03], 4),
+        ("multilabel", [0.01, 0.2], 4),
+        ("multiclass", [0.0, 0.0], 4),
     ],
 )
 def test_the_first_rule_that_applies(task: str, shares: list[float], rule: int) -> None:
@@ -57,6 +58,12 @@ def test_the_numbers_are_those_of_the_results() -> None:
     shares = {row.split("|")[1].strip(): float(row.split("|")[5]) for row in table.splitlines()[2:]}
     assert f"{shares['DyCE']:.1f} times the object, or {shares['DyCE + Dice']:.1f} with" in RULES[0].watch
     said = RULES[1].measured
+    assert f"the structures {lead('acdc/study_acdc', 'MONAI DiceCE')} points over" in said
+    assert f"DyCELoss {lead('acdc/study_acdc', 'DyCE')}," in said
+    assert f"by frequency lost {lead('acdc/study_acdc', 'WCE').removeprefix('-')}" in said
+    rates = read_results(RESULTS / "acdc/study_acdc.json").rate_scores["CE"]
+    assert f"gained {rates['0.008'] - rates['0.002']:.1f} points from 0.002 to 0.008" in RULES[1].watch
+    said = RULES[2].measured
     assert f"{lead('camvid-small/compare', 'DyCE')} points over cross-entropy after 300 steps" in said
     assert f"{lead('camvid-small/long', 'DyCE')} after 1500" in said
     own = [lead("camvid-small/study_camvid", name) for name in ("DyCE", "DyCE + Dice", "WCE, root")]
@@ -73,7 +80,7 @@ def test_frequent_classes_gain_nothing() -> None:
         gains += [
             (np.array(results.class_iou(of, results.tests[0])) - base)[frequent] for of in results.labels
         ]
-    most, least = (float(f) for f in re.findall(r"\d+\.?\d*", RULES[2].measured))
+    most, least = (float(f) for f in re.findall(r"\d+\.?\d*", RULES[3].measured))
     assert np.max(gains) == pytest.approx(most, abs=0.05)
     assert np.min(gains) == pytest.approx(-least, abs=0.05)
 
