@@ -12,6 +12,7 @@ from test_stats import save_png
 pytest.importorskip("matplotlib", reason="the studies' code draws")
 
 from benchmarks.accuracy.collect import read_results
+from benchmarks.accuracy.decisions import decisions_section
 from benchmarks.accuracy.study import baseline_of, paired_difference, study_table
 from classbalance_losses import advise
 from classbalance_losses.advise import RULES, Labels, advice
@@ -24,6 +25,13 @@ def lead(grid: str, label: str) -> str:
     """A loss's lead over cross-entropy, as a sentence has it."""
     results = read_results(RESULTS / f"{grid}.json")
     return f"{paired_difference(results, label, str(baseline_of(results)))[0]:.1f}"
+
+
+def after(label: str) -> str:
+    """Its lead on cracks where each loss's models decide by a number of their own."""
+    _, rows = decisions_section(RESULTS / "cracks", "study_cracks")
+    (row,) = (row for row in rows.splitlines() if row.split("|")[1].strip() == label)
+    return row.split("|")[-2].strip().removeprefix("+")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +62,8 @@ def test_the_numbers_are_those_of_the_results() -> None:
     assert f"IoU {lead('cracks/study_cracks', 'DyCE')} points over cross-entropy after 200 steps" in said
     assert f"{lead('cracks/study_cracks', 'DyCE + Dice')} with DiceLoss" in said
     assert f"by frequency lost {lead('cracks/study_cracks', 'weighted BCE').removeprefix('-')}" in said
+    decided = [after(name) for name in ("DyCE", "DyCE + Dice", "weighted BCE")]
+    assert f"training images, {decided[0]}, {decided[1]} and {decided[2].removeprefix('-')}" in said
     table = study_table(read_results(RESULTS / "cracks/study_cracks.json"))
     shares = {row.split("|")[1].strip(): float(row.split("|")[5]) for row in table.splitlines()[2:]}
     assert f"{shares['DyCE']:.1f} times the object, or {shares['DyCE + Dice']:.1f} with" in RULES[0].watch
