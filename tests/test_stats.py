@@ -335,6 +335,9 @@ def test_of_many_classes_255_is_one(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert code == 0
     assert "300 pixels" in out
     assert "255" not in out.split("class 0")[0]
+    (tmp_path / "dataset.json").write_text(json.dumps({"classes": [f"kind {k}" for k in range(300)]}))
+    assert "300 pixels" in run(capsys, tmp_path)[1]
+    (tmp_path / "dataset.json").unlink()
     np.save(
         tmp_path / "a.npy", np.broadcast_to([0, 1, 255], (150, 1, 3))
     )  # of many labels a pixel 255 is none

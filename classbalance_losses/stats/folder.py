@@ -46,7 +46,7 @@ def count_folder(options: argparse.Namespace) -> Counted:
     rules = Rules(
         options.task,
         MOST_INFERRED if num_classes is None else num_classes,
-        _ignored_label(stated, options, colours),
+        _ignored_label(stated, options, colours, num_classes),
         options.key,
         options.object,
         colours,
@@ -101,10 +101,12 @@ def _num_classes(options: argparse.Namespace, names: list[str]) -> int | None:
     return 2 if number is None and options.object is not None else number
 
 
-def _ignored_label(stated: int | None, options: argparse.Namespace, colours: Colours | None) -> int:
+def _ignored_label(
+    stated: int | None, options: argparse.Namespace, colours: Colours | None, num_classes: int | None
+) -> int:
     if stated is None:
         # No colour stands for a number, and of many classes 255 is one.
-        is_one = options.task == MULTICLASS and (options.num_classes or 0) > 255
+        is_one = options.task == MULTICLASS and (num_classes or 0) > 255
         return -100 if options.object == 255 or colours or is_one else 255
     if stated == options.object:
         raise LabelFileError(f"--object and --ignore-index are both {stated}. Leave one out.")
