@@ -121,4 +121,10 @@ def _row(of: list[dict[str, float]], base: list[dict[str, float]]) -> list[str]:
     other = {run["seed"]: run["with_tau"] for run in base}
     leads = [run["with_tau"] - other[run["seed"]] for run in of if run["seed"] in other]
     texts = [f"{middle:.1f} ± {spread:.1f}" for middle, spread in (before, after)]
-    return [str(len(of)), texts[0], f"{round(tau[0], 1) + 0.0:+.1f}", texts[1], f"{mean(leads):+.1f}" if leads else ""]
+    return [
+        str(len(of)),
+        texts[0],
+        f"{round(tau[0], 1) + 0.0:+.1f}",
+        texts[1],
+        f"{mean(leads):+.1f}" if leads else "",
+    ]
