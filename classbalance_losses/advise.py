@@ -58,8 +58,8 @@ RULES = (
         "photographs of cracks, 1.5 % of the pixels, one logit",
         'DyCELoss(task="binary", omega=0.5)',
         "IoU 9.9 points over cross-entropy after 200 steps, each at its own learning rate, 10.2 with DiceLoss beside "
-        "it; weights by frequency lost 15.1. With a threshold of its own for each, chosen on training images, 3.5, 3.0 "
-        "and 0.5",
+        "it; weights by frequency lost 15.1. With thresholds chosen on training images, one for each run: 3.5, 3.0, "
+        "and 0.5 lost",
         "the lead, half of which is gone after 600 steps and all of it after 2000, but for recall; probabilities, "
         "which add up to 2.4 times the object, or 1.5 with DiceLoss beside it",
         _CRACKS,

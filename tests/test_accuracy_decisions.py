@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib", reason="the plots need the extra [plot]")
 from benchmarks.accuracy import __main__ as command_line
 from benchmarks.accuracy.collect import read_results
 from benchmarks.accuracy.data import BenchmarkData
-from benchmarks.accuracy.decisions import TAUS, decisions_section, scores_by_tau
+from benchmarks.accuracy.decisions import decisions_section, scores_by_tau
 from benchmarks.accuracy.run import write_json
 from examples.common.stored import StoredImages
 from tests.examples.conftest import camvid_folder  # noqa: F401 (a fixture)
@@ -85,4 +85,3 @@ def test_leads_are_over_cross_entropy_of_the_same_seeds(tmp_path: Path) -> None:
         "3", "54.3 ± 26.6", "+0.2", "59.3 ± 26.6", "+3.0",
     ]  # fmt: skip
     assert decisions_section(tmp_path, "another") == []
-    assert 0.0 in TAUS

@@ -63,7 +63,7 @@ def test_the_numbers_are_those_of_the_results() -> None:
     assert f"{lead('cracks/study_cracks', 'DyCE + Dice')} with DiceLoss" in said
     assert f"by frequency lost {lead('cracks/study_cracks', 'weighted BCE').removeprefix('-')}" in said
     decided = [after(name) for name in ("DyCE", "DyCE + Dice", "weighted BCE")]
-    assert f"training images, {decided[0]}, {decided[1]} and {decided[2].removeprefix('-')}" in said
+    assert f"for each run: {decided[0]}, {decided[1]}, and {decided[2].removeprefix('-')} lost" in said
     table = study_table(read_results(RESULTS / "cracks/study_cracks.json"))
     shares = {row.split("|")[1].strip(): float(row.split("|")[5]) for row in table.splitlines()[2:]}
     assert f"{shares['DyCE']:.1f} times the object, or {shares['DyCE + Dice']:.1f} with" in RULES[0].watch

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def for_folder(grid: Grid, folder: Path | None) -> Grid:
-    """A grid set to one folder in CamVid's layout: its name, its train and val where it lacks the grid's split lists.
+    """A grid set to one folder: its name, its train and val where it lacks the grid's split lists.
 
     Raises:
         ValueError: such a grid and no folder.
@@ -52,7 +52,7 @@ def for_folder(grid: Grid, folder: Path | None) -> Grid:
     if grid.data["kind"] == "streets":
         return grid
     if folder is None:
-        raise ValueError(f"grid {grid.name} needs --data FOLDER, a folder in CamVid's layout")
+        raise ValueError(f"grid {grid.name} needs --data FOLDER, a folder in the layout of its kind")
     name = folder.resolve().name
     if grid.data["kind"] == "streets-to-camvid":
         return dataclasses.replace(grid, data=grid.data | {"name": f"streets-to-{name}"})
@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
 
     selection = argparse.ArgumentParser(add_help=False)
-    selection.add_argument("--data", type=Path, help="folder in CamVid's layout, for grids that need one")
+    selection.add_argument("--data", type=Path, help="folder of the data, for grids that need one")
     selection.add_argument("--seeds", type=int, nargs="+", help="only these seeds (the grid's own)")
 
     run = commands.add_parser(

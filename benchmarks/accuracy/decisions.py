@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from benchmarks.accuracy.collect import mean_and_std
 from benchmarks.accuracy.data import BenchmarkData, load_data
 from benchmarks.accuracy.grid import Grid
 from benchmarks.accuracy.plots import BASELINES
 from benchmarks.accuracy.run import MODEL, is_finished, scores_entry, write_json
 from benchmarks.accuracy.search import main_score
+from benchmarks.accuracy.table import spread
 from benchmarks.speed.table import table
 from classbalance_losses.functional import adjust_logits
 from examples.common.evaluation import LabelledImages, scores_from_confusion
@@ -34,14 +34,19 @@ _BATCH = 8
 
 @torch.no_grad()
 def scores_by_tau(
-    model: nn.Module, images: LabelledImages, data: BenchmarkData, *, every: int = 1
+    model: nn.Module,
+    images: LabelledImages,
+    data: BenchmarkData,
+    taus: Sequence[float] = TAUS,
+    *,
+    every: int = 1,
 ) -> dict[float, float]:
     """Return the main score by τ over one image of so many; the model is left in evaluation mode."""
     model.eval()
     classes = len(data.classes)
     confusion = {
         tau: MulticlassConfusionMatrix(classes, ignore_index=data.ignore_index, validate_args=False)
-        for tau in TAUS
+        for tau in taus
     }
     chosen = list(range(0, len(images), every))
     for start in range(0, len(chosen), _BATCH):
@@ -75,7 +80,7 @@ def measure_decisions(grid: Grid, runs: Path, data_folder: Path | None) -> dict[
             model.load_state_dict(torch.load(weights, weights_only=True))
             of_training = scores_by_tau(model, data.train, data, every=_EVERY)
             tau = max(of_training, key=lambda tau: (of_training[tau], -abs(tau)))
-            of_test = scores_by_tau(model, test, data)
+            of_test = scores_by_tau(model, test, data, (0.0, tau))
             found = {"seed": config.seed, "tau": tau, "as_it_is": of_test[0.0], "with_tau": of_test[tau]}
             rows.setdefault(label, []).append(found)
     return {"commit": commit(), "losses": rows}
@@ -107,7 +112,7 @@ def decisions_section(folder: Path, name: str) -> list[str]:
         return []
     losses: Mapping[str, list[dict[str, float]]] = json.loads(path.read_text())["losses"]
     base = next((label for label in BASELINES if label in losses), None)
-    rows = [[label, *_row(of, losses[base] if base else [])] for label, of in losses.items()]
+    rows = [[label, *_row(of, [] if base in (None, label) else losses[base])] for label, of in losses.items()]
     return [
         "How much of it is where the models decide: the same models, each class's logit less τ log π, with π the "
         f"training pixels' shares and, of each run, the τ of {TAUS[0]:g} to {TAUS[-1]:g} that scores best on one "
@@ -117,14 +122,8 @@ def decisions_section(folder: Path, name: str) -> list[str]:
 
 
 def _row(of: list[dict[str, float]], base: list[dict[str, float]]) -> list[str]:
-    before, tau, after = (mean_and_std([run[key] for run in of]) for key in ("as_it_is", "tau", "with_tau"))
+    before, after = (spread([run[key] for run in of]) for key in ("as_it_is", "with_tau"))
+    tau = round(mean(run["tau"] for run in of), 1) + 0.0  # no minus before 0
     other = {run["seed"]: run["with_tau"] for run in base}
     leads = [run["with_tau"] - other[run["seed"]] for run in of if run["seed"] in other]
-    texts = [f"{middle:.1f} ± {spread:.1f}" for middle, spread in (before, after)]
-    return [
-        str(len(of)),
-        texts[0],
-        f"{round(tau[0], 1) + 0.0:+.1f}",
-        texts[1],
-        f"{mean(leads):+.1f}" if leads else "",
-    ]
+    return [str(len(of)), before, f"{tau:+.1f}", after, f"{mean(leads):+.1f}" if leads else ""]

@@ -21,7 +21,7 @@ def summary_table(results: GridResults) -> str:
             for test in results.tests
             for name, values in results.columns(label, test).items()
         }
-        rows.append([label, str(len(results.seeds_of(label))), *map(_spread, columns.values())])
+        rows.append([label, str(len(results.seeds_of(label))), *map(spread, columns.values())])
     return table(header + list(columns), rows)
 
 
@@ -59,7 +59,8 @@ def setting_table(results: GridResults) -> str:
     return table(["loss", "settings"], rows)
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation, of one seed the score alone."""
     if any(map(math.isnan, values)):
         return "–"
     middle, spread = mean_and_std(values)
