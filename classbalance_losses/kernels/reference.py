@@ -68,7 +68,10 @@ def pixel_values(logits: Logits, labels: Labels, form: Form) -> Tensor:
 def cross_entropy_and_error(logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
     r"""Return the cross-entropy, and the constant :math:`\lVert p_i - e_{y_i} \rVert^2` (N, *)."""
     input = logits.full_size()
-    return _cross_entropy(input, labels), errors(input, *indices(labels)).square().sum(1)
+    loss = _cross_entropy(input, labels)
+    if labels.num_classes == 2:
+        return loss, 2 * torch.expm1(-loss.detach()).square()
+    return loss, errors(input, *indices(labels)).square().sum(1)
 
 
 def values_and_overlap(
@@ -288,7 +291,7 @@ def _cross_entropy(input: Tensor, labels: Labels) -> Tensor:
     That loses the digits of small losses, which are computed again. What does not count is replaced where NaN is about.
     """
     target, keep = indices(labels)
-    if not (input.numel() and can_read_values(input) and is_plain(input, target)):
+    if input.shape[1] == 2 or not (input.numel() and can_read_values(input) and is_plain(input, target)):
         return CrossEntropy().value(input, target, keep)
     dtype = accumulation_dtype(input.dtype)
     log_prob = F.log_softmax(input, 1, dtype=dtype)
@@ -328,10 +331,9 @@ class _Table:
     def __init__(self, index: Tensor, num_classes: int) -> None:
         rows, pixels = index.shape
         self._shape = rows, -(-pixels // _BLOCK), num_classes
-        pixel = torch.arange(pixels, dtype=torch.int64, device=index.device)
-        row = torch.arange(rows, dtype=torch.int64, device=index.device).unsqueeze(1)
-        block = row * self._shape[1] + pixel // _BLOCK
-        self._place = (block * num_classes + index).flatten()
+        table = torch.arange(rows * self._shape[1], dtype=torch.int64, device=index.device) * num_classes
+        of_pixel = table.repeat_interleave(_BLOCK).view(rows, self._shape[1] * _BLOCK).narrow(1, 0, pixels)
+        self._place = (of_pixel + index).flatten()
 
     def sums(self, values: Tensor) -> Tensor:
         """Return the sum over each row and class, (R, C)."""

@@ -107,22 +107,21 @@ def kth_largest(bits: Tensor, keep: Tensor, k: Tensor, digits: int, joined: Join
 
 
 def _by_digits(bits: Tensor, keep: Tensor, k: Tensor, digits: int, joined: Joined | None) -> KthLargest:
-    prefix, rest, tied = torch.zeros_like(k), k, k
+    prefix, rest, tied, active = torch.zeros_like(k), k, k, keep
     for shift in range(_DIGIT * (digits - 1), -1, -_DIGIT):
-        histogram = _histogram(bits, keep, prefix, shift)
+        so_far = bits >> shift
+        histogram = _histogram(so_far & (_BINS - 1), active)
         histogram = histogram if joined is None else joined(histogram)
         at_least = histogram.flip(1).cumsum(1).flip(1)  # entries in this bin or above
         found = ((at_least >= rest.unsqueeze(1)).sum(1) - 1).unsqueeze(1)
         tied = histogram.gather(1, found).squeeze(1)
         rest = rest - (at_least.gather(1, found).squeeze(1) - tied)
         prefix = (prefix << _DIGIT) | found.squeeze(1)
+        active = keep & (so_far == prefix.unsqueeze(1))
     return KthLargest(prefix, rest, tied)
 
 
-def _histogram(bits: Tensor, keep: Tensor, prefix: Tensor, shift: int) -> Tensor:
-    """Count, (R, 2^16), the digits at ``shift`` of those whose higher bits are the row's prefix (R,)."""
-    digit = (bits >> shift) & (_BINS - 1)
-    # At the first digit everything is active; a shift by all 64 bits would be undefined.
-    active = keep & ((bits >> min(shift + _DIGIT, 63)) == prefix.unsqueeze(1))
-    zeros = torch.zeros(prefix.shape[0], _BINS, dtype=torch.int64, device=prefix.device)
+def _histogram(digit: Tensor, active: Tensor) -> Tensor:
+    """Count the digits (R, P) of those that are active: (R, 2^16)."""
+    zeros = torch.zeros(digit.shape[0], _BINS, dtype=torch.int64, device=digit.device)
     return zeros.scatter_add(1, digit, active.long())

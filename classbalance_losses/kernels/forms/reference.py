@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classbalance_losses.kernels.call import accumulation_dtype
+from classbalance_losses.kernels.plain import can_read_values
 
 HOPELESS = 104.0  # a cross-entropy whose probability is 0 in float32, and far below rounding in float64
+_LARGE = 40.0  # a number beside whose exponential 1 is lost, in float64, too
 SURE = math.log(0.75)  # of a pixel's classes, one at most is as probable
 
 
@@ -35,6 +37,8 @@ class CrossEntropy(NamedTuple):
         m is the largest logit. log1p is given what exceeds 1 in the sum: where y has the largest logit that is the
         others' part, however small. The sum itself would be rounded to 1, and ℓ to 0, from a margin of 17 on.
         """
+        if input.shape[1] == 2:
+            return _of_two(input, target, keep)
         index = torch.where(keep, target, 0).unsqueeze(1)
         x = torch.where(keep.unsqueeze(1), input, 0).to(accumulation_dtype(input.dtype))
         shifted = x - x.detach().amax(1, keepdim=True)  # the loss does not depend on m
@@ -167,6 +171,21 @@ def of_all_classes(form: AnyForm, input: Tensor, keep: Tensor) -> Tensor:
         return form.of_loss(loss) if isinstance(form, Focal) else loss
     target = torch.zeros_like(keep, dtype=torch.int64)
     return torch.stack([form.value(input, target + c, keep) for c in range(input.shape[1])], 1)
+
+
+def _of_two(input: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    r"""Return ℓ (N, *) of logits of two classes as :math:`\log(1 + e^u)`, u the wrong one less the label's.
+
+    It is NaN where the larger one is NaN or infinite.
+    """
+    zero, one = input.to(accumulation_dtype(input.dtype)).unbind(1)
+    margin = one - zero
+    if not (can_read_values(margin) and margin.detach().sum().isfinite()):
+        # torch.maximum has NaNs of other bits, which would not tie.
+        largest = torch.where(one > zero, one, zero).detach()
+        margin = margin + (largest - largest)
+    margin = torch.where(target == 1, -margin, margin)
+    return F.softplus(torch.where(keep, margin, -torch.inf), threshold=_LARGE)
 
 
 def _log_prob(input: Tensor, keep: Tensor) -> Tensor:
