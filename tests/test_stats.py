@@ -205,6 +205,7 @@ def test_other_errors(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixtur
         ((empty,), "holds no .png and no .npz"),
         ((folder, "--beta", "2"), "beta"),
         ((folder, "--num-classes", "0"), "at least 2"),
+        ((folder, "--num-classes", "1000000000000"), "at most"),
         ((folder, "--ignore-index", "0"), "Did you mean ignore_index=255?"),
         ((folder, "--json", empty / "no" / "out.json"), "No such file"),
     ):

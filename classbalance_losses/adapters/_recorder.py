@@ -19,7 +19,7 @@ from classbalance_losses.kernels.factors import indices, members
 from classbalance_losses.kernels.forms.reference import CrossEntropy, smoothed
 from classbalance_losses.losses._base import PixelLoss, SumLoss
 from classbalance_losses.losses.dyce import DyCELoss
-from classbalance_losses.losses.focal import FocalLoss
+from classbalance_losses.losses.focal import FocalLoss, balance
 from classbalance_losses.losses.gbw import GBWLoss
 from classbalance_losses.losses.overlap import TverskyLoss
 from classbalance_losses.losses.weighted_cross_entropy import WeightedCrossEntropyLoss
@@ -159,15 +159,15 @@ def _mining(loss: DyCELoss, batch: Batch, pixel_loss: Tensor) -> tuple[Tensor, T
 
 
 def _stored_weight(loss: PixelLoss, batch: Batch) -> Tensor | None:
-    """Return the weights that a loss keeps as a tensor: (C,), or (L,) of an overlap of labels."""
+    """Return the weights that do not depend on the batch: (C,), or (L,) of an overlap of labels."""
     if isinstance(loss, GBWLoss):
         return loss.class_weight
     if isinstance(loss, TverskyLoss):
         return loss.class_weight
     if isinstance(loss, WeightedCrossEntropyLoss) and isinstance(loss.weight, Tensor):
         return batch.class_vector("weight", loss.weight)
-    if isinstance(loss, FocalLoss) and isinstance(loss.alpha, Tensor):
-        return batch.class_vector("alpha", loss.alpha)
+    if isinstance(loss, FocalLoss) and (isinstance(loss.alpha, Tensor) or loss.task != "multiclass"):
+        return balance(loss.alpha, batch)
     return None
 
 

@@ -44,10 +44,10 @@ def focal_loss(
 
 def _loss(batch: Batch, gamma: float, alpha: float | Numbers | None, label_smoothing: float) -> Tensor:
     form = Focal(gamma) if gamma > 0 else CrossEntropy()
-    return batch.mean_of(smoothed(form, label_smoothing), _balance(alpha, batch))
+    return batch.mean_of(smoothed(form, label_smoothing), balance(alpha, batch))
 
 
-def _balance(alpha: float | Numbers | None, batch: Batch) -> Tensor | None:
+def balance(alpha: float | Numbers | None, batch: Batch) -> Tensor | None:
     """Return α (C,): of one number α the same for all classes or, of labels absent and present, 1 - α and α."""
     if alpha is None:
         return None

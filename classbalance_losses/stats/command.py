@@ -16,6 +16,8 @@ from classbalance_losses.stats.label_summary import LabelSummary
 from classbalance_losses.stats.plot import check_plot, plot_shares
 from classbalance_losses.stats.reading import KEY
 
+_MOST_CLASSES = 1 << 20  # for some are numbers of pixels, by mistake, and each takes memory
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
@@ -91,6 +93,8 @@ def check_reading(options: argparse.Namespace) -> None:
     """
     if options.ignore_index is not None and not -LABELS_END <= options.ignore_index < LABELS_END:
         raise ValueError(f"--ignore-index: expected a number of 64 bits, got {options.ignore_index}.")
+    if options.num_classes is not None and options.num_classes > _MOST_CLASSES:
+        raise ValueError(f"--num-classes: expected at most {_MOST_CLASSES}, got {options.num_classes}.")
     if options.workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {options.workers}.")
     for pair, reason in (

@@ -162,6 +162,7 @@ def test_labels_are_recorded_absent_and_present(task: str, soft: bool) -> None:
         + cb.GBWLoss(task=task)
         + cb.DyCELoss(task=task)
         + cb.DiceLoss(task=task)
+        + cb.FocalLoss(alpha=0.25, task=task)
     )
     recorder = ClassRecorder(criterion)
     criterion(logits, target.float() if soft else target)
@@ -171,6 +172,7 @@ def test_labels_are_recorded_absent_and_present(task: str, soft: bool) -> None:
     assert report.class_loss == pytest.approx(expected)
     weights = {name: term.class_weight for name, term in report.terms.items()}
     assert weights["WeightedCrossEntropyLoss"] == [1.0, 4.0] * number
+    assert weights["FocalLoss"] == [0.75, 0.25] * number
     assert [len(weights[name]) for name in ("GBWLoss", "DyCELoss", "DiceLoss")] == [2 * number] * 2 + [0]
     hard = loss.flatten().topk(int(0.2 * loss.numel())).values
     assert report.terms["DyCELoss"].threshold == pytest.approx(hard.min().item())
