@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypedDict, TypeVar, cast, get_type_hints
 
 from classbalance_losses._distributed import ProcessGroup
@@ -32,19 +33,29 @@ DEFAULTS: Common = {
 }
 
 
-def completed(given: Common) -> Common:
-    """Return the options with defaults for those that are not given.
+def completed(given: Common, kind: type | None = None) -> Common:
+    """Return the options with defaults for those that are not given; a module says its ``kind``.
 
     Raises:
         TypeError: for one that there is not.
     """
     unknown = [name for name in given if name not in DEFAULTS]
     if unknown:
-        raise TypeError(
-            f"got an unexpected keyword argument {min(unknown)!r}; the options that all losses share are "
-            f"{', '.join(DEFAULTS)}."
-        )
+        raise TypeError(_of_unknown(min(unknown), kind))
     return {**DEFAULTS, **given}
+
+
+def _of_unknown(name: str, kind: type | None) -> str:
+    shared = f"the options that all losses share are {', '.join(DEFAULTS)}."
+    if kind is None:
+        return f"got an unexpected keyword argument {name!r}; {shared}"
+    own = [option for option in inspect.signature(kind).parameters if option not in DEFAULTS]
+    near = get_close_matches(name, [*own, *DEFAULTS], 1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return (
+        f"{kind.__name__} got an unexpected keyword argument {name!r}.{meant} "
+        f"Its own options are {', '.join(own)}; {shared}"
+    )
 
 
 def shows(types: type, defaults: Mapping[str, object], *without: str) -> Callable[[Function], Function]:

@@ -242,18 +242,21 @@ def of_label_outside(
             "The labels are -1 and 1 alone: is -1 the background, or to be left out? If it is the background, class 0, "
             f"pass ({name} == 1).long(); if it is to be left out, ignore_index=-1."
         )
-    if outside in _OFTEN_IGNORED:
+    beside = "" if len(kinds) == len(_distinct(target)) else f" beside {ignore_index}, which is ignored"
+    encoding = _of_encoding(kinds, num_classes, name, beside)
+    if outside in _OFTEN_IGNORED and not encoding:
         return f"Did you mean ignore_index={outside}?"
-    return _of_encoding(kinds, num_classes, name) or (
+    return encoding or (
         f"Expected 0 to {num_classes - 1}, or ignore_index={ignore_index}: "
         "check the labels' encoding and the number of logit channels."
     )
 
 
-def _of_encoding(kinds: list[int], num_classes: int, name: str) -> str:
+def _of_encoding(kinds: list[int], num_classes: int, name: str, beside: str) -> str:
     """Say what labels of other numbers than 0 to C - 1 may be, in rising order; "" where nothing is known."""
     if num_classes == len(kinds) == 2 and kinds[0] == 0:
-        return f"The labels are 0 and {kinds[1]} alone: if {kinds[1]} is class 1, pass ({name} == {kinds[1]}).long()."
+        alone = f"0 and {kinds[1]} alone{beside}"
+        return f"The labels are {alone}: if {kinds[1]} is class 1, pass ({name} == {kinds[1]}).long()."
     if kinds[-1] == num_classes and kinds[0] >= 0:
         return (
             f"The labels reach from {kinds[0]} to {kinds[-1]}: if they count from 1, pass {name}.long() - 1, where a "

@@ -56,6 +56,7 @@ RULES = (
     Rule(
         lambda labels: labels.task == BINARY and 0.005 <= labels.rarest < 0.05,
         "photographs of cracks, 1.5 % of the pixels, one logit",
+        "cross-entropy, and a threshold chosen on images kept apart; where it has to be 0.5, "
         'DyCELoss(task="binary", omega=0.5)',
         "IoU 9.9 points over cross-entropy after 200 steps, each at its own learning rate, 10.2 with DiceLoss beside "
         "it; weights by frequency lost 15.1. With thresholds chosen on training images, one for each run: 3.5, 3.0, "
@@ -123,15 +124,17 @@ def advice(labels: Labels) -> str:
 
 
 def labels_of(options: argparse.Namespace) -> Labels:
-    """Count the folder; of two classes the second is an object, and the first what is left."""
+    """Count the folder; of two classes the smaller is an object, and the other what is left."""
     statistics, names = count_folder(options)
-    if options.task != MULTICLASS:
+    if options.task == MULTILABEL:
         shares = LabelSummary(options.task, statistics, names, None).shares()
         return Labels(options.task, dict(zip(names, shares, strict=True)))
     shares = statistics.pixel_shares.tolist()
-    if len(names) == 2:
-        return Labels(BINARY, {names[1]: shares[1]})
-    return Labels(MULTICLASS, dict(zip(names, shares, strict=True)))
+    if len(shares) > 2:
+        return Labels(MULTICLASS, dict(zip(names, shares, strict=True)))
+    absent = f"not {names[0]}" if len(names) == 1 else names[0]
+    share, name = min(zip(shares, (absent, names[-1]), strict=True))
+    return Labels(BINARY, {name: share})
 
 
 def run(options: argparse.Namespace) -> None:

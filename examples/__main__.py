@@ -169,4 +169,7 @@ def _ranks() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as mistake:  # in what was asked: the message says it all
+        sys.exit(f"error: {mistake}")

@@ -108,6 +108,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "2.00%" in out
     assert RULES[0].start in out
+    save_png(tmp_path / "0.png", 1 - mask)
+    for task in ("multiclass", "binary"):
+        assert advise.main([str(tmp_path), "--task", task]) == 0
+        assert " 2.00%" in capsys.readouterr().out  # the smaller of the two
     assert advise.main([str(tmp_path / "none")]) == 1
     assert "Error" in capsys.readouterr().err
     assert advise.main([str(tmp_path), "--workers", "0"]) == 1

@@ -112,6 +112,8 @@ def test_an_option_that_there_is_not(loss: Callable[..., Any]) -> None:
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'gama'") as raised:
         loss(*call, gama=2.0, **REQUIRED.get(loss.__name__, {}))
     assert all(name in str(raised.value) for name in SHARED)
+    if isinstance(loss, type):
+        assert all(name in str(raised.value) for name in inspect.signature(loss).parameters)
     with pytest.raises(TypeError, match="positional argument"):
         loss(*call, None, None, 255)  # none is positional
 

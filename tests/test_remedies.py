@@ -208,6 +208,11 @@ CALLS: dict[str, Wrong] = {
         GREY[LABELS],
         (IndexError, "torch.searchsorted(torch.tensor([0, 127, 255], device=target.device), target.long())"),
     ),
+    "grey levels from 255 down": target(
+        GREY[2 - LABELS],
+        (IndexError, "torch.searchsorted(torch.tensor([0, 127, 255], device=target.device), target.long())"),
+        meant=2 - LABELS,
+    ),
     "counted from 1": target((LABELS + 1).to(torch.uint8), (IndexError, "target.long() - 1")),
     "counted from 1, and 0 is none": target(
         (LABELS + 1).masked_fill(HOLES == 255, 0).to(torch.uint8),

@@ -81,6 +81,26 @@ def test_prints_counts_shares_and_every_scheme(folder: Path, capsys: pytest.Capt
     assert pole[:3] == ["1", "pole", str(int(statistics.pixel_counts[1]))]
 
 
+@pytest.mark.parametrize(
+    "labels_of",
+    [
+        {"road": 0, "tram": 2, "pole": 1, "ignore": 255},  # nnU-Net's
+        {"0": "road", "1": "pole", "2": "tram"},  # the Medical Segmentation Decathlon's
+    ],
+)
+def test_other_dataset_files(
+    labels_of: dict[str, object], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder.parent / "dataset.json"
+    path.write_text(json.dumps({"labels": labels_of}))
+    code, _, err = run(capsys, folder, "--json", folder / "out.json")
+    written = json.loads((folder / "out.json").read_text())
+    assert (code, "dataset.json" in err, written["classes"]) == (0, True, ["road", "pole", "tram"])
+    path.write_text('{"labels": {"background": 0, "whole": [1, 2], "core": 2}}')  # regions are no classes
+    assert run(capsys, folder, "--json", folder / "out.json")[0] == 0
+    assert json.loads((folder / "out.json").read_text())["classes"][1] == "class 1"
+
+
 @pytest.mark.parametrize("palette", [False, True])
 def test_without_a_dataset_file_the_labels_say_how_many_classes(
     palette: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -47,9 +47,9 @@ _DRAWN = 6  # losses that most grids have
 
 HOW_TO_READ = (
     "A number is a loss's lead over cross-entropy, in points of mean IoU; of two classes, of the second's IoU; of "
-    "volumes, of the structures' mean Dice; over pairs of runs of one seed. ± is half of the 95 % interval (Student's "
-    "t). **Bold** wins, *italic* loses, the others tie: their interval holds 0. It is one over seeds, on one training "
-    "and one test set, and says nothing of others."
+    "volumes, of the structures' mean Dice. Each run is compared with cross-entropy's of the same seed; ± is half of "
+    "the 95 % interval of that difference over seeds (Student's t), and says nothing of other training or test sets. "
+    "**Bold** wins, *italic* loses, the others tie: their interval holds 0."
 )
 
 
@@ -148,4 +148,4 @@ def of(grid: GridResults) -> str:
 
 def _noise(data: Mapping[str, Any]) -> str:
     share = data.get("label_noise", 0)
-    return f", {100 * share:g} % of the rare classes' labels wrong" if share else ""
+    return f", {100 * share:g} % of the rare classes' labels changed" if share else ""

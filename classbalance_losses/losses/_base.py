@@ -69,7 +69,7 @@ class PixelLoss(Loss):
     """Whether a call needs ``features=``."""
 
     def __init__(self, **common: Unpack[Common]) -> None:
-        options = completed(common)
+        options = completed(common, type(self))
         check_common(options["ignore_index"], options["reduction"], options["process_group"])
         check_upsample(options["upsample"], options["align_corners"])
         check_choice("task", options["task"], TASKS)

@@ -117,16 +117,36 @@ def _files_under(folder: Path) -> Iterator[Path]:
 
 
 def find_dataset(folder: Path) -> Dataset | None:
-    """Return what the nearest ``dataset.json`` with a list of class names says, in ``folder`` or above it."""
+    """Return what the nearest ``dataset.json`` that names classes says, in ``folder`` or above it."""
     for parent in (folder.resolve(), *folder.resolve().parents):
         path = parent / "dataset.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             continue
-        classes = content.get("classes") if isinstance(content, dict) else None
-        if isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes):
-            ignore_index = content.get("ignore_index")
-            is_label = isinstance(ignore_index, int) and not isinstance(ignore_index, bool)
-            return Dataset(path, classes, ignore_index if is_label else None)
+        if isinstance(content, dict):
+            classes, ignore_index = _described(content)
+            if len(classes) > 1:
+                return Dataset(path, classes, ignore_index if _is_label(ignore_index) else None)
     return None
+
+
+def _described(content: dict[str, Any]) -> tuple[list[str], Any]:
+    """Return the names of the classes, in order, and the ignored label.
+
+    They are ``{"classes": [name], "ignore_index": label}``, nnU-Net's ``{"labels": {name: label, "ignore": label}}``
+    or the Medical Segmentation Decathlon's ``{"labels": {"label": name}}``.
+    """
+    classes, labels = content.get("classes"), content.get("labels")
+    if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
+        return classes, content.get("ignore_index")
+    named = dict(labels) if isinstance(labels, dict) else {}
+    ignore_index = named.pop("ignore", None)
+    if all(isinstance(name, str) and label.isdigit() for label, name in named.items()):
+        named = {name: int(label) for label, name in named.items()}
+    is_whole = all(map(_is_label, named.values())) and sorted(named.values()) == list(range(len(named)))
+    return sorted(named, key=named.__getitem__) if is_whole else [], ignore_index
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -59,14 +59,17 @@ class ComponentConfig:
 
 @dataclass(frozen=True)
 class WeightConfig:
-    """The weights of the losses, which the ablation of the losses sets to 0 (Table 4). The paper gives none."""
+    """The weights of the losses, which the ablation of the losses sets to 0 (Table 4).
+
+    The paper gives none but by its sum L_prompt = L_topo + L_anchor.
+    """
 
     encoder: float = 1.0  # cross-entropy of the encoder's own prediction
     consistency: float = 1.0
     entropy: float = 0.01  # of unlabelled images
     diversity: float = 0.1
     topology: float = 1.0
-    anchor: float = 0.1
+    anchor: float = 1.0
     align: float = 0.1
     mask: float = 0.1  # λ_mask times the weight of L_vl
     mask_bce: float = 5.0  # L_seg's three, as Mask2Former has them
@@ -83,6 +86,7 @@ class ModelConfig:
 
     vision: str = "efficientnet-lite0"  # or "clip:PATH-OR-HUB-NAME", "efficientnet-lite0:FILE", "clip-tiny"
     train_vision: bool = True
+    dense: Literal["tokens", "values"] = "tokens"  # CLIP's last map; see examples.common.vision.ClipVision
     text: str = "minilm"  # or "clip:PATH-OR-HUB-NAME", "clip-tiny"
     template: str = "a photo of a {}."  # of the fixed text embeddings
     prompt_tokens: int = 8

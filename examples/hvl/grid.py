@@ -45,7 +45,7 @@ class Grid:
 
 
 def load_grid(name: str) -> Grid:
-    """A grid by path, or by the name of a file in `examples/hvl/grids`.
+    """A grid by path, or by the name of a file in `examples/hvl/grids`. `rows_of` takes another one's rows.
 
     Raises:
         FileNotFoundError: no such file; the message lists those there are.
@@ -53,7 +53,8 @@ def load_grid(name: str) -> Grid:
     """
     path, content = read_named(name, GRIDS, "grid")
     try:
-        rows = {row["label"]: tuple(row["set"]) for row in content["row"]}
+        parts = read_named(content["rows_of"], path.parent, "grid")[1] if "rows_of" in content else content
+        rows = {row["label"]: tuple(row["set"]) for row in parts["row"]}
         seeds, published = tuple(content["seeds"]), tuple(content.get("published", ()))
         column = content.get("column", "mIoU")
         grid = Grid(path.stem, content["title"], content["config"], seeds, rows, published, column)

@@ -82,9 +82,12 @@ class SelfTrainingConfig:
     threshold: float = 0.968  # a pixel is confident above this probability
     confidence: Literal["image", "batch"] = "image"  # whose share of confident pixels weighs the target's
     strength: float = 0.5  # of the mixed images' colours
+    ignore_top: int = 0  # rows of the target without a pseudo-label: frames and bonnets of cars
+    ignore_bottom: int = 0
 
     def __post_init__(self) -> None:
         in_unit(self, "threshold", "strength")
+        at_least(self, 0, "ignore_top", "ignore_bottom")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Engine(Resumable):
         self.critic: torch.optim.Adam | None = None
         self.critic_scheduler: torch.optim.lr_scheduler.LambdaLR | None = None
         judges = list(self.method.discriminators.parameters())
-        if judges:  # betas and polynomial rate are AdaptSegNet's, and ADVENT's
+        if judges:  # betas are AdaptSegNet's, and ADVENT's; the rate falls as the network's
             self.critic = torch.optim.Adam(judges, lr=config.adversarial.lr, betas=(0.9, 0.99))
             self.critic_scheduler = polynomial(self.critic, recipe.iterations, recipe.power, warmup=0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -39,6 +41,14 @@ def test_wrong_words(words: list[str], message: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(words)
     assert message in capsys.readouterr().err
+
+
+def test_a_mistake_is_told_in_a_line() -> None:
+    command = [sys.executable, "-m", "examples", "semidavil", "train", "nothing"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no configuration")
+    assert "Traceback" not in done.stderr
 
 
 def test_papers_of_one_process_refuse_torchrun(

@@ -106,13 +106,11 @@ def _run(**more):
 
 def test_scores_without_the_pull_loss_and_of_the_tail_stand_in_their_columns():
     found = load_grid("gta5_parts")
-    rows = {
-        label: [_run()] if label in ("T2S-DA", "DACS alone: no pull loss") else [] for label, _ in found.rows
-    }
+    rows = {label: [_run()] if label in ("T2S-DA", "no pull loss") else [] for label, _ in found.rows}
     text = report(found, rows, read_published(PUBLISHED))
     assert "| on the pull loss: T2S-DA | 50.0 | 70.0 ± 0.6 | 50.0 | 63.7 ± 0.8 |" in text
     assert "| FDA: T2S-DA | 50.0 | 70.0 ± 0.6 | – | 68.8 ± 0.5* |" in text
-    assert "| none: DACS alone: no pull loss | – | – | 50.0 | 68.3 ± 0.5 |" in text
+    assert "| none: no pull loss | – | – | 50.0 | 68.3 ± 0.5 |" in text
 
 
 def test_scores_on_the_source_and_similarities_have_tables_of_their_own():

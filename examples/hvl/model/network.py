@@ -149,7 +149,7 @@ def build_network(config: Config, classes: Sequence[str]) -> tuple[Network, Froz
     model = config.model
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vision = build_vision(model.vision)
+        vision = build_vision(model.vision, model.dense)
         encoder = build_text(model.text, _MAX_TOKENS - model.prompt_tokens, pooled=True)
     freeze(encoder)
     names = [name.replace("_", " ") for name in classes]
