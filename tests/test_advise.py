@@ -71,6 +71,8 @@ def test_the_numbers_are_those_of_the_results() -> None:
     assert f"the structures {lead('acdc/study_acdc', 'MONAI DiceCE')} points over" in said
     assert f"DyCELoss {lead('acdc/study_acdc', 'DyCE')}," in said
     assert f"by frequency lost {lead('acdc/study_acdc', 'WCE').removeprefix('-')}" in said
+    assert f"organs of abdomens {lead('chaos/study_chaos', 'MONAI DiceCE')}," in said
+    assert f"DyCELoss lost {lead('chaos/study_chaos', 'DyCE').removeprefix('-')}" in said
     rates = read_results(RESULTS / "acdc/study_acdc.json").rate_scores["CE"]
     assert f"gained {rates['0.008'] - rates['0.002']:.1f} points from 0.002 to 0.008" in RULES[1].watch
     said = RULES[2].measured

@@ -16,6 +16,7 @@ ON_GPU = Path("benchmarks/results/camvid-gpu")
 OTHERS = {
     "benchmarks/results/cracks/study_cracks.json": "Cracks in asphalt (CrackForest), 1.5 % of the pixels, one logit",
     "benchmarks/results/acdc/study_acdc.json": "Hearts in slices of MR (ACDC), 96 % of the pixels background",
+    "benchmarks/results/chaos/study_chaos.json": "Abdomens in slices of MR (CHAOS), four organs in 90 % background",
 }
 
 

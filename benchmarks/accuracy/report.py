@@ -135,8 +135,8 @@ def _recipe(grid: GridResults) -> str:
 
 def _of_kind(data: Mapping[str, Any]) -> str:
     if data["kind"] == "acdc":
-        square = f"a square of {data['side']} about each slice's middle"
-        return f", {square}, {data['scale']} pixels made one in height and in width"
+        scale = "" if data["scale"] == 1 else f", {data['scale']} pixels made one in height and in width"
+        return f", a square of {data['side']} about each slice's middle{scale}"
     return "" if data["kind"] == "camvid" else " rendered streets"
 
 

@@ -27,7 +27,7 @@ STUDIES = (
         "cracks/study_cracks_gpu",
         "cracks/study_cracks_noise20",
     ),
-    "acdc/study_acdc",
+    *("acdc/study_acdc", "chaos/study_chaos"),
 )
 
 # One logit's names of what other grids call otherwise, and what both are here.
