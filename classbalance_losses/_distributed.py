@@ -94,6 +94,11 @@ def all_reduce_sum(tensor: Tensor, process_group: ProcessGroup) -> Tensor:
     return first_time(group, tensor, lambda: _reduced(tensor, group))
 
 
+def all_reduce_counts(counts: Tensor, dtype: torch.dtype, process_group: ProcessGroup) -> Tensor:
+    """Return the same of counts, over ranks in a loss's dtype: others may have weights or shares in their place."""
+    return counts if resolve(process_group) is None else all_reduce_sum(counts.to(dtype), process_group)
+
+
 def _reduced(tensor: Tensor, group: GroupObject) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total, group=group)

@@ -16,7 +16,15 @@ from cases import CASES, DEFAULTS, FEATURES, Case, Sample, class_vector, grad, s
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from classbalance_losses import DiceLoss, DyCELoss, GBWLoss, _dispatch, use_backend
+from classbalance_losses import (
+    DiceLoss,
+    DyCELoss,
+    GBWLoss,
+    PixelFrequency,
+    WeightedCrossEntropyLoss,
+    _dispatch,
+    use_backend,
+)
 from classbalance_losses.functional import weighted_cross_entropy_loss
 
 REDUCTIONS = ("none", "sum", "mean")
@@ -124,6 +132,24 @@ def binary(name: str, s: Sample, **options: Any) -> tuple[Tensor, Tensor]:
     return value.detach(), torch.autograd.grad(value, leaf)[0]
 
 
+def unlike(name: str, s: Sample, rank: int, **options: Any) -> Tensor:
+    """The value where all ranks but the first have one-hot labels and weights of 1: as if none had."""
+    target, weight = s.target, None
+    if rank:
+        one_hot = torch.nn.functional.one_hot(target.clamp(min=0), 4).movedim(-1, 1).to(s.input.dtype)
+        target = torch.where((target < 0).unsqueeze(1), torch.nan, one_hot)
+        weight = torch.ones_like(s.input[:, 0])
+    value: Tensor = UNLIKE[name](**options)(s.input, target, pixel_weight=weight)
+    return value.detach()
+
+
+UNLIKE: dict[str, Callable[..., nn.Module]] = {
+    **OVERLAPS,
+    "estimator": lambda **options: WeightedCrossEntropyLoss(PixelFrequency(), **options),
+    **{case.loss: partial(case.module, **case.settings(4)) for case in DEFAULTS},
+}
+
+
 def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]:
     for scenario in SCENARIOS:
         whole, shares = joined(scenario, world)
@@ -143,6 +169,8 @@ def results(rank: int, world: int) -> Iterator[tuple[tuple[str, str, str], Any]]
                 yield (scenario, of, "overlap"), overlap(name, here, soft, process_group="world")
         for case in DEFAULTS:
             yield (scenario, case.loss, "binary"), binary(case.loss, here, process_group="world")
+        for name in UNLIKE:
+            yield (scenario, name, "unlike"), unlike(name, here, rank, process_group="world")
         for smoothing in SMOOTHINGS:
             yield (scenario, f"weight, {smoothing}", "learned"), learned(here, smoothing, "world")
     if world == 3:

@@ -64,6 +64,11 @@ def check_sums(ranks: Ranks, scenario: str) -> None:
         for soft in (False, True)
     }
     expected |= {(case.loss, "binary"): worker.binary(case.loss, whole) for case in worker.DEFAULTS}
+    for name in worker.UNLIKE:
+        alike = worker.unlike(name, whole, 0)
+        for rank in ranks:
+            ours, where = rank[scenario, name, "unlike"], f"{name}, unlike, {scenario}"
+            np.testing.assert_allclose(ours, alike, rtol=1e-9, atol=1e-11, err_msg=where)
     for rank, images in enumerate(shares):
         for (of, name, kind), result in ranks[rank].items():
             if of == scenario and (name, kind) in expected:

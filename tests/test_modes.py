@@ -188,6 +188,29 @@ def test_large_inputs(mode: Mode, case: Case) -> None:
     check(mode, case, LARGE)
 
 
+@over(DEFAULTS)
+@pytest.mark.filterwarnings("ignore:Attempted to insert")
+def test_linearized(case: Case) -> None:
+    """By make_fx, which records what runs."""
+    along = direction(SMALL.input)
+    tangent = torch.func.linearize(lambda z: case(SMALL, input=z), SMALL.input)[1](along)
+    close(tangent, func_jvp(case, SMALL).numpy(), rtol=1e-5, atol=1e-7)
+
+
+@over([case for case in DEFAULTS if case.loss != "DyCELoss"])  # the tracer knows no view as another dtype
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_loss_is_one_of_any_logits(case: Case) -> None:
+    """What the compiled loops write is no constant of the program."""
+    traced = torch.jit.trace(
+        lambda z, target: case(replace(LARGE, input=z, target=target)),
+        (LARGE.input, LARGE.target),
+        check_trace=False,
+    )
+    others = LARGE.input.flip(2) * 2, LARGE.target.flip(1)
+    expected = case(replace(LARGE, input=others[0], target=others[1]))
+    close(traced(*others), expected.numpy(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("what", ["distances", "cosine distance"])
 def test_functions_of_features(what: str) -> None:
     """Those of the losses on features that look at all pairs, or at whole maps."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,45 @@ def test_type_checkers_see_the_options(tmp_path: Path) -> None:
     assert [lines[place - 1] for place in places] == [lines[5], lines[6], *[lines[10]] * 2]
     assert sum("[arg-type]" in line and '"reduction"' in line for line in said) == 2
     assert sum("[call-arg]" in line and '"gama"' in line for line in said) == 2
+
+
+LATER = [
+    (cb.DyCELoss, "hard_fraction", 0.0),
+    (cb.DyCELoss, "scope", "img"),
+    (cb.FocalLoss, "gamma", -1.0),
+    (cb.DualFocalLoss, "rho", 0.5),
+    (cb.DualCrossEntropyLoss, "alpha", 0.0),
+    (cb.WeightedCrossEntropyLoss, "normalize", "pixel"),
+    (partial(cb.LogitAdjustedLoss, [1.0, 2.0, 3.0]), "tau", -1.0),
+    (cb.GBWLoss, "regularization", 0.0),
+    (cb.GBWLoss, "apply_to", "classes"),
+    (cb.GBWLoss, "momentum", 0.9),  # with nothing to remember by
+    (cb.DiceLoss, "classes", "al"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "value"), LATER, ids=lambda part: str(part)[:40])
+def test_an_option_that_is_assigned_later_is_checked(make: Callable[..., Any], name: str, value: Any) -> None:
+    """Schedules assign options: one that overshoots must not train another loss, alone or in a sum."""
+    batch = torch.randn(2, 3, 4), torch.randint(0, 3, (2, 4))
+    alone, other = make(), make()
+    both = other + cb.DiceLoss()
+    for loss in (alone, other):
+        setattr(loss, name, value)
+    for loss in (alone, both):
+        with pytest.raises(ValueError, match=r"Expected|remember"):
+            loss(*batch)
+
+
+def test_weights_that_are_assigned_later_are_checked() -> None:
+    batch = torch.randn(2, 3, 4), torch.randint(0, 3, (2, 4))
+    both = cb.DyCELoss() + cb.DiceLoss()
+    for weights in ((1.0,), (1.0, 1.0, 1.0), (1.0, -0.5)):
+        both.weights = weights
+        with pytest.raises(ValueError, match="Expected"):
+            both(*batch)
+    deep = cb.DeepSupervision(cb.DyCELoss())
+    deep.weights = torch.tensor([1.0, 0.5])
+    assert deep.weights == (1.0, 0.5)
+    with pytest.raises(ValueError, match="weight of an output"):
+        deep.weights = (1.0, -1.0)

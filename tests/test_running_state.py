@@ -665,3 +665,38 @@ def joined(name: str) -> worker.Model:
         parts = [worker.batch(seed + rank) for rank in (0, 1)]
         model(*(torch.cat(both) for both in zip(*parts, strict=True))).backward()
     return model
+
+
+@over_stateful
+def test_copies_of_copies_keep_nothing_of_those_before(name: str) -> None:
+    """As in a search that goes on with the best of each generation."""
+    model = Model(STATEFUL[name]())
+    for _ in range(400):
+        model = copy.deepcopy(model)
+    saved = pickle.dumps(model)
+    model(torch.randn(2, IMAGE, 8, 8))
+    assert len(pickle.dumps(model)) < len(saved) + 10_000
+    assert model.state_dict().keys() >= Model(STATEFUL[name]()).state_dict().keys()
+
+
+@over_stateful
+def test_a_model_on_meta_takes_a_checkpoint_by_assignment(name: str) -> None:
+    image = torch.randn(2, IMAGE, 8, 8)
+    trained, there = Model(STATEFUL[name]()), Model(STATEFUL[name]()).to("meta")
+    trained(image).backward()
+    there.load_state_dict(trained.state_dict(), assign=True)
+    assert all(value.device.type == "cpu" for value in there.state_dict().values())
+    assert torch.equal(there(image), trained(image))
+
+
+@pytest.mark.parametrize("name", [name for name in STATEFUL if name not in LAZY])
+def test_memory_of_a_model_that_was_built_on_meta_begins_anew(name: str) -> None:
+    """By the recipe of FSDP: to_empty(), and reset_parameters() of each module that has it."""
+    with torch.device("meta"):
+        model = Model(STATEFUL[name]())
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for key, value in STATEFUL[name]().state_dict().items():
+        assert torch.equal(model.loss.state_dict()[key], value), key

@@ -13,13 +13,15 @@ from torch.autograd import forward_ad
 
 def is_plain(*tensors: Tensor) -> bool:
     """Whether the tensors are no subclasses, have no tangent, and no transform of ``torch.func`` is at work."""
-    return not torch._C._are_functorch_transforms_active() and all(_is_memory(tensor) for tensor in tensors)
+    return not (torch._C._are_functorch_transforms_active() or _is_recorded()) and all(
+        map(_is_memory, tensors)
+    )
 
 
 def is_exporting() -> bool:
-    """Whether ``torch.export`` makes a program of what runs."""
+    """Whether ``torch.export`` or ``torch.jit.trace`` makes a program of what runs."""
     if not torch.compiler.is_compiling():
-        return False
+        return torch._C._is_tracing()
     if hasattr(torch.compiler, "is_exporting"):  # since torch 2.7
         return torch.compiler.is_exporting()
     return not torch.compiler.is_dynamo_compiling()
@@ -44,6 +46,7 @@ def can_read_values(tensor: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
+        and not _is_recorded()
         and tensor.device.type == "cpu"
         and type(tensor) in (Tensor, torch.nn.Parameter)
         and not is_transformed(tensor)
@@ -60,6 +63,11 @@ def is_constant(tensor: Tensor) -> bool:
 def needs_reference(grad: Tensor) -> bool:
     """Whether a gradient has to be made of torch's operations: to be differentiated again, or for any kind of grad."""
     return torch.is_grad_enabled() or not (torch.compiler.is_compiling() or is_plain(grad))
+
+
+def _is_recorded() -> bool:
+    """Whether operations are recorded one by one, by ``torch.jit.trace`` or a dispatch mode such as make_fx's."""
+    return torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _is_memory(tensor: Tensor) -> bool:

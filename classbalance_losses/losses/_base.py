@@ -225,6 +225,10 @@ class SumLoss(Loss):
     def _check(self) -> None:
         first, *others = self.losses
         check_terms(self)
+        if len(self.weights) != len(self.losses):
+            raise ValueError(f"Expected {len(self.losses)} weights, one for each term, got {self.weights}.")
+        for weight in self.weights:
+            check_range("weight of a term", weight, 0)
         for other in others:
             for name in _SHARED:
                 mine, theirs = getattr(first, name), getattr(other, name)

@@ -40,7 +40,16 @@ class DeepSupervision(Loss):
             )
         check_terms(loss)
         self.loss = loss
-        self.weights = None if weights is None else _numbers(weights)
+        self.weights = weights
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """One for each output, or ``None`` for 1, ½, ¼ and so on."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: Sequence[float] | None) -> None:
+        self._weights = None if weights is None else _numbers(weights)
 
     def forward(
         self, input: Sequence[Tensor], target: Tensor, *, pixel_weight: Tensor | None = None

@@ -31,9 +31,14 @@ def dual_cross_entropy_loss(
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.DualCrossEntropyLoss`, which describes the arguments."""
-    _check(alpha, beta, label_smoothing)
-    batch = batch_for(input, target, pixel_weight, common)
-    return batch.mean_of(smoothed(DualCrossEntropy(alpha, beta), label_smoothing))
+    return _loss(
+        batch_for(input, target, pixel_weight, common), DualCrossEntropy(alpha, beta), label_smoothing
+    )
+
+
+def _loss(batch: Batch, form: DualCrossEntropy, label_smoothing: float) -> Tensor:
+    _check(*form, label_smoothing)
+    return batch.mean_of(smoothed(form, label_smoothing))
 
 
 class DualCrossEntropyLoss(PixelLoss):
@@ -98,7 +103,7 @@ class DualCrossEntropyLoss(PixelLoss):
 
     def of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch that was checked."""
-        return batch.mean_of(smoothed(DualCrossEntropy(self.alpha, self.beta), self.label_smoothing))
+        return _loss(batch, DualCrossEntropy(self.alpha, self.beta), self.label_smoothing)
 
     def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
         """Return the loss of logits (N, C, *) against labels (N, *)."""

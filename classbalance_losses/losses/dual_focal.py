@@ -35,9 +35,14 @@ def dual_focal_loss(
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.DualFocalLoss`, which describes the arguments."""
-    _check(alpha, beta, gamma, rho, label_smoothing)
-    batch = batch_for(input, target, pixel_weight, common)
-    return batch.mean_of(smoothed(DualFocal(alpha, beta, gamma, rho), label_smoothing))
+    return _loss(
+        batch_for(input, target, pixel_weight, common), DualFocal(alpha, beta, gamma, rho), label_smoothing
+    )
+
+
+def _loss(batch: Batch, form: DualFocal, label_smoothing: float) -> Tensor:
+    _check(*form, label_smoothing)
+    return batch.mean_of(smoothed(form, label_smoothing))
 
 
 class DualFocalLoss(PixelLoss):
@@ -112,9 +117,7 @@ class DualFocalLoss(PixelLoss):
 
     def of(self, batch: Batch) -> Tensor:
         """Return the loss of a batch that was checked."""
-        return batch.mean_of(
-            smoothed(DualFocal(self.alpha, self.beta, self.gamma, self.rho), self.label_smoothing)
-        )
+        return _loss(batch, DualFocal(self.alpha, self.beta, self.gamma, self.rho), self.label_smoothing)
 
     def forward(self, input: Tensor, target: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
         """Return the loss of logits (N, C, *) against labels (N, *)."""

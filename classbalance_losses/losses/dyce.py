@@ -46,7 +46,6 @@ def dyce_loss(
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.DyCELoss`, which describes the arguments."""
-    _check(omega, hard_fraction, scope, min_kept, normalize, label_smoothing)
     batch = batch_for(input, target, pixel_weight, common)
     return _loss(batch, omega, hard_fraction, scope, min_kept, normalize, label_smoothing)
 
@@ -60,6 +59,7 @@ def _loss(
     normalize: str,
     label_smoothing: float,
 ) -> Tensor:
+    _check(omega, hard_fraction, scope, min_kept, normalize, label_smoothing)
     batch = batch.without_weightless()
     form = smoothed(CrossEntropy(ranked=True), label_smoothing)
     # f_c = Σ h_i and Σ h_i q_i ℓ_i

@@ -37,12 +37,12 @@ def focal_loss(
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.FocalLoss`, which describes the arguments."""
-    _check(gamma, label_smoothing)
     batch = batch_for(input, target, pixel_weight, common, learned=(alpha,))
     return _loss(batch, gamma, alpha, label_smoothing)
 
 
 def _loss(batch: Batch, gamma: float, alpha: float | Numbers | None, label_smoothing: float) -> Tensor:
+    _check(gamma, label_smoothing)
     form = Focal(gamma) if gamma > 0 else CrossEntropy()
     return batch.mean_of(smoothed(form, label_smoothing), balance(alpha, batch))
 

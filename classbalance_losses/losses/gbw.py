@@ -110,7 +110,6 @@ def gbw_loss(
     """
     programme = Programme(regularization, gradient, classes, solver)
     programme.check()
-    _check(apply, label_smoothing)
     gradients = programme.gather(batch_for(input, target, pixel_weight, common), features)
     return _weigh(gradients, programme.solve(gradients), apply, label_smoothing)
 
@@ -196,6 +195,7 @@ def class_gradient_norms(
 
 def _weigh(gradients: Gradients, class_weight: Tensor, apply: str, label_smoothing: float) -> Tensor:
     """Return the loss under given class weights v (C,)."""
+    _check(apply, label_smoothing)
     batch, form = gradients.batch, smoothed(CrossEntropy(), label_smoothing)
     class_weight = class_weight.to(batch.dtype)
     if apply == "pixel":
@@ -343,6 +343,7 @@ class GBWLoss(Memory, PixelLoss):
 
     def _of(self, batch: Batch, features: Tensor | None) -> Tensor:
         programme = Programme(self.regularization, self.gradient, self.classes, self.solver)
+        programme.check()
         gradients = programme.gather(batch, features)
         class_weight = self._smoothed(programme.solve(gradients), gradients)
         return _weigh(gradients, class_weight, self.apply_to, self.label_smoothing)
@@ -353,6 +354,7 @@ class GBWLoss(Memory, PixelLoss):
             if self._moves():
                 self.class_weight = own.to(torch.float32, copy=True)
             return own
+        check_range("momentum", self.momentum, 0, 1)
         total = gradients.batch.total_loss().to(own.dtype)
         blend = partial(self._blended, own, total, self.momentum, gradients.batch.process_group)
         return first_time(self, torch.cat([own, total.view(1)]), blend)

@@ -35,11 +35,11 @@ def logit_adjusted_loss(
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.LogitAdjustedLoss`, which describes the arguments."""
-    check_range("tau", tau, 0)
     return _loss(batch_for(input, target, pixel_weight, common), prior, tau)
 
 
 def _loss(batch: Batch, prior: Numbers, tau: float) -> Tensor:
+    check_range("tau", tau, 0)
     bias = _bias(_positive(batch.class_vector("prior", prior)).view(batch.groups, -1), tau)
     return batch.adjusted_mean(bias)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from classbalance_losses._distributed import all_reduce_sum, joined_value, world_size
+from classbalance_losses._distributed import all_reduce_counts, all_reduce_sum, joined_value, world_size
 from classbalance_losses._options import DEFAULTS, Common, shows
 from classbalance_losses._recompute import recomputable
 from classbalance_losses._validate_classes import Numbers, as_class_vector, class_vector_of_call
@@ -57,6 +57,7 @@ class Tversky(NamedTuple):
 
     def loss(self, batch: Batch, class_weight: Numbers | None) -> Tensor:
         """Return the loss of a batch."""
+        self.check()
         sums, index = self._sums(batch), Index(self.alpha, self.beta, self.gamma, self.smooth)
         weight, mean = self._weight(class_weight, batch, sums.pixels), batch.reduction == "mean"
         if self.generalized is None and batch.reduction != "none":
@@ -126,10 +127,9 @@ _DEFAULTS = {**Tversky._field_defaults, "class_weight": None, **DEFAULTS}
 
 
 def _apart(options: Options) -> tuple[Tversky, Numbers | None, Common]:
-    """Return the settings, checked, w, and what is left: the common options."""
+    """Return the settings, w, and what is left: the common options."""
     left: dict[str, Any] = {**options}
     settings = Tversky(**{name: left.pop(name) for name in Tversky._fields if name in left})
-    settings.check()
     return settings, left.pop("class_weight", None), cast("Common", left)
 
 
@@ -235,6 +235,7 @@ class TverskyLoss(VectorLoss):
     @shows(Options, _DEFAULTS)
     def __init__(self, **options: Unpack[Options]) -> None:
         settings, class_weight, common = _apart(options)
+        settings.check()
         super().__init__(**common)
         for name, value in settings._asdict().items():
             setattr(self, name, value)
@@ -316,7 +317,8 @@ def _over_ranks(sums: ImageSums, batch: Batch) -> ImageSums:
     """Return the sums of all ranks, with the gradient of this rank's."""
     if world_size(batch.process_group) == 1:
         return sums
-    return ImageSums(*(own + (all_reduce_sum(own, batch.process_group) - own).detach() for own in sums))
+    group, dtype = batch.process_group, batch.dtype
+    return ImageSums(*(own + (all_reduce_counts(own, dtype, group) - own).detach() for own in sums))
 
 
 def _of_joined_sums(loss: Tensor, batch: Batch) -> Tensor:

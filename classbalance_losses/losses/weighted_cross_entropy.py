@@ -45,7 +45,6 @@ def weighted_cross_entropy_loss(
     **common: Unpack[Common],
 ) -> Tensor:
     """Functional form of :class:`classbalance_losses.WeightedCrossEntropyLoss`, which describes the arguments."""
-    _check(normalize, label_smoothing)
     batch = batch_for(input, target, pixel_weight, common, learned=(weight,))
     if isinstance(weight, Tensor) and weight.ndim == 2 and batch.takes_image_weights(weight):
         batch, weight = batch.by_image(), weight.squeeze(0)  # of one image they are those of its classes
@@ -53,6 +52,7 @@ def weighted_cross_entropy_loss(
 
 
 def _loss(batch: Batch, weight: Numbers | Estimator | None, normalize: str, label_smoothing: float) -> Tensor:
+    _check(normalize, label_smoothing)
     w = _class_weight(weight, batch)
     over = w if normalize == "weights" else None
     if label_smoothing == 0:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classbalance_losses._distributed import all_reduce_sum, joined_value, resolve
+from classbalance_losses._distributed import all_reduce_counts, all_reduce_sum, joined_value, resolve
 from classbalance_losses.kernels.call import ClassSums, Hard, Share, WeightedSums, replaced
 from classbalance_losses.kernels.factors import indices, kept_weight, members, per_pixel, scaled
 from classbalance_losses.kernels.forms.reference import Adjusted, AnyForm, CrossEntropy, Mixed
@@ -80,7 +80,7 @@ class Batch(Pixels):
             return self.class_sums(values, choose(values))
         sums, hard = found
         number, value = (over_rows(table) for table in (sums.number, sums.value))
-        return Sums(all_reduce_sum(number, self.process_group), value, None, hard)
+        return Sums(all_reduce_counts(number, self.dtype, self.process_group), value, None, hard)
 
     def _hardest_sums(self, form: AnyForm, share: Share, scope: str) -> tuple[ClassSums, None] | None:
         """Return the sums over an H of all pixels of this process, where the backend needs no map to choose it."""
@@ -96,11 +96,12 @@ class Batch(Pixels):
         rows = 1 if hard is None else hard.bits.shape[0]
         sums = self.backend.class_sums(self.classes, values, None, self.entry_weight, rows=rows, hard=hard)
         number, value = (over_rows(table) for table in (sums.number, sums.value))
-        return Sums(all_reduce_sum(number, self.process_group), value, values, hard)
+        return Sums(all_reduce_counts(number, self.dtype, self.process_group), value, values, hard)
 
     def number(self) -> Tensor:
         """Return n_c of all ranks (C,), a constant."""
-        return all_reduce_sum(self.backend.class_sums(self.classes).number[0], self.process_group)
+        number = self.backend.class_sums(self.classes).number[0]
+        return all_reduce_counts(number, self.dtype, self.process_group)
 
     def squared_sums(self) -> tuple[Tensor, Tensor]:
         r"""Return n_c, and :math:`\sum q_i^2 \lVert p_i - e_{y_i} \rVert^2`, of all ranks (C,), constants."""
@@ -109,7 +110,8 @@ class Batch(Pixels):
             error = self.cross_entropy_and_error()[1]
             sums = self.backend.class_sums(self.classes, None, error, self.entry_weight)
         assert sums.squared is not None
-        return tuple(all_reduce_sum(table[0], self.process_group) for table in (sums.number, sums.squared))  # type: ignore[return-value]
+        number = all_reduce_counts(sums.number[0], self.dtype, self.process_group)
+        return number, all_reduce_sum(sums.squared[0], self.process_group)
 
     def total_loss(self) -> Tensor:
         r"""Return :math:`\sum q_i \ell_i` of this rank, a constant."""

@@ -19,6 +19,7 @@ from classbalance_losses.kernels import reference
 from classbalance_losses.kernels.call import NARROW, ClassSums, Hard, Labels, replaced
 from classbalance_losses.kernels.factors import class_rows, kept_weight, scaled, shares_of, sum_pixels
 from classbalance_losses.kernels.forms.reference import AnyForm, CrossEntropy, Focal, Smoothed, of_all_classes
+from classbalance_losses.kernels.plain import is_constant
 from classbalance_losses.kernels.reference import over_classes
 from classbalance_losses.ops.batch import Batch
 from classbalance_losses.ops.batch_sums import BatchSums
@@ -168,8 +169,10 @@ class SoftBatch(Batch):
 
     def number(self) -> Tensor:
         """Return the sum of shares of each class, of all ranks (C,)."""
-        own = self._by_class(self.soft.detach()) if self._table is None else self._table.number[0]
-        return all_reduce_sum(own, self.process_group)
+        return all_reduce_sum(self._number(), self.process_group)
+
+    def _number(self) -> Tensor:
+        return self._by_class(self.soft.detach()) if self._table is None else self._table.number[0]
 
     def error_sums(self, weight: Tensor | None, *, squared: bool) -> Tensor:
         r"""Return :math:`\sum_i q_i t_{ia} (p_{ib} - [a = b])`, or of its square without q, of all ranks."""
@@ -215,6 +218,8 @@ class SoftBatch(Batch):
     def _norm(self, over: Tensor | None) -> Tensor:
         if over is None:
             return all_reduce_sum(self._keep.sum().to(self.dtype), self.process_group)
+        if is_constant(over):  # one number, as of class indices
+            return all_reduce_sum((over * self._number()).sum(), self.process_group)
         return (over * self.number()).sum()
 
     def _terms(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -39,18 +40,23 @@ class _Size:
     """The number of classes and the device, once a batch has shown them; a copy of a module knows its original's.
 
     A copy that was made before the first batch then has the entries of its original, in the same places: a loop over
-    the values of two state dicts, as averages of weights have it, goes on to pair equals.
+    the values of two state dicts, as averages of weights have it, goes on to pair equals. An original that is gone, or
+    in another process, tells nothing: else each of a thousand copies of copies would keep all before it.
     """
 
     def __init__(self, original: _Size | None = None) -> None:
-        self.original = original
+        self._original = None if original is None else ref(original)
         self.known: tuple[int, torch.device] | None = None
 
     def find(self) -> tuple[int, torch.device] | None:
         """Return what is known here, or to the original."""
-        if self.known is None and self.original is not None:
-            return self.original.find()
-        return self.known
+        size: _Size | None = self
+        while size is not None and size.known is None:
+            size = None if size._original is None else size._original()
+        return None if size is None else size.known
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_original": None, "known": self.known}
 
     def __deepcopy__(self, memo: object) -> _Size:
         copy = _Size(self)
@@ -100,6 +106,10 @@ class Memory(Saved):
         self._size.known = None
         self._lent = False
 
+    def reset_parameters(self) -> None:
+        """Forget every batch, by the name that torch's own modules have, as after ``to_empty``."""
+        self.reset()
+
     def _moves(self) -> bool:
         """Whether the call that is running may change the memory."""
         if not (self.training and torch.is_grad_enabled()):
@@ -112,8 +122,12 @@ class Memory(Saved):
         """Return the memory, on the device of ``finite``, for a batch that is finite or not.
 
         Raises:
-            ValueError: the batch has another number of classes than those before.
+            ValueError: the batch has another number of classes than those before, or there is no memory.
         """
+        if not self._entries:
+            raise ValueError(
+                f"This {type(self).__name__} was built to remember nothing: build another that does."
+            )
         known = self._known_classes()
         if self._lent and known != num_classes:
             self.reset()
@@ -222,9 +236,12 @@ class Memory(Saved):
         )
         # A part of a state dict, parameters alone for example, has no metadata and changes no memory.
         if saved or local_metadata:
-            self._restore(saved, prefix, error_msgs)
+            assigns = bool(local_metadata.get("assign_to_params_buffers"))
+            self._restore(saved, prefix, error_msgs, assigns=assigns)
 
-    def _restore(self, saved: dict[str, Tensor], prefix: str, error_msgs: list[str]) -> None:
+    def _restore(
+        self, saved: dict[str, Tensor], prefix: str, error_msgs: list[str], *, assigns: bool
+    ) -> None:
         """Take the memory out of a checkpoint; one of before the first batch, or of another loss, has none."""
         classes = self._saved_classes(saved)
         known = None if self._lent else self._known_classes()
@@ -244,7 +261,8 @@ class Memory(Saved):
         self.reset()
         if classes is None:
             return
-        for name, value in self._completed(saved, classes).items():
+        stays = self._fixed is not None and not assigns
+        for name, value in self._completed(saved, classes, stays=stays).items():
             self._store(name, value)
             self._size.known = classes, value.device
 
@@ -261,11 +279,14 @@ class Memory(Saved):
                 return saved[name].shape[-1] or None
         return None
 
-    def _completed(self, saved: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
-        """Bring a checkpoint into today's form: formerly NaN told what had not been seen, and nothing was counted."""
+    def _completed(self, saved: dict[str, Tensor], num_classes: int, *, stays: bool) -> dict[str, Tensor]:
+        """Bring a checkpoint into today's form, on its device or, if that ``stays``, on the module's.
+
+        Formerly NaN told what had not been seen, and nothing was counted.
+        """
         values = {}
         for name, entry in self._entries.items():
-            device = getattr(self, name).device if self._fixed else next(iter(saved.values())).device
+            device = getattr(self, name).device if stays else next(iter(saved.values())).device
             initial = entry.make(num_classes, device)
             value = saved.get(name)
             if value is None and name == "seen":
