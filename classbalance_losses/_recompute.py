@@ -8,7 +8,8 @@ from, on the device: a call has no number, and recomputations come in an order o
 Reentrant checkpointing (``use_reentrant=True``) runs the first pass without gradients, where nothing is kept and
 nothing moves; its second pass is an ordinary call. Several of those inside one backward pass are not supported: they
 run, and move what is remembered, in the order of the backward pass. Nor is a checkpoint of compiled code: its graph
-is run again as it stands.
+is run again as it stands. And whatever else runs a loss inside a backward pass, as a function that recomputes by
+itself, is taken for a recomputation.
 """
 
 from __future__ import annotations
