@@ -20,11 +20,13 @@ from examples.common.figures import save_figure
 
 RESULTS = Path(__file__).parents[1] / "results"
 STUDIES = (
-    *("camvid-small/compare", "camvid-small/long", "camvid-small/study_camvid"),
+    *("camvid-small/compare", "camvid-small/long"),
+    *("camvid-small/study_camvid", "camvid-small/study_camvid_noise20"),
     *(
         "cracks/study_cracks",
         "cracks/study_cracks_long",
         "cracks/study_cracks_gpu",
+        "cracks/study_cracks_noise5",
         "cracks/study_cracks_noise20",
     ),
     *("acdc/study_acdc", "chaos/study_chaos"),
