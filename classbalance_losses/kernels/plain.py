@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_MAKE_FX = torch._C._TorchDispatchModeKey.PROXY
+
 
 def is_plain(*tensors: Tensor) -> bool:
     """Whether the tensors are no subclasses, have no tangent, and no transform of ``torch.func`` is at work."""
@@ -66,8 +68,8 @@ def needs_reference(grad: Tensor) -> bool:
 
 
 def _is_recorded() -> bool:
-    """Whether operations are recorded one by one, by ``torch.jit.trace`` or a dispatch mode such as make_fx's."""
-    return torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    """Whether operations are recorded one by one, by ``torch.jit.trace`` or ``make_fx``."""
+    return torch._C._is_tracing() or torch._C._get_dispatch_mode(_MAKE_FX) is not None
 
 
 def _is_memory(tensor: Tensor) -> bool:
