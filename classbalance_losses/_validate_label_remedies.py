@@ -230,7 +230,8 @@ def of_label_outside(
     outside: int, target: Tensor, num_classes: int, ignore_index: int, name: str = "target"
 ) -> str:
     """Say what the labels may be, of which one is neither a class nor ``ignore_index``."""
-    kinds = [int(label) for label in _distinct(target) if label != ignore_index]
+    found = _distinct(target)
+    kinds = [int(label) for label in found if label != ignore_index]
     if set(kinds) <= {0, 255}:
         alone = " and ".join(map(str, kinds))
         return (
@@ -242,7 +243,7 @@ def of_label_outside(
             "The labels are -1 and 1 alone: is -1 the background, or to be left out? If it is the background, class 0, "
             f"pass ({name} == 1).long(); if it is to be left out, ignore_index=-1."
         )
-    beside = "" if len(kinds) == len(_distinct(target)) else f" beside {ignore_index}, which is ignored"
+    beside = "" if len(kinds) == len(found) else f" beside {ignore_index}, which is ignored"
     encoding = _of_encoding(kinds, num_classes, name, beside)
     if outside in _OFTEN_IGNORED and not encoding:
         return f"Did you mean ignore_index={outside}?"

@@ -217,18 +217,27 @@ class SumLoss(Loss):
     def __init__(self, terms: Sequence[tuple[float, PixelLoss]]) -> None:
         super().__init__()
         weights, losses = _apart(terms)
-        self.weights = tuple(map(float, weights))
         self.losses = nn.ModuleList(losses)
+        self.weights = weights
         self.terms: dict[str, Tensor] = {}
         self._check()
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One for each term."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: Sequence[float]) -> None:
+        if len(weights) != len(self.losses):
+            raise ValueError(f"Expected {len(self.losses)} weights, one for each term, got {weights}.")
+        for weight in weights:
+            check_range("weight of a term", weight, 0)
+        self._weights = tuple(map(float, weights))
 
     def _check(self) -> None:
         first, *others = self.losses
         check_terms(self)
-        if len(self.weights) != len(self.losses):
-            raise ValueError(f"Expected {len(self.losses)} weights, one for each term, got {self.weights}.")
-        for weight in self.weights:
-            check_range("weight of a term", weight, 0)
         for other in others:
             for name in _SHARED:
                 mine, theirs = getattr(first, name), getattr(other, name)
@@ -319,7 +328,7 @@ def _apart(terms: Any) -> tuple[list[float], list[PixelLoss]]:
                 f"Expected pairs of a weight and a loss, got {type(term).__name__}: {term!r}. Pass "
                 "SumLoss([(1.0, loss), (0.5, other)]), or write loss + 0.5 * other."
             )
-        weight, loss = term
+        loss = term[1]
         if isinstance(loss, SumLoss):
             raise TypeError("Expected one loss in each term, got a sum. Write them out: 0.5 * inner + other.")
         if not isinstance(loss, PixelLoss):
@@ -328,7 +337,6 @@ def _apart(terms: Any) -> tuple[list[float], list[PixelLoss]]:
                 f"Expected a loss of this package on logits and labels, got {kind}. Add others up by "
                 "their values, each of what it takes: ours(input, target) + other(input)."
             )
-        check_range("weight of a term", weight, 0)
     return [weight for weight, _ in given], [loss for _, loss in given]
 
 

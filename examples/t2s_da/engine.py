@@ -166,34 +166,37 @@ class Engine(Resumable):
         source, target = scene.source, scene.target
         assert source.label is not None
         assert target is not None
-        pseudo_labels, trust = self._pseudo_labels(target, judged)
+        pseudo_labels, trust, sure = self._pseudo_labels(target, judged)
         pasted = class_masks(source.label, self._seeds(source, _MIXED))
         image = torch.where(pasted[:, None], source.image, target.image)
         label = torch.where(pasted, source.label, pseudo_labels)
         weight = torch.where(pasted, 1.0, trust)
         view = self.strong(image, self._seeds(target, _STRONG))
-        return Mixed(view, label, weight, all_sum(trust.double().mean().float()) / world_size())
+        return Mixed(view, label, weight, sure)
 
     @torch.no_grad()
     def mask(self, scene: Scene, judged: Judged) -> Mixed:
         """MIC's: target images of which blocks are hidden, with the labels of all of their pixels."""
         target, rule = scene.target, self.config.mic
         assert target is not None
-        pseudo_labels, trust = self._pseudo_labels(target, judged)
+        pseudo_labels, trust, sure = self._pseudo_labels(target, judged)
         size = target.image.shape[-2:]
         visible = visible_blocks(size, rule.block, rule.ratio, self._seeds(target, _BLOCKS))
         view = self.strong(target.image, self._seeds(target, _MASKED_VIEW)) * visible.to(self.device)
-        return Mixed(view, pseudo_labels, trust, all_sum(trust.double().mean().float()) / world_size())
+        return Mixed(view, pseudo_labels, trust, sure)
 
-    def _pseudo_labels(self, target: Images, judged: Judged) -> tuple[Tensor, Tensor]:
-        """The teacher's labels, and r of their images, equation 3, 0 in rows that are left out: both (N, H, W)."""
+    def _pseudo_labels(self, target: Images, judged: Judged) -> tuple[Tensor, Tensor, Tensor]:
+        """The teacher's labels, and r of their images, equation 3, 0 in rows that are left out: both (N, H, W).
+
+        And the mean of r over all ranks.
+        """
         rule = self.config.self_training
         confidence, labels = _probabilities(judged, target).max(1)
         share = confident_shares(confidence, rule.threshold, rule.confidence)
         trust = share[:, None, None].expand(labels.shape).clone()
         trust[:, : rule.ignore_top] = 0
         trust[:, labels.shape[1] - rule.ignore_bottom :] = 0
-        return labels, trust
+        return labels, trust, all_sum(share.mean()) / world_size()
 
     def _box(self, scene: Scene) -> Box | None:
         """HRDA's window of this step, the same on all ranks."""

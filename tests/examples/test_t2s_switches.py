@@ -75,10 +75,11 @@ SWITCHES = {
     "pull target": ('reweighting.of="target"',),
     "source target confident pull feature_distance": ("translation.size=[20, 28]",),
     "source feature_distance": ('components.cross_entropy="pseudo_target"',),
-    "target": ("self_training.strength=0.1", 'self_training.confidence="batch"'),
-    "target confident": (
-        *("self_training.threshold=0.125", "self_training.ignore_top=3", "self_training.ignore_bottom=2"),
+    "target": (
+        *("self_training.strength=0.1", 'self_training.confidence="batch"'),
+        *("self_training.ignore_top=3", "self_training.ignore_bottom=2"),
     ),
+    "target confident": ("self_training.threshold=0.125",),
     "": (
         *("pull.weight=0.2", "self_training.weight=0.5", "model.ema_decay=0.5", "training.lr=1e-4"),
         *("feature_distance.weight=0.1", 'training.decay="polynomial"'),
