@@ -202,7 +202,6 @@ class SumLoss(Loss):
 
     Attributes:
         losses: the losses, an ``nn.ModuleList``.
-        weights: their weights, a tuple.
         terms: the last value of each, without its weight, detached: a dict by the loss's name. It synchronises nothing.
 
     Raises:
@@ -224,7 +223,7 @@ class SumLoss(Loss):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """One for each term."""
+        """Their weights, one for each term; they may be assigned."""
         return self._weights
 
     @weights.setter
